@@ -1,0 +1,299 @@
+//! API keys: who calls, for which project, and what they may do.
+//!
+//! Keys lie in Postgres, which keeps only their SHA-256. Answers are cached for a few seconds, so that a
+//! revoked key stops working within [`CONFIRMED`]; while Postgres cannot be asked, known keys go on working.
+
+mod cache;
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use axum::http::{HeaderMap, StatusCode, header};
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use chrono::{DateTime, Utc};
+use sha2::{Digest, Sha256};
+use sqlx::PgPool;
+use subtle::ConstantTimeEq;
+
+pub use self::cache::{CONFIRMED, FRESH};
+use self::cache::{Cache, Found};
+use crate::problem::Problem;
+
+/// How long Postgres may take.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
+/// What every key starts with.
+const MARK: &str = "tm_";
+/// Characters of a key that are its prefix: for people, and for the lookup.
+const PREFIX: usize = MARK.len() + 8;
+/// Characters of a key: 32 random bytes in base64url behind the mark.
+const LENGTH: usize = MARK.len() + 43;
+
+const BY_PREFIX: &str = "SELECT k.hash, k.project, k.scopes, k.rate_limit, k.expires_at, k.revoked_at \
+     FROM api_keys k JOIN projects p ON p.id = k.project AND p.deleted_at IS NULL WHERE k.prefix = $1";
+
+/// What a key allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// Sending events.
+    Write,
+    /// Reading metrics, sessions and events.
+    Read,
+    /// Operating the project.
+    Admin,
+}
+
+impl Scope {
+    /// The name in rows and on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Write => "write",
+            Self::Read => "read",
+            Self::Admin => "admin",
+        }
+    }
+
+    /// The scope with this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Write, Self::Read, Self::Admin].into_iter().find(|scope| scope.as_str() == name)
+    }
+}
+
+/// A key as Postgres has it.
+#[derive(Debug, Clone)]
+pub struct ApiKey {
+    /// Its first characters, which may be shown and logged.
+    pub prefix: String,
+    /// Whose key it is.
+    pub project: Arc<str>,
+    /// What it allows.
+    pub scopes: Vec<Scope>,
+    /// Events per second; `None` is no limit.
+    pub rate_limit: Option<u32>,
+    hash: [u8; 32],
+    expires_at: Option<DateTime<Utc>>,
+    revoked_at: Option<DateTime<Utc>>,
+}
+
+impl ApiKey {
+    /// Refuses a caller whose key lacks a scope.
+    pub fn require(&self, scope: Scope) -> Result<(), AuthError> {
+        if self.scopes.contains(&scope) { Ok(()) } else { Err(AuthError::Forbidden(scope)) }
+    }
+}
+
+/// Why a caller is not let in.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    /// No key was sent.
+    #[error("no API key; send it as 'Authorization: Bearer <key>' or 'X-API-Key: <key>'")]
+    Missing,
+    /// Nobody has this key.
+    #[error("this API key is unknown; check it, or make one with 'tidemill keys create'")]
+    Unknown,
+    /// Its time is over.
+    #[error("this API key has expired; make a new one with 'tidemill keys create'")]
+    Expired,
+    /// It was taken back.
+    #[error("this API key has been revoked; make a new one with 'tidemill keys create'")]
+    Revoked,
+    /// It is good, but not for this.
+    #[error("this API key lacks the scope '{}'; use a key that has it", .0.as_str())]
+    Forbidden(Scope),
+    /// Postgres cannot be asked, and the key is not known from before.
+    #[error("API keys cannot be looked up: {0}")]
+    Unavailable(String),
+}
+
+impl From<AuthError> for Problem {
+    fn from(error: AuthError) -> Self {
+        match error {
+            AuthError::Unavailable(cause) => Self::unavailable("the store of API keys", cause),
+            AuthError::Forbidden(_) => {
+                Self::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed with this key", error.to_string())
+            }
+            _ => Self::new(StatusCode::UNAUTHORIZED, "unauthorized", "Not authenticated", error.to_string()),
+        }
+    }
+}
+
+/// The key in a request's headers: `Authorization: Bearer …`, else `X-API-Key`.
+pub fn credential(headers: &HeaderMap) -> Option<&str> {
+    let bearer = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).and_then(|value| {
+        let (scheme, key) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+    });
+    bearer.or_else(|| headers.get("x-api-key")?.to_str().ok().map(str::trim)).filter(|key| !key.is_empty())
+}
+
+/// A new key; only its prefix and hash are to be kept.
+pub struct NewKey {
+    /// The whole key, shown once.
+    pub key: String,
+    /// Its first characters.
+    pub prefix: String,
+    /// Its SHA-256.
+    pub hash: [u8; 32],
+}
+
+/// Makes a key of 32 random bytes.
+pub fn generate() -> NewKey {
+    let key = format!("{MARK}{}", URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()));
+    NewKey { prefix: key[..PREFIX].to_owned(), hash: hash(&key), key }
+}
+
+fn hash(key: &str) -> [u8; 32] {
+    Sha256::digest(key.as_bytes()).into()
+}
+
+/// The prefix of what could be a key. Nothing else is worth a lookup.
+fn prefix(key: &str) -> Option<&str> {
+    let rest = key.strip_prefix(MARK)?;
+    let letters = rest.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
+    (letters && key.len() == LENGTH).then(|| &key[..PREFIX])
+}
+
+/// The keys of all projects. Cheap to clone.
+#[derive(Clone)]
+pub struct Keys {
+    pool: PgPool,
+    cache: Arc<Mutex<Cache<Arc<ApiKey>>>>,
+}
+
+impl Keys {
+    /// Keys that are looked up with this pool.
+    pub fn new(pool: PgPool) -> Self {
+        Self { pool, cache: Arc::default() }
+    }
+
+    /// Who calls with this credential (see [`credential`]) at this time.
+    pub async fn authenticate(&self, credential: Option<&str>, now: DateTime<Utc>) -> Result<Arc<ApiKey>, AuthError> {
+        let presented = credential.ok_or(AuthError::Missing)?;
+        let prefix = prefix(presented).ok_or(AuthError::Unknown)?;
+        let found = self.cache().find(prefix, Instant::now());
+        let known = match found {
+            Found::Use(known) => known,
+            Found::Down => return Err(AuthError::Unavailable("Postgres did not answer a moment ago".to_owned())),
+            Found::Ask(stale) => match self.look_up(prefix).await {
+                Ok(known) => {
+                    self.cache().confirm(prefix, known.clone(), Instant::now());
+                    known
+                }
+                Err(error) => {
+                    self.cache().failed(Instant::now());
+                    tracing::warn!(%error, "API keys cannot be looked up");
+                    Some(stale.ok_or(AuthError::Unavailable(error))?)
+                }
+            },
+        };
+        check(known.ok_or(AuthError::Unknown)?, presented, now)
+    }
+
+    async fn look_up(&self, prefix: &str) -> Result<Option<Arc<ApiKey>>, String> {
+        let row = sqlx::query_as::<_, Row>(BY_PREFIX).bind(prefix).fetch_optional(&self.pool);
+        match tokio::time::timeout(LOOKUP_TIMEOUT, row).await {
+            Ok(Ok(row)) => Ok(row.and_then(|row| row.into_key(prefix)).map(Arc::new)),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!("no answer within {} ms", LOOKUP_TIMEOUT.as_millis())),
+        }
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache<Arc<ApiKey>>> {
+        self.cache.lock().expect("no holder panics")
+    }
+}
+
+/// Nothing about a key is told before its hash matches.
+fn check(known: Arc<ApiKey>, presented: &str, now: DateTime<Utc>) -> Result<Arc<ApiKey>, AuthError> {
+    if !bool::from(known.hash.ct_eq(&hash(presented))) {
+        Err(AuthError::Unknown)
+    } else if known.revoked_at.is_some_and(|at| at <= now) {
+        Err(AuthError::Revoked)
+    } else if known.expires_at.is_some_and(|at| at <= now) {
+        Err(AuthError::Expired)
+    } else {
+        Ok(known)
+    }
+}
+
+#[derive(sqlx::FromRow)]
+struct Row {
+    hash: Vec<u8>,
+    project: String,
+    scopes: Vec<String>,
+    rate_limit: Option<i32>,
+    expires_at: Option<DateTime<Utc>>,
+    revoked_at: Option<DateTime<Utc>>,
+}
+
+impl Row {
+    /// A row whose hash is no SHA-256 is nobody's key.
+    fn into_key(self, prefix: &str) -> Option<ApiKey> {
+        Some(ApiKey {
+            prefix: prefix.to_owned(),
+            project: Arc::from(self.project),
+            scopes: self.scopes.iter().filter_map(|scope| Scope::parse(scope)).collect(),
+            rate_limit: self.rate_limit.and_then(|limit| u32::try_from(limit).ok()),
+            hash: self.hash.try_into().ok()?,
+            expires_at: self.expires_at,
+            revoked_at: self.revoked_at,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn key(new: &NewKey) -> ApiKey {
+        ApiKey {
+            prefix: new.prefix.clone(),
+            project: Arc::from("shop"),
+            scopes: vec![Scope::Read],
+            rate_limit: None,
+            hash: new.hash,
+            expires_at: None,
+            revoked_at: None,
+        }
+    }
+
+    #[test]
+    fn a_new_key_has_the_form_that_is_looked_up() {
+        let new = generate();
+        assert_eq!(new.key.len(), LENGTH);
+        assert_eq!(prefix(&new.key), Some(new.prefix.as_str()));
+        assert_ne!(generate().key, new.key);
+        for other in ["", "tm_", "tm_short", &new.key[1..], &format!("{}x", new.key), &new.key.replace("tm_", "tm'")] {
+            assert_eq!(prefix(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn only_the_whole_key_is_good_and_only_in_its_time() {
+        let (new, now) = (generate(), Utc::now());
+        let ask = |key: ApiKey, presented: &str| check(Arc::new(key), presented, now);
+        assert!(ask(key(&new), &new.key).is_ok());
+        let same_prefix = format!("{}{}", new.prefix, "A".repeat(LENGTH - PREFIX));
+        assert!(matches!(ask(key(&new), &same_prefix), Err(AuthError::Unknown)));
+        let revoked = ApiKey { revoked_at: Some(now), ..key(&new) };
+        assert!(matches!(ask(revoked.clone(), &new.key), Err(AuthError::Revoked)));
+        assert!(matches!(ask(revoked, &same_prefix), Err(AuthError::Unknown)), "a guess learns nothing");
+        let expired = ApiKey { expires_at: Some(now), ..key(&new) };
+        assert!(matches!(ask(expired, &new.key), Err(AuthError::Expired)));
+        assert!(key(&new).require(Scope::Read).is_ok());
+        assert!(matches!(key(&new).require(Scope::Write), Err(AuthError::Forbidden(Scope::Write))));
+    }
+
+    #[test]
+    fn the_credential_stands_in_either_header() {
+        let headers = |pairs: &[(&'static str, &'static str)]| {
+            pairs.iter().map(|(name, value)| (name.parse().expect("name"), value.parse().expect("value"))).collect()
+        };
+        let found = |pairs: &[(&'static str, &'static str)]| credential(&headers(pairs)).map(str::to_owned);
+        assert_eq!(found(&[("authorization", "bearer  k1")]), Some("k1".to_owned()));
+        assert_eq!(found(&[("x-api-key", "k2")]), Some("k2".to_owned()));
+        assert_eq!(found(&[("authorization", "Basic abc"), ("x-api-key", "k2")]), Some("k2".to_owned()));
+        assert_eq!(found(&[("authorization", "Bearer ")]), None);
+        assert_eq!(found(&[]), None);
+    }
+}

@@ -1,0 +1,189 @@
+//! The event, and the rules that every part of the pipeline holds it to.
+
+use serde::{Deserialize, Serialize};
+
+/// Longest `eventId`, in characters.
+pub const MAX_EVENT_ID: usize = 128;
+/// Longest `eventType`, in characters.
+pub const MAX_EVENT_TYPE: usize = 100;
+/// Longest `userId`, `sessionId` and `eventAction`, in characters: they stand in Postgres keys.
+pub const MAX_NAME: usize = 256;
+
+/// 2000-01-01T00:00:00Z, in microseconds.
+const EARLIEST: i64 = 946_684_800_000_000;
+/// How far a timestamp may lie ahead of its receipt, in microseconds.
+const AHEAD: i64 = 24 * 3_600 * 1_000_000;
+/// Readers of the log judge against the append time, which is later or earlier than the gateway's receipt
+/// by clock skew; with this slack nothing that the gateway accepted is ever refused behind it.
+const APPEND_SLACK: i64 = 3_600 * 1_000_000;
+
+/// One event, as it stands in Kafka (`schemas/event.avsc`). Times are microseconds since 1970, UTC.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Event {
+    /// Unique for one event, kept by retries; the record's key.
+    pub event_id: String,
+    /// What happened.
+    pub event_type: String,
+    /// When it happened.
+    pub timestamp: i64,
+    /// When the gateway received it; absent from native producers.
+    #[serde(default)]
+    pub received_at: Option<i64>,
+    /// Who did it.
+    #[serde(default)]
+    pub user_id: Option<String>,
+    /// In which session, by the producer's own name for it.
+    #[serde(default)]
+    pub session_id: Option<String>,
+    /// A finer name beside the type.
+    #[serde(default)]
+    pub event_action: Option<String>,
+    /// A JSON object, as text.
+    #[serde(default)]
+    pub properties: Option<String>,
+    /// The client's address, truncated or dropped by setting.
+    #[serde(default)]
+    pub client_address: Option<String>,
+    /// The client's user agent.
+    #[serde(default)]
+    pub user_agent: Option<String>,
+}
+
+/// Why an event is invalid. `field` is its JSON name.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {problem}")]
+pub struct Invalid {
+    /// The JSON name of the field at fault.
+    pub field: &'static str,
+    /// What is wrong with it and what would be right.
+    pub problem: String,
+}
+
+impl Invalid {
+    /// An error about one field.
+    pub fn new(field: &'static str, problem: impl Into<String>) -> Self {
+        Self { field, problem: problem.into() }
+    }
+}
+
+impl Event {
+    /// The gateway's check: `received_at` is its own clock, in microseconds.
+    pub fn validate(&self, received_at: i64) -> Result<(), Invalid> {
+        self.check(received_at + AHEAD)
+    }
+
+    /// The check of every reader of the log. It depends on nothing but the record, so that the stream,
+    /// the archiver and a replay years later give one verdict.
+    pub fn validate_appended(&self, append_time_ms: i64) -> Result<(), Invalid> {
+        self.check(append_time_ms.saturating_mul(1_000).saturating_add(AHEAD + APPEND_SLACK))
+    }
+
+    fn check(&self, latest: i64) -> Result<(), Invalid> {
+        text("eventId", Some(&self.event_id), MAX_EVENT_ID)?;
+        text("eventType", Some(&self.event_type), MAX_EVENT_TYPE)?;
+        text("userId", self.user_id.as_deref(), MAX_NAME)?;
+        text("sessionId", self.session_id.as_deref(), MAX_NAME)?;
+        text("eventAction", self.event_action.as_deref(), MAX_NAME)?;
+        if self.timestamp < EARLIEST {
+            return Err(Invalid::new(
+                "timestamp",
+                "is before the year 2000; send RFC 3339 in UTC, e.g. 2026-01-31T12:00:00Z",
+            ));
+        }
+        if self.timestamp > latest {
+            return Err(Invalid::new("timestamp", "is more than 24 hours in the future; check the sender's clock"));
+        }
+        match self.properties.as_deref() {
+            Some(properties) if !is_object(properties) => Err(Invalid::new("properties", "must be a JSON object")),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Present fields are 1 to `max` characters. U+0000 is refused because Postgres cannot store it in text.
+fn text(field: &'static str, value: Option<&str>, max: usize) -> Result<(), Invalid> {
+    let Some(value) = value else { return Ok(()) };
+    if value.is_empty() {
+        return Err(Invalid::new(field, format!("must have 1 to {max} characters, but is empty")));
+    }
+    // Bytes bound characters from above, so most values need no counting.
+    if value.len() > max {
+        let characters = value.chars().count();
+        if characters > max {
+            return Err(Invalid::new(field, format!("must have 1 to {max} characters, but has {characters}")));
+        }
+    }
+    if value.contains('\0') {
+        return Err(Invalid::new(field, "must not contain the character U+0000"));
+    }
+    Ok(())
+}
+
+fn is_object(json: &str) -> bool {
+    json.trim_start().starts_with('{') && serde_json::from_str::<serde::de::IgnoredAny>(json).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_800_000_000_000_000;
+
+    fn event() -> Event {
+        Event {
+            event_id: "e-1".into(),
+            event_type: "page_view".into(),
+            timestamp: NOW,
+            received_at: None,
+            user_id: None,
+            session_id: None,
+            event_action: None,
+            properties: None,
+            client_address: None,
+            user_agent: None,
+        }
+    }
+
+    fn field(change: impl FnOnce(&mut Event)) -> Option<&'static str> {
+        let mut event = event();
+        change(&mut event);
+        event.validate(NOW).err().map(|invalid| invalid.field)
+    }
+
+    #[test]
+    fn limits_are_counted_in_characters() {
+        assert_eq!(field(|_| ()), None);
+        assert_eq!(field(|e| e.event_id = "ä".repeat(128)), None);
+        assert_eq!(field(|e| e.event_id = "ä".repeat(129)), Some("eventId"));
+        assert_eq!(field(|e| e.event_id = String::new()), Some("eventId"));
+        assert_eq!(field(|e| e.event_type = "x".repeat(101)), Some("eventType"));
+        assert_eq!(field(|e| e.user_id = Some("x".repeat(257))), Some("userId"));
+        assert_eq!(field(|e| e.session_id = Some("a\0b".into())), Some("sessionId"));
+        assert_eq!(field(|e| e.event_action = Some(String::new())), Some("eventAction"));
+    }
+
+    #[test]
+    fn timestamps_lie_between_2000_and_tomorrow() {
+        assert_eq!(field(|e| e.timestamp = EARLIEST), None);
+        assert_eq!(field(|e| e.timestamp = EARLIEST - 1), Some("timestamp"));
+        assert_eq!(field(|e| e.timestamp = NOW + AHEAD), None);
+        assert_eq!(field(|e| e.timestamp = NOW + AHEAD + 1), Some("timestamp"));
+    }
+
+    #[test]
+    fn readers_forgive_an_hour_of_clock_skew() {
+        let mut event = event();
+        event.timestamp = NOW + AHEAD + APPEND_SLACK;
+        assert!(event.validate_appended(NOW / 1_000).is_ok());
+        event.timestamp += 1;
+        assert!(event.validate_appended(NOW / 1_000).is_err());
+    }
+
+    #[test]
+    fn properties_are_an_object() {
+        assert_eq!(field(|e| e.properties = Some(" {\"a\":[1]}".into())), None);
+        assert_eq!(field(|e| e.properties = Some("[1]".into())), Some("properties"));
+        assert_eq!(field(|e| e.properties = Some("{\"a\":".into())), Some("properties"));
+    }
+}

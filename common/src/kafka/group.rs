@@ -1,0 +1,336 @@
+//! A member of a consumer group whose positions come from its view, never from the group.
+//!
+//! One thread owns the client and polls without ever waiting on work. Newly assigned partitions stand still
+//! until [`GroupConsumer::start`] says where to read; what was fetched before a `start` never comes out
+//! after it.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, mpsc as std_mpsc};
+use std::time::{Duration, Instant};
+
+use rdkafka::client::ClientContext;
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::types::RDKafkaRespErr;
+use tokio::sync::mpsc;
+
+use super::{KafkaConfig, Record, TopicPartition};
+
+/// Records that may wait for the worker; above it fetching stops until half of them are gone.
+const QUEUED_RECORDS: usize = 20_000;
+const QUEUED_BYTES: usize = 64 * 1024 * 1024;
+const POLL: Duration = Duration::from_millis(50);
+/// A stall this short is waited out, since pausing throws away what the client has fetched ahead.
+const SHORT_STALL: Duration = Duration::from_secs(1);
+
+/// What the consumer tells its worker.
+#[derive(Debug)]
+pub enum GroupEvent {
+    /// These partitions are ours now and stand still until they are started.
+    Assigned(Vec<TopicPartition>),
+    /// These are ours no more.
+    Revoked(Vec<TopicPartition>),
+    /// The next record of a started partition.
+    Record(Record),
+    /// A started partition cannot be read on, e.g. because retention has passed its position. The client
+    /// does not say which: check them all.
+    Failed(KafkaError),
+}
+
+enum Command {
+    Start { at: TopicPartition, offset: i64, ticket: u64 },
+    Commit(Vec<(TopicPartition, i64)>),
+    Stop,
+}
+
+/// The worker's end.
+pub struct GroupConsumer {
+    events: mpsc::UnboundedReceiver<(u64, GroupEvent)>,
+    commands: std_mpsc::Sender<Command>,
+    queued: Arc<Queued>,
+    /// The latest start of each partition; what bears another number is from before it.
+    tickets: HashMap<TopicPartition, u64>,
+    next_ticket: u64,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Queued {
+    records: AtomicUsize,
+    bytes: AtomicUsize,
+}
+
+impl Queued {
+    fn full(&self) -> bool {
+        self.records.load(Ordering::Relaxed) >= QUEUED_RECORDS || self.bytes.load(Ordering::Relaxed) >= QUEUED_BYTES
+    }
+
+    fn half_empty(&self) -> bool {
+        self.records.load(Ordering::Relaxed) < QUEUED_RECORDS / 2
+            && self.bytes.load(Ordering::Relaxed) < QUEUED_BYTES / 2
+    }
+}
+
+impl GroupConsumer {
+    /// Joins `group` for the topics that match the regular expression `topics`.
+    pub fn join(kafka: &KafkaConfig, group: &str, topics: &str, session_timeout: Duration) -> KafkaResult<Self> {
+        let (event_sender, events) = mpsc::unbounded_channel();
+        let (commands, command_receiver) = std_mpsc::channel();
+        let context = Context { events: event_sender, tickets: Mutex::default() };
+        let mut config = kafka.client();
+        config
+            .set("group.id", group)
+            // Cooperative assignment has known faults; range gives every small topic to the first member.
+            .set("partition.assignment.strategy", "roundrobin")
+            .set("session.timeout.ms", session_timeout.as_millis().to_string())
+            .set("heartbeat.interval.ms", (session_timeout.as_millis() / 4).to_string())
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "error")
+            .set("topic.metadata.refresh.interval.ms", "5000")
+            .set("queued.max.messages.kbytes", "16384")
+            .set("fetch.wait.max.ms", "100");
+        let consumer: BaseConsumer<Context> = config.create_with_context(context)?;
+        consumer.subscribe(&[topics])?;
+        let queued = Arc::new(Queued::default());
+        let poller = Poller {
+            consumer,
+            commands: command_receiver,
+            waiting: VecDeque::new(),
+            queued: Arc::clone(&queued),
+            topics: HashMap::new(),
+            paused: false,
+        };
+        let thread = std::thread::Builder::new().name(group.to_owned()).spawn(move || poller.run());
+        let thread = Some(thread.map_err(|error| KafkaError::ClientCreation(error.to_string()))?);
+        Ok(Self { events, commands, queued, tickets: HashMap::new(), next_ticket: 1, thread })
+    }
+
+    /// The next event; `None` once the consumer has stopped. Dropping the future loses nothing.
+    pub async fn next(&mut self) -> Option<GroupEvent> {
+        loop {
+            let (ticket, event) = self.events.recv().await?;
+            match event {
+                GroupEvent::Record(record) => {
+                    self.queued.records.fetch_sub(1, Ordering::Relaxed);
+                    self.queued.bytes.fetch_sub(size(&record), Ordering::Relaxed);
+                    if self.tickets.get(&record.topic_partition()) == Some(&ticket) {
+                        return Some(GroupEvent::Record(record));
+                    }
+                }
+                GroupEvent::Revoked(partitions) => {
+                    self.tickets.retain(|at, _| !partitions.contains(at));
+                    return Some(GroupEvent::Revoked(partitions));
+                }
+                other => return Some(other),
+            }
+        }
+    }
+
+    /// Reads a partition from `offset` on. All that was fetched of it before is forgotten.
+    pub fn start(&mut self, at: &TopicPartition, offset: i64) {
+        let ticket = self.next_ticket;
+        self.next_ticket += 1;
+        self.tickets.insert(at.clone(), ticket);
+        self.send(Command::Start { at: at.clone(), offset, ticket });
+    }
+
+    /// Tells Kafka the next offsets, for lag displays only.
+    pub fn commit(&self, next_offsets: Vec<(TopicPartition, i64)>) {
+        self.send(Command::Commit(next_offsets));
+    }
+
+    /// Leaves the group and waits for the thread to end.
+    pub async fn leave(mut self) {
+        self.send(Command::Stop);
+        if let Some(thread) = self.thread.take() {
+            // The thread only fails by a panic, which it has printed.
+            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
+        }
+    }
+
+    fn send(&self, command: Command) {
+        // The receiver lives until Stop or until our own end of the events is gone.
+        let _ = self.commands.send(command);
+    }
+}
+
+/// What rebalances see. They run inside `poll`, on the poller's thread.
+struct Context {
+    events: mpsc::UnboundedSender<(u64, GroupEvent)>,
+    /// The assigned partitions; 0 until started.
+    tickets: Mutex<HashMap<TopicPartition, u64>>,
+}
+
+impl Context {
+    fn tickets(&self) -> MutexGuard<'_, HashMap<TopicPartition, u64>> {
+        self.tickets.lock().expect("no holder panics")
+    }
+}
+
+impl ClientContext for Context {}
+
+impl ConsumerContext for Context {
+    /// Overridden whole: hooks before and after the default would assign twice.
+    fn rebalance(&self, consumer: &BaseConsumer<Self>, code: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let partitions = partitions_of(list);
+        if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
+            let held = list
+                .set_all_offsets(Offset::End)
+                .and_then(|()| consumer.assign(list))
+                .and_then(|()| consumer.pause(list));
+            if let Err(error) = held {
+                tracing::error!(%error, "cannot take over assigned partitions");
+            }
+            *self.tickets() = partitions.iter().map(|at| (at.clone(), 0)).collect();
+            let _ = self.events.send((0, GroupEvent::Assigned(partitions)));
+        } else {
+            if let Err(error) = consumer.unassign() {
+                tracing::warn!(%error, "cannot give revoked partitions back");
+            }
+            self.tickets().clear();
+            let _ = self.events.send((0, GroupEvent::Revoked(partitions)));
+        }
+    }
+}
+
+struct Poller {
+    consumer: BaseConsumer<Context>,
+    commands: std_mpsc::Receiver<Command>,
+    /// Starts that librdkafka was not ready for.
+    waiting: VecDeque<(TopicPartition, i64, u64)>,
+    queued: Arc<Queued>,
+    topics: HashMap<String, Arc<str>>,
+    paused: bool,
+}
+
+impl Poller {
+    fn run(mut self) {
+        loop {
+            if !self.obey() {
+                return;
+            }
+            self.throttle();
+            let open = match self.consumer.poll(POLL) {
+                Some(Ok(message)) => self.pass_on(&message),
+                Some(Err(error)) => self.report(error),
+                None => !self.consumer.context().events.is_closed(),
+            };
+            if !open {
+                return;
+            }
+        }
+    }
+
+    /// Carries out the worker's commands; false ends the thread.
+    fn obey(&mut self) -> bool {
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Start { at, offset, ticket } => self.waiting.push_back((at, offset, ticket)),
+                Command::Commit(offsets) => self.commit(&offsets),
+                Command::Stop => return false,
+            }
+        }
+        for _ in 0..self.waiting.len() {
+            let Some((at, offset, ticket)) = self.waiting.pop_front() else { break };
+            if !self.consumer.context().tickets().contains_key(&at) {
+                continue; // revoked meanwhile
+            }
+            match self.start(&at, offset) {
+                Ok(()) => drop(self.consumer.context().tickets().insert(at, ticket)),
+                Err(error) => {
+                    tracing::debug!(topic = %at.topic, partition = at.partition, %error, "not ready to seek, trying again");
+                    self.waiting.push_back((at, offset, ticket));
+                }
+            }
+        }
+        true
+    }
+
+    fn start(&mut self, at: &TopicPartition, offset: i64) -> KafkaResult<()> {
+        self.topics.entry(at.topic.to_string()).or_insert_with(|| Arc::clone(&at.topic));
+        // From here until the seek is done nothing may pass as read from the new position.
+        self.consumer.context().tickets().insert(at.clone(), 0);
+        self.consumer.seek(&at.topic, at.partition, Offset::Offset(offset), Duration::from_secs(1))?;
+        if self.paused { Ok(()) } else { self.consumer.resume(&list_of([at])) }
+    }
+
+    fn commit(&self, offsets: &[(TopicPartition, i64)]) {
+        let mut list = TopicPartitionList::new();
+        for (at, next) in offsets {
+            if list.add_partition_offset(&at.topic, at.partition, Offset::Offset(*next)).is_err() {
+                return;
+            }
+        }
+        if let Err(error) = self.consumer.commit(&list, CommitMode::Async) {
+            tracing::debug!(%error, "offsets for lag displays were not committed");
+        }
+    }
+
+    /// Stops fetching while too much waits for the worker.
+    fn throttle(&mut self) {
+        if self.paused {
+            if self.queued.half_empty() {
+                self.paused = !self.on_started(|consumer, list| consumer.resume(list));
+            }
+            return;
+        }
+        let give_up = Instant::now() + SHORT_STALL;
+        while self.queued.full() && Instant::now() < give_up {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        if self.queued.full() {
+            self.paused = self.on_started(|consumer, list| consumer.pause(list));
+        }
+    }
+
+    fn on_started(&self, act: impl Fn(&BaseConsumer<Context>, &TopicPartitionList) -> KafkaResult<()>) -> bool {
+        let tickets = self.consumer.context().tickets();
+        let started = list_of(tickets.iter().filter(|(_, ticket)| **ticket > 0).map(|(at, _)| at));
+        drop(tickets);
+        act(&self.consumer, &started).is_ok()
+    }
+
+    fn pass_on(&self, message: &BorrowedMessage<'_>) -> bool {
+        let Some(topic) = self.topics.get(message.topic()) else { return true };
+        let record = Record::new(Arc::clone(topic), message);
+        let ticket = self.consumer.context().tickets().get(&record.topic_partition()).copied().unwrap_or(0);
+        if ticket == 0 {
+            return true; // fetched before the partition was started
+        }
+        self.queued.records.fetch_add(1, Ordering::Relaxed);
+        self.queued.bytes.fetch_add(size(&record), Ordering::Relaxed);
+        self.consumer.context().events.send((ticket, GroupEvent::Record(record))).is_ok()
+    }
+
+    fn report(&self, error: KafkaError) -> bool {
+        let events = &self.consumer.context().events;
+        match error {
+            KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange)
+            | KafkaError::MessageConsumptionFatal(_) => events.send((0, GroupEvent::Failed(error))).is_ok(),
+            other => {
+                tracing::debug!(error = %other, "kafka consumer");
+                !events.is_closed()
+            }
+        }
+    }
+}
+
+fn size(record: &Record) -> usize {
+    record.value.len() + record.key.as_ref().map_or(0, Vec::len)
+}
+
+fn partitions_of(list: &TopicPartitionList) -> Vec<TopicPartition> {
+    list.elements().iter().map(|e| TopicPartition { topic: Arc::from(e.topic()), partition: e.partition() }).collect()
+}
+
+fn list_of<'a>(partitions: impl IntoIterator<Item = &'a TopicPartition>) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for at in partitions {
+        list.add_partition(&at.topic, at.partition);
+    }
+    list
+}

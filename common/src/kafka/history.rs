@@ -1,0 +1,155 @@
+//! Reads of the past: spans of the log, outside any consumer group. Everything here blocks; call it from
+//! `spawn_blocking`.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tokio_util::sync::CancellationToken;
+
+use super::{KafkaConfig, Record, TopicPartition};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// A span that gives nothing for this long counts as unreadable.
+const STALLED: Duration = Duration::from_secs(60);
+
+/// Offsets `from..to` of a partition.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Span {
+    /// The partition.
+    pub at: TopicPartition,
+    /// The first offset.
+    pub from: i64,
+    /// The offset behind the last.
+    pub to: i64,
+}
+
+/// A reader of the past. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct History {
+    kafka: KafkaConfig,
+}
+
+impl History {
+    /// A reader that connects when it is asked something.
+    pub fn new(kafka: KafkaConfig) -> Self {
+        Self { kafka }
+    }
+
+    /// The first offset that the log still holds, and the one that the next record will get.
+    pub fn bounds(&self, partitions: &[TopicPartition]) -> KafkaResult<HashMap<TopicPartition, (i64, i64)>> {
+        let consumer = self.consumer()?;
+        let low = offsets(&consumer, partitions.iter().map(|at| (at, Offset::Beginning)))?;
+        let high = offsets(&consumer, partitions.iter().map(|at| (at, Offset::End)))?;
+        let both = |at: &TopicPartition| Some((at.clone(), (*low.get(at)?, *high.get(at)?)));
+        Ok(partitions.iter().filter_map(both).collect())
+    }
+
+    /// For each partition, the first offset appended at or after a time (milliseconds since 1970); absent
+    /// when there is none.
+    pub fn offsets_at(&self, times: &[(TopicPartition, i64)]) -> KafkaResult<HashMap<TopicPartition, i64>> {
+        let found = offsets(&self.consumer()?, times.iter().map(|(at, ms)| (at, Offset::Offset((*ms).max(0)))))?;
+        Ok(found.into_iter().filter(|(_, offset)| *offset >= 0).collect())
+    }
+
+    /// Hands every record of the spans to `each`: in order within a partition, in any order between them.
+    pub fn read<E: From<KafkaError>>(
+        &self,
+        spans: &[Span],
+        cancel: &CancellationToken,
+        mut each: impl FnMut(Record) -> Result<(), E>,
+    ) -> Result<(), E> {
+        // One topic at a time, since the client names only the partition's number when it reaches an end.
+        let mut by_topic: BTreeMap<&Arc<str>, BTreeMap<i32, i64>> = BTreeMap::new();
+        for span in spans.iter().filter(|span| span.from < span.to) {
+            by_topic.entry(&span.at.topic).or_default().insert(span.at.partition, span.to);
+        }
+        for (topic, open) in by_topic {
+            let list =
+                spans.iter().filter(|s| &s.at.topic == topic && s.from < s.to).map(|s| (&s.at, Offset::Offset(s.from)));
+            let consumer = self.consumer()?;
+            consumer.assign(&list_of(list)?)?;
+            read_topic(&consumer, topic, open, cancel, &mut each)?;
+        }
+        Ok(())
+    }
+
+    fn consumer(&self) -> KafkaResult<BaseConsumer> {
+        let mut config = self.kafka.client();
+        config
+            // Required by the client, but nothing is ever committed under it.
+            .set("group.id", "tidemill.history")
+            .set("enable.auto.commit", "false")
+            .set("auto.offset.reset", "error")
+            .set("enable.partition.eof", "true")
+            .set("fetch.wait.max.ms", "50");
+        config.create()
+    }
+}
+
+fn read_topic<E: From<KafkaError>>(
+    consumer: &BaseConsumer,
+    topic: &Arc<str>,
+    mut open: BTreeMap<i32, i64>,
+    cancel: &CancellationToken,
+    each: &mut impl FnMut(Record) -> Result<(), E>,
+) -> Result<(), E> {
+    let mut heard = Instant::now();
+    while !open.is_empty() {
+        if cancel.is_cancelled() {
+            return Err(KafkaError::Canceled.into());
+        }
+        match consumer.poll(Duration::from_millis(100)) {
+            Some(Ok(message)) => {
+                heard = Instant::now();
+                let record = Record::new(Arc::clone(topic), &message);
+                let Some(&to) = open.get(&record.partition) else { continue };
+                if record.offset + 1 >= to {
+                    open.remove(&record.partition);
+                }
+                if record.offset < to {
+                    each(record)?;
+                }
+            }
+            Some(Err(KafkaError::PartitionEOF(partition))) => {
+                heard = Instant::now();
+                open.remove(&partition);
+            }
+            Some(Err(KafkaError::MessageConsumption(
+                RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure,
+            )))
+            | None => {
+                if heard.elapsed() > STALLED {
+                    return Err(KafkaError::MessageConsumption(RDKafkaErrorCode::OperationTimedOut).into());
+                }
+            }
+            Some(Err(error)) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+fn offsets<'a>(
+    consumer: &BaseConsumer,
+    asked: impl Iterator<Item = (&'a TopicPartition, Offset)>,
+) -> KafkaResult<HashMap<TopicPartition, i64>> {
+    let answer = consumer.offsets_for_times(list_of(asked)?, TIMEOUT)?;
+    let mut found = HashMap::new();
+    for element in answer.elements() {
+        element.error()?;
+        let at = TopicPartition { topic: Arc::from(element.topic()), partition: element.partition() };
+        found.insert(at, element.offset().to_raw().unwrap_or(-1));
+    }
+    Ok(found)
+}
+
+fn list_of<'a>(positions: impl Iterator<Item = (&'a TopicPartition, Offset)>) -> KafkaResult<TopicPartitionList> {
+    let mut list = TopicPartitionList::new();
+    for (at, offset) in positions {
+        list.add_partition_offset(&at.topic, at.partition, offset)?;
+    }
+    Ok(list)
+}

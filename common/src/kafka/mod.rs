@@ -1,0 +1,87 @@
+//! Kafka clients: settings, a producer that awaits delivery, a consumer group whose positions come from the
+//! views, and reads of the past.
+
+mod group;
+mod history;
+mod producer;
+mod topic_id;
+
+use std::sync::Arc;
+
+use rdkafka::ClientConfig;
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+
+pub use group::{GroupConsumer, GroupEvent};
+pub use history::{History, Span};
+pub use producer::{Outgoing, Producer};
+pub use topic_id::topic_incarnations;
+
+/// Where Kafka is.
+#[derive(Debug, Clone)]
+pub struct KafkaConfig {
+    /// `host:port`, comma-separated.
+    pub brokers: String,
+}
+
+impl KafkaConfig {
+    /// What every client of ours starts from.
+    pub fn client(&self) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config
+            .set("bootstrap.servers", &self.brokers)
+            .set("client.id", "tidemill")
+            .set("allow.auto.create.topics", "false")
+            .set("socket.keepalive.enable", "true")
+            .set("reconnect.backoff.ms", "100")
+            .set("reconnect.backoff.max.ms", "2000");
+        config
+    }
+}
+
+/// A partition of a topic.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct TopicPartition {
+    /// The topic's name.
+    pub topic: Arc<str>,
+    /// The partition's number.
+    pub partition: i32,
+}
+
+/// A record as a view reads it.
+#[derive(Debug, Clone)]
+pub struct Record {
+    /// The topic it stands in.
+    pub topic: Arc<str>,
+    /// Its partition.
+    pub partition: i32,
+    /// Its offset.
+    pub offset: i64,
+    /// When the broker appended it, in milliseconds since 1970.
+    pub append_ms: i64,
+    /// Its key.
+    pub key: Option<Vec<u8>>,
+    /// Its value; a tombstone is an empty one.
+    pub value: Vec<u8>,
+    /// Its headers, in order.
+    pub headers: Vec<(String, Vec<u8>)>,
+}
+
+impl Record {
+    fn new(topic: Arc<str>, message: &BorrowedMessage<'_>) -> Self {
+        let header = |h: rdkafka::message::Header<'_, &[u8]>| (h.key.to_owned(), h.value.unwrap_or_default().to_vec());
+        Self {
+            topic,
+            partition: message.partition(),
+            offset: message.offset(),
+            append_ms: message.timestamp().to_millis().unwrap_or(0),
+            key: message.key().map(<[u8]>::to_vec),
+            value: message.payload().unwrap_or_default().to_vec(),
+            headers: message.headers().map(|headers| headers.iter().map(header).collect()).unwrap_or_default(),
+        }
+    }
+
+    /// The partition it stands in.
+    pub fn topic_partition(&self) -> TopicPartition {
+        TopicPartition { topic: Arc::clone(&self.topic), partition: self.partition }
+    }
+}

@@ -1,0 +1,20 @@
+//! What more than one Tidemill service needs: the event and its Avro form, names, settings, and thin
+//! clients for Kafka, Redis, Postgres and HTTP. No service's policy lives here.
+
+pub mod auth;
+pub mod codec;
+pub mod config;
+pub mod event;
+pub mod first_sight;
+pub mod home;
+pub mod http;
+pub mod kafka;
+pub mod names;
+pub mod postgres;
+pub mod problem;
+pub mod projects;
+pub mod redis;
+pub mod registry;
+pub mod sightings;
+pub mod telemetry;
+pub mod verdict;

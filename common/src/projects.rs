@@ -1,0 +1,39 @@
+//! Projects, as Postgres has them.
+
+use sqlx::{PgExecutor, Row};
+
+/// A project's settings that the log's readers and writers must agree on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Project {
+    /// Its id.
+    pub id: String,
+    /// What home partitions are computed from.
+    pub partitions: i32,
+    /// Partitions of its dead-letter topic.
+    pub dlq_partitions: i32,
+    /// Copies of an eventId at most this far apart count once, in milliseconds.
+    pub dedupe_window_ms: i64,
+    /// The live generation of everything derived.
+    pub generation: i32,
+}
+
+/// A project that exists and is not deleted.
+pub async fn load(db: impl PgExecutor<'_>, id: &str) -> Result<Option<Project>, sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT id, partitions, dlq_partitions, dedupe_window_ms, generation FROM projects
+         WHERE id = $1 AND deleted_at IS NULL",
+    )
+    .bind(id)
+    .fetch_optional(db)
+    .await?;
+    row.map(|row| {
+        Ok(Project {
+            id: row.try_get(0)?,
+            partitions: row.try_get(1)?,
+            dlq_partitions: row.try_get(2)?,
+            dedupe_window_ms: row.try_get(3)?,
+            generation: row.try_get(4)?,
+        })
+    })
+    .transpose()
+}

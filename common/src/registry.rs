@@ -1,0 +1,56 @@
+//! The schema registry, over the Confluent API.
+
+use std::time::Duration;
+
+use schema_registry_converter::async_impl::schema_registry::{SrSettings, get_schema_by_id, post_schema};
+use schema_registry_converter::error::SRCError;
+use schema_registry_converter::schema_registry_common::{SchemaType, SuppliedSchema};
+
+/// A registry client. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Registry {
+    settings: SrSettings,
+}
+
+/// What a registry call can end in.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The registry answered that it has no such schema.
+    #[error("the schema registry has no schema {0}")]
+    Unknown(u32),
+    /// The registry could not be asked; trying again may help.
+    #[error("the schema registry cannot be asked: {0}; is SCHEMA_REGISTRY_URL right and the registry up?")]
+    Unavailable(String),
+}
+
+impl Registry {
+    /// A client for the registry at `url`, e.g. `http://127.0.0.1:8081/apis/ccompat/v7`.
+    pub fn new(url: &str) -> Result<Self, RegistryError> {
+        let settings = SrSettings::new_builder(url.trim_end_matches('/').to_owned())
+            .set_timeout(Duration::from_secs(5))
+            .build()
+            .map_err(unavailable)?;
+        Ok(Self { settings })
+    }
+
+    /// Registers an Avro schema under a subject and gives its id. Registering it again gives the same id.
+    pub async fn register(&self, subject: &str, schema: &str) -> Result<u32, RegistryError> {
+        let supplied = SuppliedSchema::new(None, SchemaType::Avro, schema.to_owned());
+        let registered = post_schema(&self.settings, subject.to_owned(), supplied).await.map_err(unavailable)?;
+        Ok(registered.id)
+    }
+
+    /// The text of a schema.
+    pub async fn schema(&self, id: u32) -> Result<String, RegistryError> {
+        match get_schema_by_id(id, &self.settings).await {
+            Ok(registered) => Ok(registered.schema),
+            // The client gives the HTTP status only in words. Anything but 404 says nothing about the schema.
+            Err(error) if error.error.contains("status 404") => Err(RegistryError::Unknown(id)),
+            Err(error) => Err(unavailable(error)),
+        }
+    }
+}
+
+fn unavailable(error: SRCError) -> RegistryError {
+    RegistryError::Unavailable(error.to_string())
+}

@@ -1,0 +1,60 @@
+//! The stream's settings: section `stream`.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use tidemill_common::names::{EVENT_TOPICS, STREAM_GROUP};
+
+/// Settings of a stream worker.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Port for health and metrics.
+    pub port: u16,
+    /// The consumer group.
+    pub group: String,
+    /// Regular expression of the topics to read.
+    pub topics: String,
+    /// Most records in a batch.
+    pub batch_size: usize,
+    /// Longest wait for a batch to fill, in milliseconds.
+    pub batch_wait_ms: u64,
+    /// After this long without a heartbeat Kafka gives a worker's partitions to others, in milliseconds.
+    pub session_timeout_ms: u64,
+    /// How long an unknown schema id is asked for before its record is a dead letter, in milliseconds.
+    pub unknown_schema_wait_ms: u64,
+    /// What to do when retention has passed the ledger's position.
+    pub on_gap: OnGap,
+}
+
+/// What to do when records were deleted before they were counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnGap {
+    /// Stop with an error that names the gap.
+    Stop,
+    /// Go on behind the gap.
+    Skip,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            port: 4004,
+            group: STREAM_GROUP.to_owned(),
+            topics: EVENT_TOPICS.to_owned(),
+            batch_size: 5_000,
+            batch_wait_ms: 100,
+            session_timeout_ms: 10_000,
+            unknown_schema_wait_ms: 60_000,
+            on_gap: OnGap::Stop,
+        }
+    }
+}
+
+impl Config {
+    /// [`Self::batch_wait_ms`].
+    pub fn batch_wait(&self) -> Duration {
+        Duration::from_millis(self.batch_wait_ms)
+    }
+}

@@ -1,0 +1,125 @@
+//! What the stream sends on: strays to their home partition, first sights to the processed topic, and what
+//! is no event to the dead letters. All of it may be sent again after a crash; readers tell by the headers.
+
+use std::collections::HashMap;
+
+use tidemill_common::codec::{EVENT_SCHEMA, Encoder};
+use tidemill_common::event::Event;
+use tidemill_common::home::home_partition;
+use tidemill_common::kafka::{Outgoing, Producer, Record};
+use tidemill_common::names::{dlq_topic, processed_topic};
+use tidemill_common::registry::{Registry, RegistryError};
+use tidemill_common::verdict::Rejection;
+
+/// Header: the partition in the project's events topic where a record comes from.
+pub const SOURCE_PARTITION: &str = "source-partition";
+/// Header: its offset there.
+pub const SOURCE_OFFSET: &str = "source-offset";
+/// Header: when it was appended there, in milliseconds since 1970.
+pub const SOURCE_APPEND_TIME: &str = "source-append-time";
+/// Header of dead letters: the topic.
+pub const SOURCE_TOPIC: &str = "source-topic";
+/// Header of dead letters: which step refused it.
+pub const STAGE: &str = "stage";
+/// Header of dead letters: a stable word.
+pub const REASON: &str = "reason";
+/// Header of dead letters: a sentence for people.
+pub const DETAIL: &str = "detail";
+
+/// A record to send, owning its bytes.
+#[derive(Debug)]
+pub struct Emission {
+    topic: String,
+    partition: i32,
+    key: Option<Vec<u8>>,
+    value: Vec<u8>,
+    headers: Vec<(&'static str, String)>,
+}
+
+/// Makes records of the processed topics; knows their schema ids.
+pub struct Emitter {
+    registry: Registry,
+    encoders: HashMap<String, Encoder>,
+}
+
+impl Emitter {
+    /// An emitter that has sent nothing.
+    pub fn new(registry: Registry) -> Self {
+        Self { registry, encoders: HashMap::new() }
+    }
+
+    /// A first sight for the processed topic, in the partition of the same number.
+    pub async fn processed(
+        &mut self,
+        project: &str,
+        record: &Record,
+        event: &Event,
+    ) -> Result<Emission, RegistryError> {
+        if !self.encoders.contains_key(project) {
+            let id = self.registry.register(&format!("{}-value", processed_topic(project)), EVENT_SCHEMA).await?;
+            self.encoders.insert(project.to_owned(), Encoder::new(id));
+        }
+        Ok(Emission {
+            topic: processed_topic(project),
+            partition: record.partition,
+            key: Some(event.event_id.clone().into_bytes()),
+            value: self.encoders[project].encode(event),
+            headers: origin(record),
+        })
+    }
+}
+
+/// A stray, sent to where all copies of its eventId meet. One that was sent before keeps its first origin.
+pub fn stray(record: &Record, home: i32) -> Emission {
+    let kept: Vec<(&'static str, String)> = [SOURCE_PARTITION, SOURCE_OFFSET, SOURCE_APPEND_TIME]
+        .into_iter()
+        .filter_map(|name| {
+            let (_, value) = record.headers.iter().find(|(key, _)| key == name)?;
+            Some((name, String::from_utf8_lossy(value).into_owned()))
+        })
+        .collect();
+    Emission {
+        topic: record.topic.to_string(),
+        partition: home,
+        key: record.key.clone(),
+        value: record.value.clone(),
+        headers: if kept.is_empty() { origin(record) } else { kept },
+    }
+}
+
+/// A dead letter: the record as it came, with why and from where.
+pub fn dead_letter(project: &str, dlq_partitions: i32, record: &Record, rejection: &Rejection) -> Emission {
+    let partition = match &record.key {
+        Some(key) => home_partition(key, dlq_partitions),
+        None => record.partition % dlq_partitions,
+    };
+    let mut headers = origin(record);
+    headers.push((SOURCE_TOPIC, record.topic.to_string()));
+    headers.push((STAGE, rejection.stage.to_owned()));
+    headers.push((REASON, rejection.reason.to_owned()));
+    headers.push((DETAIL, rejection.detail.clone()));
+    Emission { topic: dlq_topic(project), partition, key: record.key.clone(), value: record.value.clone(), headers }
+}
+
+/// Sends everything and waits for all acknowledgements.
+pub async fn send(producer: &Producer, emissions: &[Emission]) -> Result<(), rdkafka::error::KafkaError> {
+    let records: Vec<Outgoing<'_>> = emissions
+        .iter()
+        .map(|emission| Outgoing {
+            topic: &emission.topic,
+            partition: emission.partition,
+            key: emission.key.as_deref(),
+            value: &emission.value,
+            headers: emission.headers.clone(),
+        })
+        .collect();
+    producer.send_all(&records).await
+}
+
+fn origin(record: &Record) -> Vec<(&'static str, String)> {
+    vec![
+        (SOURCE_PARTITION, record.partition.to_string()),
+        (SOURCE_OFFSET, record.offset.to_string()),
+        (SOURCE_APPEND_TIME, record.append_ms.to_string()),
+    ]
+}

@@ -1,0 +1,19 @@
+//! The Redis keys that the stream writes and the query service reads. Projects and other parts are
+//! separated by `:`; a project id has none, so no project can reach another's keys.
+
+use crate::window::Granularity;
+
+/// HASH of a live session.
+pub fn session(project: &str, session_id: &str) -> String {
+    format!("analytics:session:{project}:{session_id}")
+}
+
+/// SET of the user ids a project has seen.
+pub fn seen_users(project: &str) -> String {
+    format!("analytics:seen_users:{project}")
+}
+
+/// JSON of a hot window: `metric` is `events` or an event type, `window_start` is in seconds since 1970.
+pub fn metric(project: &str, metric: &str, granularity: Granularity, window_start: i64) -> String {
+    format!("metric:{project}:{metric}:{granularity}:{window_start}")
+}

@@ -1,0 +1,99 @@
+//! The stream worker: a consumer group that turns the log into sessions and metrics, exactly once in effect.
+
+mod config;
+pub mod emit;
+pub mod fold;
+pub mod keys;
+pub mod ledger;
+mod live;
+pub mod metric;
+mod project;
+pub mod sketch;
+mod sort;
+pub mod store;
+mod time;
+pub mod window;
+mod worker;
+
+use std::time::Duration;
+
+use sqlx::PgPool;
+use tidemill_common::codec::Decoder;
+use tidemill_common::config::Connections;
+use tidemill_common::http::{Health, serve};
+use tidemill_common::kafka::{GroupConsumer, Producer};
+use tidemill_common::postgres;
+use tidemill_common::redis::Redis;
+use tidemill_common::registry::Registry;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use config::{Config, OnGap};
+use live::Preparer;
+use project::Projector;
+use sort::Sorter;
+use worker::{State, Worker};
+
+/// A processed record, a stray or a dead letter is delivered, or given up, within this time.
+const DELIVERY: Duration = Duration::from_secs(30);
+
+/// Runs a worker until shutdown.
+pub async fn run(
+    config: Config,
+    connections: Connections,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let health = Health::new();
+    let pool = postgres::pool(&connections.database_url, 4)?;
+    let redis = Redis::new(&connections.redis_url)?;
+    let registry = Registry::new(&connections.registry_url)?;
+    let decoder = Decoder::new(registry.clone());
+    watch(&health, &shutdown, &pool, &redis);
+    let worker = Worker {
+        consumer: GroupConsumer::join(
+            &connections.kafka,
+            &config.group,
+            &config.topics,
+            Duration::from_millis(config.session_timeout_ms),
+        )?,
+        producer: Producer::new(&connections.kafka, DELIVERY)?,
+        preparer: Preparer {
+            pool: pool.clone(),
+            kafka: connections.kafka.clone(),
+            decoder: decoder.clone(),
+            on_gap: config.on_gap,
+            shutdown: shutdown.clone(),
+        },
+        sorter: Sorter::new(
+            decoder,
+            emit::Emitter::new(registry),
+            Duration::from_millis(config.unknown_schema_wait_ms),
+        ),
+        projector: Projector::new(pool.clone(), redis),
+        health: health.clone(),
+        shutdown: shutdown.clone(),
+        state: State::default(),
+        config,
+        pool,
+    };
+    let stop = shutdown.child_token();
+    let server = tokio::spawn(serve(listener, health.routes(), stop.clone()));
+    let ended = worker.run().await;
+    stop.cancel();
+    server.await??;
+    Ok(ended?)
+}
+
+fn watch(health: &Health, shutdown: &CancellationToken, pool: &PgPool, redis: &Redis) {
+    health.set(worker::CHECK, true, Ok(()));
+    let (pool, redis) = (pool.clone(), redis.clone());
+    health.watch("postgres", true, shutdown, move || {
+        let pool = pool.clone();
+        async move { sqlx::query("SELECT 1").execute(&pool).await.map(drop) }
+    });
+    health.watch("redis", false, shutdown, move || {
+        let redis = redis.clone();
+        async move { redis.ping().await }
+    });
+}

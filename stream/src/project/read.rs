@@ -1,0 +1,146 @@
+//! What Redis should show, from Postgres: each value in one statement with the versions it stands for.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::{PgPool, Row};
+
+use crate::fold::rollups::RollupKey;
+use crate::fold::sessions::GAP;
+use crate::metric;
+use crate::sketch::UserSketch;
+use crate::time::utc;
+
+/// Which state a value shows; ordered.
+#[derive(Debug, Clone, Copy)]
+pub struct Stamp {
+    /// The live generation.
+    pub generation: i32,
+    /// Raised when Postgres comes back older.
+    pub epoch: i64,
+    /// The row's version, or the sum of the shards' versions.
+    pub version: i64,
+}
+
+/// Epochs come with the detection of a restored Postgres; until then there is one.
+const EPOCH: i64 = 0;
+
+/// The latest session of a session id.
+pub struct LiveSession {
+    /// Project and session id.
+    pub key: (String, String),
+    /// Its state.
+    pub stamp: Stamp,
+    /// Hash fields and values.
+    pub fields: Vec<(&'static str, String)>,
+    /// When it stops being live, in milliseconds since 1970.
+    pub expires_ms: i64,
+}
+
+/// A hot window.
+pub struct HotWindow<'a> {
+    /// Which.
+    pub key: &'a RollupKey,
+    /// Its state.
+    pub stamp: Stamp,
+    /// Events.
+    pub count: i64,
+    /// Different users.
+    pub unique_users: u64,
+}
+
+/// The sessions among `keys` that are live at `now`.
+pub async fn sessions(
+    pool: &PgPool,
+    keys: &[&(String, String)],
+    now: DateTime<Utc>,
+) -> Result<Vec<LiveSession>, sqlx::Error> {
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query(
+        "SELECT k.project, k.session_id, p.generation, v.version, s.first_event_at, s.last_event_at, s.total_events,
+                s.page_views, s.conversions, s.user_id, s.current_page,
+                coalesce(u.first_event_at BETWEEN s.first_event_at AND s.last_event_at, false)
+         FROM unnest($1::text[], $2::text[]) AS k(project, session_id)
+         JOIN projects p ON p.id = k.project
+         JOIN session_keys v
+           ON v.generation = p.generation AND v.project = k.project AND v.session_id = k.session_id
+         CROSS JOIN LATERAL (
+             SELECT * FROM sessions s
+             WHERE s.generation = p.generation AND s.project = k.project AND s.session_id = k.session_id
+             ORDER BY s.first_event_at DESC LIMIT 1) s
+         LEFT JOIN users u ON u.generation = p.generation AND u.project = k.project AND u.user_id = s.user_id
+         WHERE s.last_event_at > $3",
+    )
+    .bind(keys.iter().map(|key| &*key.0).collect::<Vec<_>>())
+    .bind(keys.iter().map(|key| &*key.1).collect::<Vec<_>>())
+    .bind(now - TimeDelta::microseconds(GAP))
+    .fetch_all(pool)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let (first, last): (DateTime<Utc>, DateTime<Utc>) = (row.try_get(4)?, row.try_get(5)?);
+            let session_id: String = row.try_get(1)?;
+            let mut fields = vec![
+                ("sessionId", session_id.clone()),
+                ("firstEventAt", rfc3339(first)),
+                ("lastEventAt", rfc3339(last)),
+                ("totalEvents", row.try_get::<i64, _>(6)?.to_string()),
+                ("pageViews", row.try_get::<i64, _>(7)?.to_string()),
+                ("hasConversion", (row.try_get::<i64, _>(8)? > 0).to_string()),
+                ("isNew", row.try_get::<bool, _>(11)?.to_string()),
+            ];
+            fields.extend(row.try_get::<Option<String>, _>(9)?.map(|user| ("userId", user)));
+            fields.extend(row.try_get::<Option<String>, _>(10)?.map(|page| ("currentPage", page)));
+            Ok(LiveSession {
+                key: (row.try_get(0)?, session_id),
+                stamp: Stamp { generation: row.try_get(2)?, epoch: EPOCH, version: row.try_get(3)? },
+                fields,
+                expires_ms: (last.timestamp_micros() + GAP) / 1_000,
+            })
+        })
+        .collect()
+}
+
+/// The values of windows, summed (and their sketches merged) over shards.
+pub async fn windows<'a>(pool: &PgPool, keys: &[&'a RollupKey]) -> Result<Vec<HotWindow<'a>>, sqlx::Error> {
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query(
+        "SELECT k.n, p.generation, sum(r.version)::bigint, sum(r.count)::bigint, array_agg(r.users)
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[])
+              WITH ORDINALITY AS k(project, dimension, value, granularity, window_start, n)
+         JOIN projects p ON p.id = k.project
+         JOIN metric_rollups r
+           ON r.generation = p.generation AND r.project = k.project AND r.metric_name = $6
+          AND r.dimension_key = k.dimension AND r.dimension_value = k.value AND r.granularity = k.granularity
+          AND r.window_start = k.window_start
+         GROUP BY k.n, p.generation",
+    )
+    .bind(keys.iter().map(|key| &*key.project).collect::<Vec<_>>())
+    .bind(keys.iter().map(|key| if key.event_type.is_some() { metric::EVENT_TYPE } else { "" }).collect::<Vec<_>>())
+    .bind(keys.iter().map(|key| key.event_type.as_deref().unwrap_or_default()).collect::<Vec<_>>())
+    .bind(keys.iter().map(|key| key.granularity.as_str()).collect::<Vec<_>>())
+    .bind(keys.iter().map(|key| utc(key.window_start * 1_000_000)).collect::<Vec<_>>())
+    .bind(metric::EVENTS)
+    .fetch_all(pool)
+    .await?;
+    rows.iter()
+        .map(|row| {
+            let mut users = UserSketch::default();
+            for bytes in row.try_get::<Vec<Option<Vec<u8>>>, _>(4)?.into_iter().flatten() {
+                users.merge(&UserSketch::from_bytes(&bytes).map_err(|error| sqlx::Error::Decode(error.into()))?);
+            }
+            Ok(HotWindow {
+                key: keys[row.try_get::<i64, _>(0)? as usize - 1],
+                stamp: Stamp { generation: row.try_get(1)?, epoch: EPOCH, version: row.try_get(2)? },
+                count: row.try_get(3)?,
+                unique_users: users.count(),
+            })
+        })
+        .collect()
+}
+
+fn rfc3339(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
+}

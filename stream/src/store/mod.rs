@@ -1,0 +1,103 @@
+//! The transaction of a batch: ledger compare-and-set, keys locked, then folded, then written.
+//!
+//! Locks are taken in one order everywhere (ledger, users, session keys, rollups; each sorted, inserts too),
+//! so workers wait for each other but never in a ring.
+
+mod dead_letters;
+mod rollups;
+mod sessions;
+mod users;
+
+use sqlx::{PgConnection, PgPool};
+use tidemill_common::event::Event;
+
+pub use dead_letters::DeadLetter;
+
+use crate::fold::rollups::{Changes, RollupKey};
+use crate::ledger::{self, Advance};
+
+/// A first sight, to be counted.
+#[derive(Debug)]
+pub struct Counted {
+    /// Its project.
+    pub project: String,
+    /// The project's live generation.
+    pub generation: i32,
+    /// The event.
+    pub event: Event,
+}
+
+/// What is committed together.
+#[derive(Debug, Default)]
+pub struct Batch {
+    /// The step of each partition.
+    pub steps: Vec<Advance>,
+    /// What counts, in any order.
+    pub events: Vec<Counted>,
+    /// What does not.
+    pub dead_letters: Vec<DeadLetter>,
+}
+
+/// What a batch has changed, and Redis should show.
+#[derive(Debug, Default)]
+pub struct Touched {
+    /// Project and session id.
+    pub sessions: Vec<(String, String)>,
+    /// Windows of events.
+    pub windows: Vec<RollupKey>,
+    /// Project and user id.
+    pub users: Vec<(String, String)>,
+}
+
+/// Commits a batch. `None`: some partition does not stand where the batch starts (another worker was faster,
+/// or Postgres came back older), so nothing was changed. After an error the outcome may be unknown: read the
+/// ledger.
+pub async fn commit(pool: &PgPool, batch: &Batch) -> Result<Option<Touched>, sqlx::Error> {
+    let mut tx = pool.begin().await?;
+    // Safe here: the ledger is lost or kept together with the data.
+    sqlx::query("SET LOCAL synchronous_commit = off").execute(&mut *tx).await?;
+    if !ledger::advance(&mut tx, &batch.steps).await? {
+        return Ok(None);
+    }
+    let mut touched = Touched::default();
+    // Generations stand side by side, so each is a batch of its own to the tables below.
+    for (generation, events) in by_generation(&batch.events) {
+        apply(&mut tx, generation, &events, shard(batch), &mut touched).await?;
+    }
+    dead_letters::insert(&mut tx, &batch.dead_letters).await?;
+    tx.commit().await?;
+    Ok(Some(touched))
+}
+
+async fn apply(
+    tx: &mut PgConnection,
+    generation: i32,
+    events: &[&Counted],
+    shard: i16,
+    touched: &mut Touched,
+) -> Result<(), sqlx::Error> {
+    let renewed = users::apply(tx, generation, events, touched).await?;
+    let mut changes = Changes::default();
+    for counted in events {
+        changes.count_event(&counted.project, &counted.event);
+    }
+    sessions::apply(tx, generation, events, renewed, &mut changes, touched).await?;
+    changes.settle();
+    rollups::apply(tx, generation, shard, &changes).await?;
+    touched.windows.extend(changes.0.into_keys());
+    Ok(())
+}
+
+fn by_generation(events: &[Counted]) -> std::collections::BTreeMap<i32, Vec<&Counted>> {
+    let mut generations = std::collections::BTreeMap::<i32, Vec<&Counted>>::new();
+    for counted in events {
+        generations.entry(counted.generation).or_default().push(counted);
+    }
+    generations
+}
+
+/// Workers hold different partitions, so they mostly write different shards of a window.
+fn shard(batch: &Batch) -> i16 {
+    const SHARDS: i32 = 4;
+    batch.steps.iter().map(|step| step.place.partition % SHARDS).min().unwrap_or(0) as i16
+}

@@ -1,0 +1,370 @@
+//! The worker on the real components: everything counts once, whoever else works and whenever it ends.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use sqlx::Row;
+use tidemill_common::codec::Decoder;
+use tidemill_common::event::Event;
+use tidemill_common::home::home_partition;
+use tidemill_common::names::{dlq_topic, events_topic, processed_topic};
+use tidemill_common::registry::Registry;
+use tidemill_stream::window::Granularity;
+use tidemill_stream::{Config, keys};
+use tidemill_testkit::{PARTITIONS, Stack, event, eventually};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// 2024-03-01T00:00:00Z
+const T0: i64 = 1_709_251_200;
+
+struct Running {
+    shutdown: CancellationToken,
+    task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Running {
+    async fn stop(self) {
+        self.shutdown.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+
+    /// As abrupt as it gets within a process: whatever was awaited is never resumed.
+    fn kill(self) {
+        self.task.abort();
+    }
+}
+
+/// A worker of a group of its own, on this test's topic.
+async fn worker(stack: &Stack, group: &str) -> Running {
+    let config = Config {
+        group: format!("{}-{group}", stack.project),
+        topics: format!("^events\\.{}$", stack.project),
+        session_timeout_ms: 6_000,
+        batch_size: 200,
+        batch_wait_ms: 20,
+        unknown_schema_wait_ms: 1_500,
+        ..Config::default()
+    };
+    let shutdown = CancellationToken::new();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let task = tokio::spawn(tidemill_stream::run(config, stack.connections.clone(), listener, shutdown.clone()));
+    Running { shutdown, task }
+}
+
+/// Events of `users` users in sessions that cross partitions, over three hours.
+fn traffic(count: usize, users: usize) -> Vec<Event> {
+    (0..count)
+        .map(|i| {
+            let user = i % users;
+            let mut event =
+                event(&format!("e-{i}"), ["view", "click", "purchase"][i % 3], T0 + (i * 7 % 10_800) as i64);
+            event.user_id = Some(format!("u-{user}"));
+            event.session_id = Some(format!("s-{user}"));
+            event.properties = Some(format!("{{\"page\":\"p{}\"}}", i % 5));
+            event
+        })
+        .collect()
+}
+
+async fn counted(stack: &Stack) -> i64 {
+    sqlx::query_scalar(
+        "SELECT coalesce(sum(count), 0)::bigint FROM metric_rollups
+         WHERE project = $1 AND metric_name = 'events' AND dimension_key = '' AND granularity = '1d'",
+    )
+    .bind(&stack.project)
+    .fetch_one(&stack.pool)
+    .await
+    .unwrap()
+}
+
+async fn position(stack: &Stack) -> i64 {
+    sqlx::query_scalar("SELECT coalesce(sum(next_offset), 0)::bigint FROM ledger WHERE view = 'stream'")
+        .fetch_one(&stack.pool)
+        .await
+        .unwrap()
+}
+
+/// Waits until the ledger has passed everything that the topic holds at that time.
+async fn drained(stack: &Stack) {
+    eventually("the ledger reaches the log's end", || async {
+        let records = stack.records(&events_topic(&stack.project)).await.len();
+        position(stack).await == records as i64
+    })
+    .await;
+}
+
+/// Everything in Postgres, computed from the events by other means.
+async fn assert_exact(stack: &Stack, events: &[Event]) {
+    let mut windows = BTreeMap::<(String, i64), i64>::new();
+    for event in events {
+        *windows.entry((event.event_type.clone(), Granularity::Hour.window(event.timestamp))).or_default() += 1;
+    }
+    let rows = sqlx::query(
+        "SELECT dimension_value, extract(epoch FROM window_start)::bigint, sum(count)::bigint FROM metric_rollups
+         WHERE metric_name = 'events' AND dimension_key = 'event_type' AND granularity = '1h' GROUP BY 1, 2",
+    )
+    .fetch_all(&stack.pool)
+    .await
+    .unwrap();
+    let found: BTreeMap<(String, i64), i64> = rows.iter().map(|row| ((row.get(0), row.get(1)), row.get(2))).collect();
+    assert_eq!(found, windows);
+
+    let mut sessions = BTreeMap::<String, Vec<i64>>::new();
+    for event in events {
+        sessions.entry(event.session_id.clone().unwrap()).or_default().push(event.timestamp / 1_000_000);
+    }
+    let mut expected = BTreeMap::<(String, i64), (i64, i64)>::new();
+    for (id, mut times) in sessions {
+        times.sort_unstable();
+        for run in times.chunk_by(|a, b| b - a <= 1_800) {
+            expected.insert((id.clone(), run[0]), (run[run.len() - 1], run.len() as i64));
+        }
+    }
+    let rows = sqlx::query(
+        "SELECT session_id, extract(epoch FROM first_event_at)::bigint, extract(epoch FROM last_event_at)::bigint,
+                total_events FROM sessions",
+    )
+    .fetch_all(&stack.pool)
+    .await
+    .unwrap();
+    let found: BTreeMap<_, _> = rows
+        .iter()
+        .map(|r| ((r.get::<String, _>(0), r.get::<i64, _>(1)), (r.get::<i64, _>(2), r.get::<i64, _>(3))))
+        .collect();
+    assert_eq!(found, expected);
+
+    let counted_sessions: i64 = sqlx::query_scalar(
+        "SELECT coalesce(sum(count), 0)::bigint FROM metric_rollups WHERE metric_name = 'sessions' AND granularity = '1d'",
+    )
+    .fetch_one(&stack.pool)
+    .await
+    .unwrap();
+    assert_eq!(counted_sessions, expected.len() as i64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_strays_and_garbage() {
+    let stack = Stack::new().await;
+    let events = traffic(300, 20);
+    stack.send_all(&events).await;
+    stack.send_all(&events[..30]).await;
+    // A producer with another partitioner, once alone and once as a copy.
+    let mut stray = event("stray-1", "view", T0);
+    (stray.user_id, stray.session_id) = (Some("u-stray".into()), Some("s-stray".into()));
+    for value in [stack.encoder.encode(&stray), stack.encoder.encode(&events[0])] {
+        let id = if value == stack.encoder.encode(&stray) { "stray-1" } else { "e-0" };
+        let elsewhere = (home_partition(id.as_bytes(), PARTITIONS) + 1) % PARTITIONS;
+        stack.send_raw(elsewhere, Some(id.as_bytes()), &value).await;
+    }
+    // Not Avro; an unknown schema; a datum cut short; an invalid event.
+    stack.send_raw(0, None, b"not avro").await;
+    stack.send_raw(1, Some(b"k"), &[0, 0x7f, 0xff, 0xff, 0xff, 1, 2, 3]).await;
+    let whole = stack.encoder.encode(&events[0]);
+    stack.send_raw(2, Some(b"k"), &whole[..whole.len() / 2]).await;
+    let ancient = event("ancient", "view", 0);
+    stack.send(&ancient).await;
+
+    let worker = worker(&stack, "a").await;
+    let all: Vec<Event> = events.iter().chain([&stray]).cloned().collect();
+    eventually("all is counted", || async { counted(&stack).await == all.len() as i64 }).await;
+    drained(&stack).await;
+    assert_exact(&stack, &all).await;
+
+    let letters =
+        sqlx::query("SELECT reason, stage FROM dead_letters ORDER BY reason").fetch_all(&stack.pool).await.unwrap();
+    let reasons: Vec<(String, String)> = letters.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let expected =
+        [("bad-datum", "decode"), ("invalid", "validate"), ("not-avro", "decode"), ("unknown-schema", "decode")];
+    assert_eq!(reasons, expected.map(|(reason, stage)| (reason.to_owned(), stage.to_owned())));
+
+    // The dead letters name their origin, and hold the record as it came.
+    let source = stack.records(&events_topic(&stack.project)).await;
+    let dead = stack.records(&dlq_topic(&stack.project)).await;
+    assert_eq!(dead.len(), 4);
+    for letter in &dead {
+        let header = |name: &str| {
+            let (_, value) = letter.headers.iter().find(|(key, _)| key == name).expect(name);
+            String::from_utf8(value.clone()).unwrap()
+        };
+        assert_eq!(header("source-topic"), events_topic(&stack.project));
+        let (partition, offset): (i32, i64) =
+            (header("source-partition").parse().unwrap(), header("source-offset").parse().unwrap());
+        let origin = source.iter().find(|r| (r.partition, r.offset) == (partition, offset)).expect("origin");
+        assert_eq!((&origin.value, &origin.key), (&letter.value, &letter.key));
+        assert!(!header("reason").is_empty() && !header("detail").is_empty());
+    }
+
+    // Every first sight stands once among the processed ones, in the partition of its source.
+    let decoder = Decoder::new(Registry::new(&stack.connections.registry_url).unwrap());
+    let mut processed = Vec::new();
+    for record in stack.records(&processed_topic(&stack.project)).await {
+        assert_eq!(record.headers[0], ("source-partition".to_owned(), record.partition.to_string().into_bytes()));
+        processed.push(decoder.decode(&record.value).await.unwrap().event_id);
+    }
+    processed.sort();
+    let mut ids: Vec<String> = all.iter().map(|event| event.event_id.clone()).collect();
+    ids.sort();
+    assert_eq!(processed, ids);
+    worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn zombies_count_nothing_twice() {
+    let stack = Stack::new().await;
+    let events = traffic(3_000, 50);
+    // Two groups: both workers believe that all partitions are theirs, all the time.
+    let (first, second) = (worker(&stack, "a").await, worker(&stack, "b").await);
+    for chunk in events.chunks(500) {
+        stack.send_all(chunk).await;
+        stack.send_all(&chunk[..10]).await;
+    }
+    drained(&stack).await;
+    assert_exact(&stack, &events).await;
+    first.stop().await;
+    second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_session_through_many_partitions_and_two_workers() {
+    let stack = Stack::new().await;
+    let workers = [worker(&stack, "a").await, worker(&stack, "a").await];
+    // Few sessions, so that both workers change the same ones at the same time.
+    let events = traffic(4_000, 3);
+    for chunk in events.chunks(250).rev() {
+        stack.send_all(chunk).await;
+    }
+    drained(&stack).await;
+    assert_exact(&stack, &events).await;
+    for worker in workers {
+        worker.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn abrupt_ends_neither_lose_nor_repeat() {
+    let stack = Stack::new().await;
+    let events = traffic(4_000, 40);
+    let mut running = worker(&stack, "g0").await;
+    for (i, chunk) in events.chunks(400).enumerate() {
+        stack.send_all(chunk).await;
+        stack.send_all(&chunk[..20]).await;
+        let before = position(&stack).await;
+        eventually("some progress", || async { position(&stack).await > before }).await;
+        running.kill();
+        // A new group, so that nothing waits for the old member's session to time out.
+        running = worker(&stack, &format!("g{}", i + 1)).await;
+    }
+    drained(&stack).await;
+    assert_exact(&stack, &events).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_restored_from_a_backup_goes_on_from_its_ledger() {
+    let stack = Stack::new().await;
+    let events = traffic(1_000, 10);
+    stack.send_all(&events[..500]).await;
+    let running = worker(&stack, "a").await;
+    drained(&stack).await;
+    let tables = ["ledger", "users", "session_keys", "sessions", "metric_rollups", "dead_letters"];
+    for table in tables {
+        let sql = format!("CREATE TABLE backup_{table} AS TABLE {table}");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&stack.pool).await.unwrap();
+    }
+    stack.send_all(&events[500..800]).await;
+    drained(&stack).await;
+    let restore = tables.map(|t| format!("DELETE FROM {t}; INSERT INTO {t} SELECT * FROM backup_{t};")).concat();
+    let restore = format!("BEGIN; {restore} COMMIT;");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(restore)).execute(&stack.pool).await.unwrap();
+    // The worker that is running finds the ledger behind its own position.
+    stack.send_all(&events[800..]).await;
+    stack.send_all(&events[..100]).await;
+    drained(&stack).await;
+    assert_exact(&stack, &events).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_shows_live_sessions_and_hot_windows() {
+    let stack = Stack::new().await;
+    let running = worker(&stack, "a").await;
+    let now = chrono::Utc::now().timestamp();
+    let mut events = Vec::new();
+    for i in 0..60 {
+        let mut event = event(&format!("e-{i}"), "view", now - 30 + i % 20);
+        event.user_id = Some(format!("u-{}", i % 7));
+        event.session_id = Some(format!("s-{}", i % 7));
+        event.properties = Some(format!("{{\"page\":\"p{i}\"}}"));
+        events.push(event);
+    }
+    // An old one: counted, but not hot; it takes `isNew` from the live session of its user.
+    let mut old = event("old", "view", now - 5 * 86_400);
+    (old.user_id, old.session_id) = (Some("u-0".into()), Some("s-old".into()));
+    stack.send_all(&events).await;
+    drained(&stack).await;
+
+    let client = redis::Client::open(stack.connections.redis_url.clone()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let session = keys::session(&stack.project, "s-0");
+    let hash = |mut redis: redis::aio::MultiplexedConnection, key: String| async move {
+        redis::cmd("HGETALL").arg(key).query_async::<BTreeMap<String, String>>(&mut redis).await.unwrap()
+    };
+    eventually("the session is in Redis", || async {
+        hash(redis.clone(), session.clone()).await.get("totalEvents").map(String::as_str) == Some("9")
+    })
+    .await;
+    let shown = hash(redis.clone(), session.clone()).await;
+    assert_eq!((&*shown["userId"], &*shown["isNew"], &*shown["pageViews"]), ("u-0", "true", "9"));
+    let ttl: i64 = redis::cmd("TTL").arg(&session).query_async(&mut redis).await.unwrap();
+    assert!((1_700..=1_800).contains(&ttl), "30 minutes after the last event: {ttl}");
+
+    stack.send(&old).await;
+    eventually("isNew has gone to the older session", || async {
+        hash(redis.clone(), session.clone()).await["isNew"] == "false"
+    })
+    .await;
+    let mut sum = 0;
+    let mut windows: Vec<i64> = events.iter().map(|event| Granularity::Minute.window(event.timestamp)).collect();
+    windows.dedup();
+    windows.sort_unstable();
+    windows.dedup();
+    for window in windows {
+        let value: String = redis::cmd("GET")
+            .arg(keys::metric(&stack.project, "view", Granularity::Minute, window))
+            .query_async(&mut redis)
+            .await
+            .unwrap();
+        let value: serde_json::Value = serde_json::from_str(&value).unwrap();
+        sum += value["count"].as_i64().unwrap();
+        assert!(value["unique_users"].as_u64().unwrap() <= 7);
+    }
+    assert_eq!(sum, 60);
+    let cold = keys::metric(&stack.project, "view", Granularity::Minute, Granularity::Minute.window(old.timestamp));
+    let exists: bool = redis::cmd("EXISTS").arg(cold).query_async(&mut redis).await.unwrap();
+    assert!(!exists, "cold windows stay out of Redis");
+    let seen: i64 = redis::cmd("SCARD").arg(keys::seen_users(&stack.project)).query_async(&mut redis).await.unwrap();
+    assert_eq!(seen, 7);
+
+    // A worker that died between commit and projection: the next one catches up from the ledger's mark.
+    running.stop().await;
+    sqlx::query("UPDATE ledger SET projected_offset = 0").execute(&stack.pool).await.unwrap();
+    redis::cmd("DEL").arg(&session).exec_async(&mut redis).await.unwrap();
+    let running = worker(&stack, "b").await;
+    eventually("projected again", || async { !hash(redis.clone(), session.clone()).await.is_empty() }).await;
+    eventually("the mark is written", || async {
+        sqlx::query_scalar::<_, bool>("SELECT bool_and(projected_offset = next_offset) FROM ledger")
+            .fetch_one(&stack.pool)
+            .await
+            .unwrap()
+    })
+    .await;
+    assert_eq!(counted(&stack).await, 61);
+    running.stop().await;
+    tokio::time::timeout(Duration::from_secs(5), redis::cmd("DEL").arg(&session).exec_async(&mut redis))
+        .await
+        .unwrap()
+        .unwrap();
+}

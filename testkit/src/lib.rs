@@ -1,0 +1,229 @@
+//! What integration tests share: the real components with a database, a project and topics of one's own, so
+//! that tests run side by side.
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot set itself up must fail loudly
+
+use std::collections::HashMap;
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use sqlx::{Connection, Executor, PgConnection, PgPool};
+use tidemill_common::codec::{EVENT_SCHEMA, Encoder};
+use tidemill_common::config::{Connections, Settings};
+use tidemill_common::event::Event;
+use tidemill_common::home::home_partition;
+use tidemill_common::kafka::{History, Outgoing, Producer, Record, Span, TopicPartition};
+use tidemill_common::names::{dlq_topic, events_topic, processed_topic};
+use tidemill_common::registry::Registry;
+use tidemill_common::{postgres, projects};
+use tokio_util::sync::CancellationToken;
+
+/// Partitions of a test project.
+pub const PARTITIONS: i32 = 4;
+
+/// The real components, and a project of one's own on them. All of it is removed on drop.
+pub struct Stack {
+    /// The components' addresses, with this test's own database and warehouse.
+    pub connections: Connections,
+    /// This test's database, migrated.
+    pub pool: PgPool,
+    /// This test's project, with its topics, schema and row.
+    pub project: String,
+    /// Writes events as the gateway does.
+    pub encoder: Encoder,
+    /// Sends records.
+    pub producer: Producer,
+    server_url: String,
+    database: String,
+    warehouse: std::path::PathBuf,
+}
+
+impl Stack {
+    /// Connects to the components that the environment names; fails when one is missing.
+    pub async fn new() -> Self {
+        let mut connections = Settings::load("test").expect("settings").connections();
+        let server_url = connections.database_url.clone();
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        let (project, database) = (format!("t-{}", &id[..10]), format!("test_{}", &id[..10]));
+        let mut server = PgConnection::connect(&server_url).await.expect("Postgres; start it with dev/services start");
+        server.execute(sqlx::AssertSqlSafe(format!("CREATE DATABASE {database}"))).await.expect("CREATE DATABASE");
+        let (base, _) = server_url.rsplit_once('/').expect("a URL with a database");
+        connections.database_url = format!("{base}/{database}");
+        let warehouse = std::env::temp_dir().join(&database);
+        std::fs::create_dir_all(&warehouse).expect("a folder for the warehouse");
+        connections.warehouse_url = format!("file://{}", warehouse.display());
+        let pool = postgres::pool(&connections.database_url, 20).expect("pool");
+        postgres::MIGRATIONS.run(&pool).await.expect("migrations");
+        let producer = Producer::new(&connections.kafka, Duration::from_secs(20)).expect("producer");
+        let registry = Registry::new(&connections.registry_url).expect("registry URL");
+        let subject = format!("{}-value", events_topic(&project));
+        let schema_id =
+            registry.register(&subject, EVENT_SCHEMA).await.expect("the registry; start it with dev/services start");
+        let encoder = Encoder::new(schema_id);
+        let stack = Self { connections, pool, project, encoder, producer, server_url, database, warehouse };
+        stack.create_project(&stack.project).await;
+        stack
+    }
+
+    /// Another project in this test's database, with its topics.
+    pub async fn create_project(&self, project: &str) {
+        self.insert_project(project).await;
+        self.create_topics(project).await;
+    }
+
+    /// A project's row alone.
+    pub async fn insert_project(&self, project: &str) {
+        sqlx::query("INSERT INTO projects (id, partitions, dlq_partitions) VALUES ($1, $2, $2)")
+            .bind(project)
+            .bind(PARTITIONS)
+            .execute(&self.pool)
+            .await
+            .expect("project row");
+    }
+
+    /// A project's topics alone.
+    pub async fn create_topics(&self, project: &str) {
+        let names = [events_topic(project), processed_topic(project), dlq_topic(project)];
+        let topics: Vec<NewTopic<'_>> = names
+            .iter()
+            .map(|name| {
+                NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1))
+                    .set("message.timestamp.type", "LogAppendTime")
+            })
+            .collect();
+        let results = self.admin().create_topics(&topics, &AdminOptions::new()).await;
+        results.expect("Kafka; start it with dev/services start").into_iter().for_each(|r| drop(r.expect("topic")));
+        let consumer: BaseConsumer = self.connections.kafka.client().set("group.id", "tidemill.test").create().unwrap();
+        eventually("topics have leaders", || async {
+            names.iter().all(|name| {
+                consumer.fetch_metadata(Some(name), Duration::from_secs(5)).is_ok_and(|metadata| {
+                    let partitions = metadata.topics()[0].partitions();
+                    partitions.len() == PARTITIONS as usize && partitions.iter().all(|p| p.leader() >= 0)
+                })
+            })
+        })
+        .await;
+    }
+
+    /// This test's project.
+    pub async fn project(&self) -> projects::Project {
+        projects::load(&self.pool, &self.project).await.unwrap().expect("this test's project")
+    }
+
+    /// Sends an event to its home partition; gives its partition and offset.
+    pub async fn send(&self, event: &Event) -> (i32, i64) {
+        let home = home_partition(event.event_id.as_bytes(), PARTITIONS);
+        self.send_raw(home, Some(event.event_id.as_bytes()), &self.encoder.encode(event)).await
+    }
+
+    /// Sends many events to their home partitions.
+    pub async fn send_all(&self, events: &[Event]) {
+        let topic = events_topic(&self.project);
+        for chunk in events.chunks(1_000) {
+            let values: Vec<Vec<u8>> = chunk.iter().map(|event| self.encoder.encode(event)).collect();
+            let records: Vec<Outgoing<'_>> = chunk
+                .iter()
+                .zip(&values)
+                .map(|(event, value)| Outgoing {
+                    topic: &topic,
+                    partition: home_partition(event.event_id.as_bytes(), PARTITIONS),
+                    key: Some(event.event_id.as_bytes()),
+                    value,
+                    headers: Vec::new(),
+                })
+                .collect();
+            self.producer.send_all(&records).await.expect("delivered");
+        }
+    }
+
+    /// Sends any bytes to a partition of the project's events topic.
+    pub async fn send_raw(&self, partition: i32, key: Option<&[u8]>, value: &[u8]) -> (i32, i64) {
+        let topic = events_topic(&self.project);
+        let record = Outgoing { topic: &topic, partition, key, value, headers: Vec::new() };
+        self.producer.send(&record).await.expect("delivered")
+    }
+
+    /// All records of a topic, by partition and offset.
+    pub async fn records(&self, topic: &str) -> Vec<Record> {
+        let history = History::new(self.connections.kafka.clone());
+        let topic: std::sync::Arc<str> = topic.into();
+        let read = move || {
+            let partitions: Vec<TopicPartition> =
+                (0..PARTITIONS).map(|partition| TopicPartition { topic: topic.clone(), partition }).collect();
+            let bounds: HashMap<TopicPartition, (i64, i64)> = history.bounds(&partitions).expect("bounds");
+            let spans: Vec<Span> = bounds.into_iter().map(|(at, (from, to))| Span { at, from, to }).collect();
+            let mut records = Vec::new();
+            history
+                .read(&spans, &CancellationToken::new(), |record| {
+                    records.push(record);
+                    Ok::<(), rdkafka::error::KafkaError>(())
+                })
+                .expect("records");
+            records
+        };
+        let mut records = tokio::task::spawn_blocking(read).await.expect("reader");
+        records.sort_by_key(|record| (record.partition, record.offset));
+        records
+    }
+
+    fn admin(&self) -> AdminClient<DefaultClientContext> {
+        self.connections.kafka.client().create().expect("admin client")
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        let (url, database, project) = (self.server_url.clone(), self.database.clone(), self.project.clone());
+        let admin = self.admin();
+        let clean_up = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                if let Ok(mut server) = PgConnection::connect(&url).await {
+                    let drop_database = format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)");
+                    let _ = server.execute(sqlx::AssertSqlSafe(drop_database)).await;
+                }
+                let topics = [events_topic(&project), processed_topic(&project), dlq_topic(&project)];
+                let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+                let _ = admin.delete_topics(&names, &AdminOptions::new()).await;
+            });
+        };
+        let _ = std::thread::spawn(clean_up).join();
+        let _ = std::fs::remove_dir_all(&self.warehouse);
+    }
+}
+
+/// Waits until `condition` holds; fails with its name after a minute.
+pub async fn eventually<F: Future<Output = bool>>(name: &str, condition: impl FnMut() -> F) {
+    eventually_within(Duration::from_secs(60), name, condition).await;
+}
+
+/// Waits until `condition` holds; fails with its name after `limit`.
+pub async fn eventually_within<F: Future<Output = bool>>(
+    limit: Duration,
+    name: &str,
+    mut condition: impl FnMut() -> F,
+) {
+    let deadline = Instant::now() + limit;
+    while !condition().await {
+        assert!(Instant::now() < deadline, "not within {limit:?}: {name}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// An event with an id, a type and a time in seconds since 1970, and nothing else.
+pub fn event(event_id: &str, event_type: &str, seconds: i64) -> Event {
+    Event {
+        event_id: event_id.to_owned(),
+        event_type: event_type.to_owned(),
+        timestamp: seconds * 1_000_000,
+        received_at: None,
+        user_id: None,
+        session_id: None,
+        event_action: None,
+        properties: None,
+        client_address: None,
+        user_agent: None,
+    }
+}
