@@ -4,7 +4,8 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 
-/// A problem. `kind` is a stable word, sent as `type` (`urn:tidemill:problem:<kind>`).
+/// A problem. `kind` is a stable word, sent as `type` (`urn:tidemill:problem:<kind>`). Texts are boxed because
+/// results carry problems.
 #[derive(Debug, Clone, Serialize)]
 pub struct Problem {
     #[serde(rename = "type", serialize_with = "urn")]
@@ -12,13 +13,13 @@ pub struct Problem {
     title: &'static str,
     #[serde(serialize_with = "number")]
     status: StatusCode,
-    detail: String,
+    detail: Box<str>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    field: Option<String>,
+    field: Option<Box<str>>,
     #[serde(rename = "eventId", skip_serializing_if = "Option::is_none")]
-    event_id: Option<String>,
+    event_id: Option<Box<str>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    position: Option<String>,
+    position: Option<Box<str>>,
     #[serde(skip)]
     retry_after_s: Option<u64>,
 }
@@ -26,27 +27,28 @@ pub struct Problem {
 impl Problem {
     /// A problem: its stable word, its name for people, and what was wrong and what to do.
     pub fn new(status: StatusCode, kind: &'static str, title: &'static str, detail: impl Into<String>) -> Self {
-        Self { kind, title, status, detail: detail.into(), field: None, event_id: None, position: None, retry_after_s: None }
+        let detail = detail.into().into_boxed_str();
+        Self { kind, title, status, detail, field: None, event_id: None, position: None, retry_after_s: None }
     }
 
     /// Names the field at fault.
     #[must_use]
     pub fn field(mut self, field: impl Into<String>) -> Self {
-        self.field = Some(field.into());
+        self.field = Some(field.into().into_boxed_str());
         self
     }
 
     /// Names the event.
     #[must_use]
     pub fn event_id(mut self, event_id: impl Into<String>) -> Self {
-        self.event_id = Some(event_id.into());
+        self.event_id = Some(event_id.into().into_boxed_str());
         self
     }
 
     /// Says where the event stands in the log.
     #[must_use]
     pub fn position(mut self, position: impl Into<String>) -> Self {
-        self.position = Some(position.into());
+        self.position = Some(position.into().into_boxed_str());
         self
     }
 

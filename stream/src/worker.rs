@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
 use chrono::DateTime;
-use metrics::{counter, histogram};
+use metrics::{counter, gauge, histogram};
 use sqlx::PgPool;
 use tidemill_common::first_sight::SeenStore;
 use tidemill_common::http::Health;
@@ -76,6 +76,8 @@ impl Worker {
             if let Err(error) = self.go_live().await {
                 break Err(error);
             }
+            let live = self.state.live.len() as f64;
+            gauge!("tidemill_stream_live_partitions", "group" => self.config.group.clone()).set(live);
         };
         self.consumer.leave().await;
         ended

@@ -54,6 +54,13 @@ async fn worker(stack: &Stack, group: &str) -> Running {
     Running { shutdown, task }
 }
 
+/// Waits until a worker of this group counts all partitions.
+async fn live(stack: &Stack, group: &str) {
+    let line = format!("tidemill_stream_live_partitions{{group=\"{}-{group}\"}} {PARTITIONS}", stack.project);
+    eventually("all partitions are live", || async { tidemill_common::telemetry::metrics().render().contains(&line) })
+        .await;
+}
+
 /// Events of `users` users in sessions that cross partitions, over three hours.
 fn traffic(count: usize, users: usize) -> Vec<Event> {
     (0..count)
@@ -217,6 +224,8 @@ async fn zombies_count_nothing_twice() {
     let events = traffic(3_000, 50);
     // Two groups: both workers believe that all partitions are theirs, all the time.
     let (first, second) = (worker(&stack, "a").await, worker(&stack, "b").await);
+    live(&stack, "a").await;
+    live(&stack, "b").await;
     for chunk in events.chunks(500) {
         stack.send_all(chunk).await;
         stack.send_all(&chunk[..10]).await;
