@@ -7,10 +7,8 @@ use tidemill_common::names::{EVENT_TOPICS, STREAM_GROUP};
 
 /// Settings of a stream worker.
 #[derive(Debug, Clone, Deserialize)]
-#[serde(default, deny_unknown_fields)]
+#[serde(default)]
 pub struct Config {
-    /// Port for health and metrics.
-    pub port: u16,
     /// The consumer group.
     pub group: String,
     /// Regular expression of the topics to read.
@@ -40,7 +38,6 @@ pub enum OnGap {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            port: 4004,
             group: STREAM_GROUP.to_owned(),
             topics: EVENT_TOPICS.to_owned(),
             batch_size: 5_000,

@@ -43,7 +43,13 @@ pub struct Stack {
 impl Stack {
     /// Connects to the components that the environment names; fails when one is missing.
     pub async fn new() -> Self {
+        Self::with(|_| {}).await
+    }
+
+    /// The same with some components elsewhere, e.g. a Postgres that the test may stop.
+    pub async fn with(change: impl FnOnce(&mut Connections)) -> Self {
         let mut connections = Settings::load("test").expect("settings").connections();
+        change(&mut connections);
         let server_url = connections.database_url.clone();
         let id = uuid::Uuid::new_v4().simple().to_string();
         let (project, database) = (format!("t-{}", &id[..10]), format!("test_{}", &id[..10]));
