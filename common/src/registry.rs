@@ -52,5 +52,7 @@ impl Registry {
 }
 
 fn unavailable(error: SRCError) -> RegistryError {
-    RegistryError::Unavailable(error.to_string())
+    // Its own Display adds notes for programmers.
+    let cause = error.cause.map(|cause| format!(": {cause}")).unwrap_or_default();
+    RegistryError::Unavailable(format!("{}{cause}", error.error))
 }

@@ -52,7 +52,11 @@ impl Projector {
     pub fn add(&mut self, touched: Touched) {
         self.sessions.extend(touched.sessions);
         self.users.extend(touched.users);
-        self.windows.extend(touched.windows.into_iter().filter(|key| key.metric == metric::EVENTS));
+        // An event type with a built-in metric's name has no copy of its own, so that it cannot overwrite that.
+        let has_copy = |key: &RollupKey| {
+            key.metric == metric::EVENTS && !key.event_type.as_deref().is_some_and(metric::is_reserved)
+        };
+        self.windows.extend(touched.windows.into_iter().filter(has_copy));
     }
 
     /// Writes all that is noted. True when Redis shows everything; false when it has to wait.

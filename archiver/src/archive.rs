@@ -1,0 +1,122 @@
+//! A project's archive: what it is doing, and what comes next.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio_util::sync::DropGuard;
+
+use crate::error::ArchiveError;
+use crate::live::Live;
+use crate::prepare::{Prepared, Seen, Shared};
+
+const FIRST_WAIT: Duration = Duration::from_millis(200);
+const LONGEST_WAIT: Duration = Duration::from_secs(5);
+
+/// A project's archive.
+pub struct Archive {
+    pub project: String,
+    pub topic: Arc<str>,
+    /// The partitions that are ours.
+    pub partitions: Vec<i32>,
+    /// Kept while nothing is being read.
+    pub seen: Seen,
+    pub state: State,
+    /// Since the last commit.
+    failures: u32,
+}
+
+/// What an archive is doing.
+pub enum State {
+    /// Nothing: no partitions are ours.
+    Idle,
+    /// Getting ready, under a number. Leaving this state ends the work.
+    Preparing { number: u64, _cancel: DropGuard },
+    /// Reading.
+    Live(Box<Live>),
+    /// Something failed; it will get ready again then.
+    Waiting(Instant, String),
+    /// A person has to decide.
+    Stopped(ArchiveError),
+}
+
+impl Archive {
+    pub fn new(project: &str, topic: Arc<str>) -> Self {
+        let (partitions, seen, state) = (Vec::new(), Seen::default(), State::Idle);
+        Self { project: project.to_owned(), topic, partitions, seen, state, failures: 0 }
+    }
+
+    /// Ends what was going on. What was buffered is dropped: it will be read again.
+    pub fn enter(&mut self, state: State) {
+        if let State::Live(live) = std::mem::replace(&mut self.state, state) {
+            self.seen = live.into_seen();
+        }
+    }
+
+    pub fn go_live(&mut self, prepared: Prepared) {
+        self.enter(State::Live(Box::new(Live::new(self.topic.clone(), prepared))));
+    }
+
+    /// Stops for a person to decide, or waits and then starts again where the table is.
+    pub fn fail(&mut self, error: ArchiveError) {
+        self.failures += 1;
+        let project = &self.project;
+        if error.is_final() {
+            tracing::error!(project, %error, "the archive stops");
+            self.enter(State::Stopped(error));
+        } else {
+            let wait = (FIRST_WAIT * 2u32.saturating_pow(self.failures - 1).min(1_000)).min(LONGEST_WAIT);
+            tracing::warn!(project, %error, wait_ms = wait.as_millis() as u64, "the archive starts again from its table");
+            self.enter(State::Waiting(Instant::now() + wait, error.to_string()));
+        }
+    }
+
+    /// Commits if it is time to; gives the partitions' positions when something was committed.
+    pub async fn commit(&mut self, shared: &Shared, now: bool) -> Option<Vec<(i32, i64)>> {
+        let State::Live(live) = &mut self.state else { return None };
+        let buffer = live.buffer();
+        if buffer.is_empty() || !(now || buffer.due(&shared.config.limits(), Instant::now())) {
+            return None;
+        }
+        let moved = buffer.moved().iter().map(|(&partition, &next)| (partition, next)).collect();
+        match live.write_batch(shared).await {
+            Ok(()) => {
+                self.failures = 0;
+                Some(moved)
+            }
+            Err(error) => {
+                self.fail(error);
+                None
+            }
+        }
+    }
+
+    /// Goes on with partitions that waited for a record to become readable.
+    pub async fn release(&mut self, shared: &Shared) -> Vec<(i32, i64)> {
+        let State::Live(live) = &mut self.state else { return Vec::new() };
+        match live.release(shared).await {
+            Ok(released) => released,
+            Err(error) => {
+                if error.is_final() {
+                    self.commit(shared, true).await;
+                }
+                self.fail(error);
+                Vec::new()
+            }
+        }
+    }
+
+    /// Shows how many rows wait for the next commit.
+    pub fn show_buffer(&self) {
+        let rows = if let State::Live(live) = &self.state { live.buffer().rows().len() } else { 0 };
+        metrics::gauge!("tidemill_archiver_buffered_rows", "project" => self.project.clone()).set(rows as f64);
+    }
+
+    /// What keeps it from archiving, if that is not just for a moment.
+    pub fn problem(&self) -> Option<String> {
+        match &self.state {
+            State::Stopped(error) => Some(error.to_string()),
+            State::Waiting(_, why) if self.failures > 2 => Some(format!("{}: {why}", self.topic)),
+            _ => None,
+        }
+    }
+}

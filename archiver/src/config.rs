@@ -1,0 +1,69 @@
+//! The archiver's settings: section `archiver`.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+use tidemill_common::names::{ARCHIVER_GROUP, EVENT_TOPICS};
+
+use crate::buffer::Limits;
+
+/// Settings of an archiver.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Port for health and metrics.
+    pub port: u16,
+    /// The consumer group.
+    pub group: String,
+    /// Regular expression of the topics to read.
+    pub topics: String,
+    /// After this long without a heartbeat Kafka gives an archiver's partitions to others, in milliseconds.
+    pub session_timeout_ms: u64,
+    /// Longest time from a record's arrival to its commit, in milliseconds.
+    pub commit_interval_ms: u64,
+    /// A project's rows are committed when there are this many of them,
+    pub batch_size: usize,
+    /// or when their records have this many bytes.
+    pub max_bytes: usize,
+    /// Projects whose tables are committed to at the same time.
+    pub concurrency: usize,
+    /// What to do when retention has passed a table's position.
+    pub on_gap: OnGap,
+}
+
+/// What to do when records were deleted before they were archived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnGap {
+    /// Stop with an error that names the gap.
+    Stop,
+    /// Go on behind the gap.
+    Skip,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            port: 4005,
+            group: ARCHIVER_GROUP.to_owned(),
+            topics: EVENT_TOPICS.to_owned(),
+            session_timeout_ms: 10_000,
+            commit_interval_ms: 60_000,
+            batch_size: 100_000,
+            max_bytes: 64 * 1024 * 1024,
+            concurrency: 4,
+            on_gap: OnGap::Stop,
+        }
+    }
+}
+
+impl Config {
+    /// When a project's buffer is to be committed.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            interval: Duration::from_millis(self.commit_interval_ms),
+            rows: self.batch_size,
+            bytes: self.max_bytes,
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! What keeps a project's archive from going on.
+
+use tidemill_common::kafka::TopicPartition;
+use tidemill_common::sightings::FillError;
+
+use crate::commit::CommitError;
+use crate::positions::BadPosition;
+
+/// Why an archive cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ArchiveError {
+    /// Retention was faster than we.
+    #[error(
+        "{} partition {}: records {position} to {} were deleted before they were archived; raise the topic's \
+         retention, and set TIDEMILL_ARCHIVER__ON_GAP=skip once to go on without them",
+        at.topic, at.partition, low - 1
+    )]
+    Gap {
+        /// Where.
+        at: TopicPartition,
+        /// The table's position.
+        position: i64,
+        /// The first offset that the log still holds.
+        low: i64,
+    },
+    /// The stream could read a record that we cannot.
+    #[error(
+        "{} partition {} offset {offset}: {reason}, and the record is no dead letter, so the stream could read \
+         it; give the registry its schema back, then start the archiver again",
+        at.topic, at.partition
+    )]
+    Unreadable {
+        /// Where.
+        at: TopicPartition,
+        /// The record.
+        offset: i64,
+        /// What the decoder said.
+        reason: String,
+    },
+    /// The log has less than the table.
+    #[error(
+        "{} partition {}: the table is at offset {position}, behind the log's end {high}; was the log cut?",
+        at.topic, at.partition
+    )]
+    Ahead {
+        /// Where.
+        at: TopicPartition,
+        /// The table's position.
+        position: i64,
+        /// The log's end.
+        high: i64,
+    },
+    /// Its topic exists, but not the project.
+    #[error("there is no project {0:?}; make it with 'tidemill projects create'")]
+    NoProject(String),
+    /// The topic is gone.
+    #[error("the topic {0} does not exist (any more)")]
+    NoTopic(String),
+    /// Kafka cannot be asked.
+    #[error("kafka cannot be asked: {0}")]
+    Kafka(#[from] rdkafka::error::KafkaError),
+    /// Postgres cannot be asked.
+    #[error("postgres cannot be asked: {0}")]
+    Postgres(#[from] sqlx::Error),
+    /// The table or its files cannot be read or written.
+    #[error("the table cannot be used: {0}")]
+    Table(#[from] iceberg::Error),
+    /// The table's positions are broken.
+    #[error(transparent)]
+    Position(#[from] BadPosition),
+    /// The seen stores cannot be filled.
+    #[error(transparent)]
+    Fill(#[from] FillError),
+    /// The commit did not happen, or nobody knows.
+    #[error(transparent)]
+    Commit(#[from] CommitError),
+    /// Something took too long.
+    #[error("{0} took longer than {1} s")]
+    Slow(&'static str, u64),
+    /// A task ended by a panic.
+    #[error("a task failed: {0}")]
+    Task(#[from] tokio::task::JoinError),
+    /// Health and metrics cannot be served.
+    #[error("health and metrics cannot be served: {0}")]
+    Serve(#[from] std::io::Error),
+    /// The consumer's thread is gone.
+    #[error("the kafka consumer has ended")]
+    ConsumerEnded,
+}
+
+impl ArchiveError {
+    /// Whether trying again is pointless: a person has to decide.
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::Gap { .. } | Self::Unreadable { .. })
+    }
+}

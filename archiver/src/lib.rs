@@ -1,0 +1,56 @@
+//! The archiver: every event once in an Iceberg table per project, for SQL by any engine.
+//!
+//! A table's positions are properties of the table, changed in the same commit as its files. So an archiver
+//! that dies, is late or is doubled leaves files that nobody sees, and never a row twice or a gap.
+
+mod archive;
+pub mod buffer;
+pub mod commit;
+mod config;
+mod error;
+pub mod files;
+mod live;
+pub mod positions;
+mod prepare;
+mod progress;
+mod rows;
+mod sql;
+pub mod table;
+mod worker;
+
+use tidemill_common::config::Connections;
+use tidemill_common::http::{Health, serve};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use config::{Config, OnGap};
+pub use error::ArchiveError;
+
+/// Archives until shutdown, or until a person has to decide something. Serves health and metrics meanwhile.
+pub async fn run(
+    config: Config,
+    connections: Connections,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let stop = shutdown.child_token();
+    // What was spawned ends with us, however we end.
+    let _guard = stop.clone().drop_guard();
+    let health = Health::new();
+    let shared = prepare::Shared::new(config, &connections)?;
+    let positions = progress::Positions::default();
+    let worker = worker::Worker::new(shared.clone(), positions.clone(), health.clone())?;
+    let tables = shared.tables.clone();
+    health.watch("catalog", true, &stop, move || {
+        let tables = tables.clone();
+        async move { tables.catalog().await?.namespace_exists(&table::namespace("any")).await.map(drop) }
+    });
+    tokio::spawn(progress::watch(shared, positions, health.clone(), stop.clone()));
+    let work = async {
+        let worked = worker.run(stop.clone()).await;
+        stop.cancel();
+        worked
+    };
+    let (worked, served) = tokio::join!(work, serve(listener, health.routes(), stop.clone()));
+    Ok(worked.and(served.map_err(ArchiveError::from))?)
+}

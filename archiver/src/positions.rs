@@ -1,0 +1,159 @@
+//! How far a table has got, as its properties say it. Pure.
+//!
+//! Every partition has a property of its own, so that archivers of different partitions of one table never
+//! write over each other's.
+
+use std::collections::{BTreeMap, HashMap};
+
+use serde::{Deserialize, Serialize};
+
+/// A partition's position.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Position {
+    /// Kafka's id of the topic that `next` is an offset of.
+    pub incarnation: String,
+    /// The first offset that the table does not hold.
+    pub next: i64,
+}
+
+/// A property that should be a position and is not.
+#[derive(Debug, thiserror::Error)]
+#[error("the table property {key} = {value:?} is no position; it must be like {{\"incarnation\":\"…\",\"next\":123}}")]
+pub struct BadPosition {
+    key: String,
+    value: String,
+}
+
+/// Positions of a topic by partition.
+pub type Positions = BTreeMap<i32, Position>;
+
+fn prefix(topic: &str) -> String {
+    format!("kafka.offsets.{topic}.")
+}
+
+/// The properties that hold these positions.
+pub fn write(topic: &str, positions: &Positions) -> Vec<(String, String)> {
+    let text = |position| serde_json::to_string(position).expect("a string and a number are JSON");
+    positions.iter().map(|(partition, position)| (format!("{}{partition}", prefix(topic)), text(position))).collect()
+}
+
+/// The positions in a table's properties.
+pub fn read(properties: &HashMap<String, String>, topic: &str) -> Result<Positions, BadPosition> {
+    let prefix = prefix(topic);
+    let mut positions = Positions::new();
+    for (key, value) in properties {
+        let Some(partition) = key.strip_prefix(&prefix).and_then(|rest| rest.parse().ok()) else { continue };
+        let bad = |_| BadPosition { key: key.clone(), value: value.clone() };
+        positions.insert(partition, serde_json::from_str(value).map_err(bad)?);
+    }
+    Ok(positions)
+}
+
+/// Where a partition is to be read from.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Here.
+    At(i64),
+    /// The records from `position` up to `low` were deleted before they were archived.
+    Gap {
+        /// The table's position.
+        position: i64,
+        /// The first offset that the log still holds.
+        low: i64,
+    },
+    /// The table is ahead of the log's end.
+    Ahead {
+        /// The table's position.
+        position: i64,
+        /// The log's end.
+        high: i64,
+    },
+}
+
+/// Where to read a partition whose log holds `low..high`. A position in another incarnation of the topic
+/// says nothing about this one.
+pub fn start(known: Option<&Position>, incarnation: &str, (low, high): (i64, i64)) -> Start {
+    match known.filter(|position| position.incarnation == incarnation).map(|position| position.next) {
+        None => Start::At(low),
+        Some(position) if position < low => Start::Gap { position, low },
+        Some(position) if position > high => Start::Ahead { position, high },
+        Some(position) => Start::At(position),
+    }
+}
+
+/// Where a table stands between the positions that a commit starts from and those that it makes.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// At the start: the commit has not happened.
+    Start,
+    /// At the end: it has.
+    Done,
+    /// Somewhere else: another archiver of these partitions was faster.
+    Passed,
+}
+
+/// Compares the table's positions `now` with the `start` and the `end` of a commit, in the partitions of `end`.
+pub fn standing(start: &Positions, end: &Positions, now: &Positions) -> Standing {
+    let at = |there: &Positions| end.keys().all(|partition| now.get(partition) == there.get(partition));
+    if at(end) {
+        Standing::Done
+    } else if at(start) {
+        Standing::Start
+    } else {
+        Standing::Passed
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn at(next: i64) -> Position {
+        Position { incarnation: "now".to_owned(), next }
+    }
+
+    #[test]
+    fn positions_start_at_the_table_or_at_the_log() {
+        assert_eq!(start(None, "now", (7, 9)), Start::At(7));
+        assert_eq!(start(Some(&at(8)), "now", (7, 9)), Start::At(8));
+        assert_eq!(start(Some(&at(7)), "now", (7, 7)), Start::At(7), "an empty log");
+        assert_eq!(start(Some(&at(6)), "now", (7, 9)), Start::Gap { position: 6, low: 7 });
+        assert_eq!(start(Some(&at(10)), "now", (7, 9)), Start::Ahead { position: 10, high: 9 });
+        assert_eq!(start(Some(&at(1)), "made again", (7, 9)), Start::At(7));
+    }
+
+    #[test]
+    fn a_commit_is_judged_by_its_own_partitions() {
+        let positions = |list: &[(i32, i64)]| list.iter().map(|&(p, next)| (p, at(next))).collect::<Positions>();
+        let (start, end) = (positions(&[(0, 5), (2, 1)]), positions(&[(0, 9), (1, 3)]));
+        assert_eq!(standing(&start, &end, &start), Standing::Start);
+        assert_eq!(standing(&start, &end, &positions(&[(0, 9), (1, 3), (2, 8)])), Standing::Done);
+        assert_eq!(standing(&start, &end, &positions(&[(0, 5), (2, 8)])), Standing::Start, "others move on");
+        assert_eq!(standing(&start, &end, &positions(&[(0, 9)])), Standing::Passed);
+        assert_eq!(standing(&start, &end, &positions(&[(0, 5), (1, 1)])), Standing::Passed);
+        assert_eq!(standing(&start, &end, &positions(&[])), Standing::Passed);
+    }
+
+    #[test]
+    fn a_broken_position_is_an_error_not_a_start_from_nothing() {
+        let broken = HashMap::from([("kafka.offsets.events.shop.3".to_owned(), "12".to_owned())]);
+        assert!(read(&broken, "events.shop").is_err());
+        assert!(read(&broken, "events.shop-2").is_ok_and(|positions| positions.is_empty()));
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_is_read(
+            list in prop::collection::btree_map(0i32..200, ("[A-Za-z0-9_-]{22}", 0i64..), 0..20),
+            others in prop::collection::hash_map("[a-z.]{1,20}", "[a-z]{0,5}", 0..5),
+        ) {
+            let positions: Positions =
+                list.into_iter().map(|(p, (incarnation, next))| (p, Position { incarnation, next })).collect();
+            let mut properties = others;
+            properties.extend(write("events.shop-1", &positions));
+            properties.extend(write("events.shop", &Positions::from([(1, at(77))])));
+            prop_assert_eq!(read(&properties, "events.shop-1").expect("positions"), positions);
+        }
+    }
+}

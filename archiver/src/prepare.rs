@@ -1,0 +1,128 @@
+//! Before a project's partitions are read: its table, where it stands, and what was seen before that.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use iceberg::table::Table;
+use sqlx::PgPool;
+use tidemill_common::codec::Decoder;
+use tidemill_common::config::Connections;
+use tidemill_common::first_sight::SeenStore;
+use tidemill_common::kafka::{History, KafkaConfig, TopicPartition, topic_incarnations};
+use tidemill_common::projects::{self, Project};
+use tidemill_common::registry::Registry;
+use tidemill_common::sightings::{Fill, fill};
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, OnGap};
+use crate::error::ArchiveError;
+use crate::positions::{self, Start, start};
+use crate::table::Tables;
+
+const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What all archives share. Cheap to clone.
+#[derive(Clone)]
+pub struct Shared {
+    pub config: Arc<Config>,
+    pub kafka: KafkaConfig,
+    pub pool: PgPool,
+    pub tables: Tables,
+    pub history: History,
+    pub decoder: Decoder,
+}
+
+impl Shared {
+    /// Clients that connect when they are first used.
+    pub fn new(config: Config, connections: &Connections) -> anyhow::Result<Self> {
+        Ok(Self {
+            config: Arc::new(config),
+            kafka: connections.kafka.clone(),
+            pool: tidemill_common::postgres::pool(&connections.database_url, 4)?,
+            tables: Tables::new(connections),
+            history: History::new(connections.kafka.clone()),
+            decoder: Decoder::new(Registry::new(&connections.registry_url)?),
+        })
+    }
+}
+
+/// Sightings by partition, of one incarnation of a topic.
+#[derive(Default)]
+pub struct Seen {
+    pub incarnation: String,
+    pub stores: HashMap<i32, SeenStore>,
+}
+
+/// A project that can be archived.
+pub struct Prepared {
+    pub project: Project,
+    /// The table whose positions the starts are.
+    pub table: Table,
+    pub starts: BTreeMap<i32, i64>,
+    pub seen: Seen,
+}
+
+/// Finds out where to read `partitions` of a project's topic, and fills their seen stores up to there.
+pub async fn prepare(
+    shared: Shared,
+    project: String,
+    topic: Arc<str>,
+    partitions: Vec<i32>,
+    known: Seen,
+    cancel: CancellationToken,
+) -> Result<Prepared, ArchiveError> {
+    let project = projects::load(&shared.pool, &project).await?.ok_or(ArchiveError::NoProject(project))?;
+    let table = shared.tables.load_or_create(&project.id).await?;
+    let at: Vec<_> = partitions.iter().map(|&partition| TopicPartition { topic: topic.clone(), partition }).collect();
+    let (incarnation, bounds) = look_at_log(&shared, &topic, at.clone()).await?;
+    let positions = positions::read(table.metadata().properties(), &topic)?;
+    let mut starts = BTreeMap::new();
+    for at in at {
+        let bounds = *bounds.get(&at).ok_or_else(|| ArchiveError::NoTopic(topic.to_string()))?;
+        let start = start(positions.get(&at.partition), &incarnation, bounds);
+        starts.insert(at.partition, resolve(at, start, shared.config.on_gap)?);
+    }
+    let mut known = if known.incarnation == incarnation { known.stores } else { HashMap::new() };
+    let fills = starts.iter().map(|(&partition, &next)| Fill {
+        at: TopicPartition { topic: topic.clone(), partition },
+        next,
+        again_from: next,
+        partitions: project.partitions,
+        window_ms: project.dedupe_window_ms,
+        seen: known.remove(&partition).unwrap_or_else(|| SeenStore::new(project.dedupe_window_ms)),
+    });
+    let fills: Vec<Fill> = fills.collect();
+    let (history, decoder) = (shared.history, shared.decoder);
+    let filled = tokio::task::spawn_blocking(move || fill(&history, &decoder, fills, &cancel, |_, _| ())).await??;
+    let stores = filled.into_iter().map(|(at, seen)| (at.partition, seen)).collect();
+    Ok(Prepared { project, table, starts, seen: Seen { incarnation, stores } })
+}
+
+type Bounds = HashMap<TopicPartition, (i64, i64)>;
+
+async fn look_at_log(
+    shared: &Shared,
+    topic: &Arc<str>,
+    at: Vec<TopicPartition>,
+) -> Result<(String, Bounds), ArchiveError> {
+    let (kafka, history, topic) = (shared.kafka.clone(), shared.history.clone(), topic.clone());
+    tokio::task::spawn_blocking(move || {
+        let mut incarnations = topic_incarnations(&kafka, &[&topic], KAFKA_TIMEOUT)?;
+        let incarnation = incarnations.remove(&*topic).ok_or_else(|| ArchiveError::NoTopic(topic.to_string()))?;
+        Ok((incarnation, history.bounds(&at)?))
+    })
+    .await?
+}
+
+fn resolve(at: TopicPartition, start: Start, on_gap: OnGap) -> Result<i64, ArchiveError> {
+    match (start, on_gap) {
+        (Start::At(offset), _) => Ok(offset),
+        (Start::Gap { position, low }, OnGap::Skip) => {
+            tracing::error!(topic = %at.topic, partition = at.partition, position, low, "skipped what retention deleted");
+            Ok(low)
+        }
+        (Start::Gap { position, low }, OnGap::Stop) => Err(ArchiveError::Gap { at, position, low }),
+        (Start::Ahead { position, high }, _) => Err(ArchiveError::Ahead { at, position, high }),
+    }
+}

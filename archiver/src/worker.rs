@@ -1,0 +1,213 @@
+//! The archiver's loop: one consumer for all projects, whose archives succeed and fail on their own.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use tidemill_common::http::Health;
+use tidemill_common::kafka::{GroupConsumer, GroupEvent, Record, TopicPartition};
+use tidemill_common::names::project_of;
+use tokio::task::JoinSet;
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+use crate::archive::{Archive, State};
+use crate::error::ArchiveError;
+use crate::prepare::{Prepared, Shared, prepare};
+use crate::progress::Positions;
+
+/// How often it looks at what is due.
+const TICK: Duration = Duration::from_millis(50);
+/// The last commit gets this long.
+const LAST_COMMIT: Duration = Duration::from_secs(10);
+
+type Done = (Arc<str>, u64, Result<Prepared, ArchiveError>);
+
+/// The loop and what it works on.
+pub struct Worker {
+    shared: Shared,
+    consumer: GroupConsumer,
+    archives: HashMap<Arc<str>, Archive>,
+    preparing: JoinSet<Done>,
+    prepared: u64,
+    positions: Positions,
+    health: Health,
+}
+
+impl Worker {
+    /// Joins the group. `positions` will show how far the tables are.
+    pub fn new(shared: Shared, positions: Positions, health: Health) -> Result<Self, ArchiveError> {
+        let config = &shared.config;
+        let timeout = Duration::from_millis(config.session_timeout_ms);
+        let consumer = GroupConsumer::join(&shared.kafka, &config.group, &config.topics, timeout)?;
+        let (archives, preparing) = (HashMap::new(), JoinSet::new());
+        Ok(Self { shared, consumer, archives, preparing, prepared: 0, positions, health })
+    }
+
+    /// Works until shutdown, then commits what it has; or until there is nothing left that could go on.
+    pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), ArchiveError> {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        while !shutdown.is_cancelled() && !self.all_stopped() {
+            tokio::select! {
+                event = self.consumer.next() => match event {
+                    Some(event) => self.on(event).await,
+                    None => return Err(ArchiveError::ConsumerEnded),
+                },
+                Some(done) = self.preparing.join_next() => self.go_live(done?),
+                _ = tick.tick() => self.look().await,
+                () = shutdown.cancelled() => {}
+            }
+        }
+        if tokio::time::timeout(LAST_COMMIT, self.commit(true)).await.is_err() {
+            tracing::warn!("the last commit took too long; its records will be read again");
+        }
+        self.report();
+        let stopped = self.archives.into_values().find_map(|archive| match archive.state {
+            State::Stopped(error) => Some(error),
+            _ => None,
+        });
+        self.consumer.leave().await;
+        stopped.map_or(Ok(()), Err)
+    }
+
+    async fn on(&mut self, event: GroupEvent) {
+        match event {
+            GroupEvent::Record(record) => self.take(record).await,
+            GroupEvent::Assigned(partitions) => self.assign(partitions),
+            GroupEvent::Revoked(partitions) => self.revoke(&partitions),
+            // Whichever partition it is, its archive will find out when it gets ready again.
+            GroupEvent::Failed(error) => {
+                for archive in self.archives.values_mut().filter(|a| matches!(a.state, State::Live(_))) {
+                    archive.fail(error.clone().into());
+                }
+            }
+        }
+    }
+
+    async fn take(&mut self, record: Record) {
+        let Some(archive) = self.archives.get_mut(&record.topic) else { return };
+        let State::Live(live) = &mut archive.state else { return };
+        live.take(record, &self.shared.decoder).await;
+        if live.buffer().full(&self.shared.config.limits()) {
+            let committed = archive.commit(&self.shared, false).await;
+            let topic = archive.topic.clone();
+            self.committed(topic, committed);
+        }
+    }
+
+    /// An assignment is always whole: what is not in it is not ours.
+    fn assign(&mut self, partitions: Vec<TopicPartition>) {
+        let mut by_topic: BTreeMap<Arc<str>, Vec<i32>> = BTreeMap::new();
+        for at in partitions {
+            by_topic.entry(at.topic).or_default().push(at.partition);
+        }
+        self.archives.retain(|topic, _| by_topic.contains_key(topic));
+        for (topic, partitions) in by_topic {
+            let Some(project) = project_of(&topic) else {
+                tracing::error!(%topic, "is not a topic of events; correct TIDEMILL_ARCHIVER__TOPICS");
+                continue;
+            };
+            let new = || Archive::new(project, topic.clone());
+            self.archives.entry(topic.clone()).or_insert_with(new).partitions = partitions;
+            self.prepare(&topic);
+        }
+    }
+
+    fn revoke(&mut self, partitions: &[TopicPartition]) {
+        for at in partitions {
+            self.positions.remove(at);
+            if let Some(archive) = self.archives.get_mut(&at.topic) {
+                archive.enter(State::Idle);
+            }
+        }
+    }
+
+    fn prepare(&mut self, topic: &Arc<str>) {
+        let Some(archive) = self.archives.get_mut(topic) else { return };
+        self.prepared += 1;
+        let (number, cancel) = (self.prepared, CancellationToken::new());
+        archive.enter(State::Preparing { number, _cancel: cancel.clone().drop_guard() });
+        let (shared, seen) = (self.shared.clone(), std::mem::take(&mut archive.seen));
+        let (project, topic, partitions) = (archive.project.clone(), topic.clone(), archive.partitions.clone());
+        self.preparing.spawn(async move {
+            let done = prepare(shared, project, topic.clone(), partitions, seen, cancel).await;
+            (topic, number, done)
+        });
+    }
+
+    fn go_live(&mut self, (topic, number, done): Done) {
+        let Some(archive) = self.archives.get_mut(&topic) else { return };
+        if !matches!(archive.state, State::Preparing { number: current, .. } if current == number) {
+            return; // the assignment has changed meanwhile
+        }
+        match done {
+            Ok(prepared) => {
+                for (&partition, &start) in &prepared.starts {
+                    let at = TopicPartition { topic: topic.clone(), partition };
+                    self.consumer.start(&at, start);
+                    self.positions.set(at, start);
+                }
+                tracing::info!(%topic, partitions = prepared.starts.len(), "archiving");
+                archive.go_live(prepared);
+            }
+            Err(error) => archive.fail(error),
+        }
+    }
+
+    /// Does what is due.
+    async fn look(&mut self) {
+        self.commit(false).await;
+        let mut again = Vec::new();
+        for archive in self.archives.values_mut() {
+            for (partition, next) in archive.release(&self.shared).await {
+                self.consumer.start(&TopicPartition { topic: archive.topic.clone(), partition }, next);
+            }
+            if matches!(archive.state, State::Waiting(until, _) if until <= Instant::now()) {
+                again.push(archive.topic.clone());
+            }
+        }
+        again.iter().for_each(|topic| self.prepare(topic));
+        self.report();
+    }
+
+    /// Commits what is due, or everything; some projects at a time.
+    async fn commit(&mut self, everything: bool) {
+        let shared = &self.shared;
+        let mut commits = Vec::new();
+        for archive in self.archives.values_mut() {
+            commits.push(async {
+                let committed = archive.commit(shared, everything).await;
+                (archive.topic.clone(), committed)
+            });
+        }
+        let at_once = shared.config.concurrency.max(1);
+        let committed: Vec<_> = futures::stream::iter(commits).buffer_unordered(at_once).collect().await;
+        for (topic, committed) in committed {
+            self.committed(topic, committed);
+        }
+    }
+
+    fn committed(&self, topic: Arc<str>, moved: Option<Vec<(i32, i64)>>) {
+        let at = |(partition, next)| (TopicPartition { topic: topic.clone(), partition }, next);
+        let moved: Vec<_> = moved.into_iter().flatten().map(at).collect();
+        for (at, next) in &moved {
+            self.positions.set(at.clone(), *next);
+        }
+        if !moved.is_empty() {
+            self.consumer.commit(moved);
+        }
+    }
+
+    fn all_stopped(&self) -> bool {
+        !self.archives.is_empty() && self.archives.values().all(|a| matches!(a.state, State::Stopped(_)))
+    }
+
+    fn report(&self) {
+        self.archives.values().for_each(Archive::show_buffer);
+        let problems: Vec<String> = self.archives.values().filter_map(Archive::problem).collect();
+        let state = if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) };
+        self.health.set("archives", true, state);
+    }
+}

@@ -1,0 +1,165 @@
+//! Archivers to start, and what a table should hold.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::{Int32Type, Int64Type};
+use futures::TryStreamExt;
+use tidemill_archiver::positions::{self, Positions};
+use tidemill_archiver::table::Tables;
+use tidemill_archiver::{Config, run};
+use tidemill_common::event::Event;
+use tidemill_common::kafka::{History, TopicPartition};
+use tidemill_common::names::events_topic;
+use tidemill_testkit::{PARTITIONS, Stack, event, eventually};
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+/// A test's own project on the real components, and the tables that archivers make of it.
+pub struct World {
+    pub stack: Stack,
+    pub tables: Tables,
+}
+
+impl World {
+    pub async fn new() -> Self {
+        // LOG_LEVEL=debug shows what archivers do.
+        tidemill_common::telemetry::start_logging(&std::env::var("LOG_LEVEL").unwrap_or("off".to_owned()));
+        let stack = Stack::new().await;
+        Self { tables: Tables::new(&stack.connections), stack }
+    }
+}
+
+impl std::ops::Deref for World {
+    type Target = Stack;
+
+    fn deref(&self) -> &Stack {
+        &self.stack
+    }
+}
+
+/// An archiver that runs.
+pub struct Archiver {
+    shutdown: CancellationToken,
+    pub address: String,
+    pub task: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Archiver {
+    /// Stops it as SIGTERM does.
+    pub async fn stop(self) {
+        self.shutdown.cancel();
+        self.task.await.unwrap().unwrap();
+    }
+
+    /// Ends it as kill -9 does: its future is dropped wherever it stands.
+    pub async fn kill(self) {
+        self.task.abort();
+        let _ = self.task.await;
+    }
+
+    /// What it answers to a GET, head and body.
+    pub async fn get(&self, path: &str) -> String {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
+        let mut stream = tokio::net::TcpStream::connect(&self.address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+}
+
+/// Settings for a test: commits are quick, and it has its own group and topics.
+pub fn config(world: &World, group: &str) -> Config {
+    Config {
+        group: format!("{group}.{}", world.project),
+        topics: format!(r"^events\.{}.*", world.project),
+        session_timeout_ms: 6_000,
+        commit_interval_ms: 100,
+        ..Config::default()
+    }
+}
+
+/// Starts an archiver.
+pub async fn start(world: &World, config: Config) -> Archiver {
+    let (shutdown, connections) = (CancellationToken::new(), world.connections.clone());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let task = tokio::spawn(run(config, connections, listener, shutdown.clone()));
+    Archiver { shutdown, address, task }
+}
+
+/// The rows of a project's table.
+pub async fn batches(world: &World, project: &str) -> Vec<RecordBatch> {
+    let Some(table) = world.tables.load(project).await.unwrap() else { return Vec::new() };
+    table.scan().select_all().build().unwrap().to_arrow().await.unwrap().try_collect().await.unwrap()
+}
+
+/// Partition, offset and eventId of every row, sorted.
+pub async fn rows(world: &World, project: &str) -> Vec<(i32, i64, String)> {
+    let mut rows = Vec::new();
+    for batch in batches(world, project).await {
+        let column = |name| batch.column_by_name(name).unwrap();
+        let partitions = column("kafka_partition").as_primitive::<Int32Type>();
+        let offsets = column("kafka_offset").as_primitive::<Int64Type>();
+        let ids = column("event_id").as_string::<i32>();
+        rows.extend((0..batch.num_rows()).map(|i| (partitions.value(i), offsets.value(i), ids.value(i).to_owned())));
+    }
+    rows.sort();
+    rows
+}
+
+/// The positions in a project's table.
+pub async fn table_positions(world: &World, project: &str) -> Positions {
+    match world.tables.load(project).await.unwrap() {
+        Some(table) => positions::read(table.metadata().properties(), &events_topic(project)).unwrap(),
+        None => Positions::new(),
+    }
+}
+
+/// The ends of a project's partitions that have records.
+pub async fn ends(world: &World, project: &str) -> BTreeMap<i32, i64> {
+    let (history, topic) = (History::new(world.connections.kafka.clone()), Arc::<str>::from(events_topic(project)));
+    let partitions: Vec<_> =
+        (0..PARTITIONS).map(|partition| TopicPartition { topic: topic.clone(), partition }).collect();
+    let bounds = tokio::task::spawn_blocking(move || history.bounds(&partitions)).await.unwrap().unwrap();
+    bounds.into_iter().filter(|(_, (_, high))| *high > 0).map(|(at, (_, high))| (at.partition, high)).collect()
+}
+
+/// Waits until a project's table has passed all that its log holds now.
+pub async fn archived(world: &World, project: &str) {
+    let ends = ends(world, project).await;
+    eventually("the table has passed the log", || async {
+        let at = table_positions(world, project).await;
+        ends.iter().all(|(partition, end)| at.get(partition).is_some_and(|position| position.next >= *end))
+    })
+    .await;
+}
+
+/// Events `e-<from>` to `e-<to>` over three days, with copies: every fifth a few events later.
+pub fn events_with_copies(from: usize, to: usize) -> Vec<Event> {
+    let event = |i: usize| event(&format!("e-{i}"), "click", 1_700_000_000 + (i as i64 % 3) * 86_400);
+    (from..to)
+        .flat_map(|i| {
+            let copy = (i % 5 == 0 && i >= from + 3).then(|| event(i - 3));
+            std::iter::once(event(i)).chain(copy)
+        })
+        .collect()
+}
+
+/// What a table must hold: of every eventId the first record in the log.
+pub async fn first_sights(world: &World, ids: impl Fn(&str) -> bool) -> Vec<(i32, i64, String)> {
+    let mut first: HashMap<String, (i32, i64)> = HashMap::new();
+    for record in world.records(&events_topic(&world.project)).await {
+        let id = String::from_utf8(record.key.unwrap_or_default()).unwrap();
+        if ids(&id) {
+            first.entry(id).or_insert((record.partition, record.offset));
+        }
+    }
+    let mut rows: Vec<_> = first.into_iter().map(|(id, (partition, offset))| (partition, offset, id)).collect();
+    rows.sort();
+    rows
+}

@@ -1,0 +1,167 @@
+//! What cannot be archived: gaps, unreadable records, tables and projects that are broken or missing.
+
+use rdkafka::TopicPartitionList;
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use rdkafka::topic_partition_list::Offset;
+use tidemill_archiver::OnGap;
+use tidemill_archiver::table::identifier;
+use tidemill_common::kafka::topic_incarnations;
+use tidemill_common::names::events_topic;
+use tidemill_testkit::{event, eventually};
+
+use crate::support::{World, archived, config, events_with_copies, first_sights, rows, start, table_positions};
+
+/// Deletes a partition's records before an offset, as retention does.
+async fn delete_before(world: &World, partition: i32, offset: i64) {
+    let admin: AdminClient<DefaultClientContext> = world.connections.kafka.client().create().unwrap();
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(&events_topic(&world.project), partition, Offset::Offset(offset)).unwrap();
+    admin.delete_records(&list, &AdminOptions::new()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gap_is_named_and_stops_until_a_person_decides() {
+    let world = World::new().await;
+    world.send_all(&events_with_copies(0, 100)).await;
+    let archiver = start(&world, config(&world, "a")).await;
+    archived(&world, &world.project).await;
+    archiver.stop().await;
+    let before = rows(&world, &world.project).await;
+    let position = table_positions(&world, &world.project).await[&2].next;
+    world.send_all(&events_with_copies(100, 200)).await;
+    delete_before(&world, 2, position + 7).await;
+
+    let archiver = start(&world, config(&world, "b")).await;
+    let error = archiver.task.await.unwrap().unwrap_err().to_string();
+    let gap = format!("partition 2: records {position} to {} were deleted", position + 6);
+    assert!(error.contains(&gap), "{error}");
+    assert_eq!(rows(&world, &world.project).await, before);
+
+    let mut skip = config(&world, "c");
+    skip.on_gap = OnGap::Skip;
+    let archiver = start(&world, skip).await;
+    archived(&world, &world.project).await;
+    archiver.stop().await;
+    let after = rows(&world, &world.project).await;
+    let lost: Vec<_> = (position..position + 7).collect();
+    assert!(after.len() > before.len() && after.iter().all(|(p, offset, _)| *p != 2 || !lost.contains(offset)));
+}
+
+/// A record that names a schema which the registry does not have.
+const UNKNOWN: &[u8] = b"\0\x7f\xff\xff\xffwhatever";
+
+async fn incarnation(world: &World) -> String {
+    let (kafka, topic) = (world.connections.kafka.clone(), events_topic(&world.project));
+    let ask = move || {
+        let mut found = topic_incarnations(&kafka, &[&topic], std::time::Duration::from_secs(10)).unwrap();
+        found.remove(&topic).unwrap()
+    };
+    tokio::task::spawn_blocking(ask).await.unwrap()
+}
+
+/// The stream passes an offset.
+async fn pass(world: &World, partition: i32, offset: i64) {
+    sqlx::query(
+        "INSERT INTO ledger (view, generation, topic, topic_incarnation, partition, next_offset, projected_offset, as_of)
+         VALUES ('stream', 0, $1, $2, $3, $4, 0, now())",
+    )
+    .bind(events_topic(&world.project))
+    .bind(incarnation(world).await)
+    .bind(partition)
+    .bind(offset + 1)
+    .execute(&world.pool)
+    .await
+    .unwrap();
+}
+
+/// The stream makes a record a dead letter.
+async fn give_up(world: &World, partition: i32, offset: i64) {
+    sqlx::query(
+        "INSERT INTO dead_letters
+             (project, topic, topic_incarnation, partition, \"offset\", append_time, stage, reason, detail)
+         VALUES ($1, $2, $3, $4, $5, now(), 'decode', 'unknown-schema', '')",
+    )
+    .bind(&world.project)
+    .bind(events_topic(&world.project))
+    .bind(incarnation(world).await)
+    .bind(partition)
+    .bind(offset)
+    .execute(&world.pool)
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unknown_schema_waits_for_the_stream_to_give_the_record_up() {
+    let world = World::new().await;
+    let (partition, offset) = world.send_raw(1, Some(b"unknown"), UNKNOWN).await;
+    world.send_all(&events_with_copies(0, 100)).await;
+    let archiver = start(&world, config(&world, "a")).await;
+    eventually("the other partitions go on", || async {
+        let at = table_positions(&world, &world.project).await;
+        [0, 2, 3].iter().all(|partition| at.contains_key(partition)) && !at.contains_key(&1)
+    })
+    .await;
+    give_up(&world, partition, offset).await;
+    pass(&world, partition, offset).await;
+    archived(&world, &world.project).await;
+    archiver.stop().await;
+    assert_eq!(rows(&world, &world.project).await, first_sights(&world, |id| id.starts_with("e-")).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_archiver_cannot_read_stops_it() {
+    let world = World::new().await;
+    world.send_all(&events_with_copies(0, 100)).await;
+    let (partition, offset) = world.send_raw(1, Some(b"unknown"), UNKNOWN).await;
+    pass(&world, partition, offset).await;
+    let archiver = start(&world, config(&world, "a")).await;
+    let error = archiver.task.await.unwrap().unwrap_err().to_string();
+    assert!(error.contains(&format!("partition 1 offset {offset}")), "{error}");
+    let rows = rows(&world, &world.project).await;
+    assert_eq!(rows, first_sights(&world, |id| id.starts_with("e-")).await, "what came before it is archived");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn projects_fail_alone() {
+    let world = World::new().await;
+    let (broken, late) = (format!("{}-broken", world.project), format!("{}-late", world.project));
+    world.create_project(&broken).await;
+    world.create_topics(&late).await;
+    world.tables.load_or_create(&broken).await.unwrap();
+    sqlx::query("UPDATE iceberg_tables SET metadata_location = 'file:///nowhere.json' WHERE table_namespace = $1")
+        .bind(identifier(&broken).namespace().to_string())
+        .execute(&world.pool)
+        .await
+        .unwrap();
+    world.send_all(&events_with_copies(0, 100)).await;
+    let archiver = start(&world, config(&world, "a")).await;
+    archived(&world, &world.project).await;
+    assert_eq!(rows(&world, &world.project).await.len(), 100);
+    eventually("health names what is broken", || async {
+        let health = archiver.get("/health").await;
+        health.starts_with("HTTP/1.1 503") && health.contains(&events_topic(&broken))
+    })
+    .await;
+
+    // A project that is made after its topic is found.
+    let topic = events_topic(&late);
+    let record = |key: &str| (key.to_owned(), world.encoder.encode(&event(key, "click", 1_700_000_000)));
+    for (key, value) in [record("a"), record("b"), record("c")] {
+        let partition = tidemill_common::home::home_partition(key.as_bytes(), tidemill_testkit::PARTITIONS);
+        let headers = Vec::new();
+        let record = tidemill_common::kafka::Outgoing {
+            topic: &topic,
+            partition,
+            key: Some(key.as_bytes()),
+            value: &value,
+            headers,
+        };
+        world.producer.send(&record).await.unwrap();
+    }
+    world.insert_project(&late).await;
+    archived(&world, &late).await;
+    assert_eq!(rows(&world, &late).await.len(), 3);
+    archiver.stop().await;
+}

@@ -1,0 +1,108 @@
+//! The one binary: it runs the services and is the operators' tool. This file only parses and dispatches.
+
+mod keys;
+mod loadgen;
+mod migrate;
+mod output;
+mod projects;
+mod services;
+mod signals;
+mod store;
+mod topics;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tidemill_common::config::Settings;
+use tidemill_common::telemetry::start_logging;
+
+use crate::output::Output;
+use crate::services::Service;
+
+/// What operators' commands log: their errors are told in one line, clients' chatter is not needed.
+const OPERATOR_LOG: &str = "error,rdkafka=off,librdkafka=off";
+const SETTINGS: &str = "\
+Settings come from environment variables, over the TOML file that TIDEMILL_CONFIG names:
+  KAFKA_BROKERS, DATABASE_URL, REDIS_URL, SCHEMA_REGISTRY_URL, WAREHOUSE_URL, LOG_LEVEL, PORT,
+  others as TIDEMILL_<SECTION>__<NAME>, e.g. TIDEMILL_ARCHIVER__COMMIT_INTERVAL_MS.";
+
+/// Tidemill: event analytics on Kafka.
+#[derive(Parser)]
+#[command(name = "tidemill", version, propagate_version = true, after_help = SETTINGS)]
+struct Cli {
+    /// How results are printed: `json` is one line on standard output.
+    #[arg(long, global = true, value_enum, default_value_t)]
+    output: Output,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the gateway: takes events over HTTP and writes them to Kafka (port 4001)
+    #[command(after_help = services::HELP)]
+    Ingest,
+    /// Run a stream worker: turns events into sessions and metrics (port 4004: health and metrics only)
+    #[command(after_help = services::HELP)]
+    Stream,
+    /// Run an archiver: keeps every event in an Iceberg table (port 4005: health and metrics only)
+    #[command(after_help = services::HELP)]
+    Archiver,
+    /// Run the query service: metrics, sessions and SQL over HTTP (port 4002)
+    #[command(after_help = services::HELP)]
+    Query,
+    /// Create the database if it is missing and bring its schema up to date
+    Migrate,
+    /// Declared topics
+    #[command(subcommand)]
+    Topics(topics::Command),
+    /// Projects: the tenants
+    #[command(subcommand)]
+    Projects(projects::Command),
+    /// API keys
+    #[command(subcommand)]
+    Keys(keys::Command),
+    /// Send e-commerce-like traffic with current timestamps to a gateway
+    ///
+    /// Visitors of a shop: sessions of up to some minutes with page views, searches, carts and purchases. What
+    /// the gateway could not take (429, 5xx, `retry`, a lost connection) is sent again with the same eventId,
+    /// after 1, 2 and 4 s or what the gateway asks for. The last line on standard output is a JSON object with
+    /// the counts; SIGINT or SIGTERM end the run early and print it too.
+    Loadgen(loadgen::Args),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match dispatch(cli).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn dispatch(cli: Cli) -> anyhow::Result<()> {
+    let service = match cli.command {
+        Command::Ingest => Service::Ingest,
+        Command::Stream => Service::Stream,
+        Command::Archiver => Service::Archiver,
+        Command::Query => Service::Query,
+        operators => return operate(operators, cli.output).await,
+    };
+    services::run(service).await
+}
+
+async fn operate(command: Command, output: Output) -> anyhow::Result<()> {
+    start_logging(OPERATOR_LOG);
+    let connections = Settings::load("cli")?.connections();
+    match command {
+        Command::Migrate => migrate::run(&connections, output).await,
+        Command::Topics(command) => topics::run(command, &connections, output).await,
+        Command::Projects(command) => projects::run(command, &connections, output).await,
+        Command::Keys(command) => keys::run(command, &connections, output).await,
+        Command::Loadgen(args) => loadgen::run(args).await,
+        Command::Ingest | Command::Stream | Command::Archiver | Command::Query => Ok(()), // dispatched before
+    }
+}

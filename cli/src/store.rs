@@ -1,0 +1,128 @@
+//! The operators' SQL: projects and API keys.
+
+use std::str::FromStr;
+
+use anyhow::{Context, anyhow};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
+use sqlx::postgres::PgConnectOptions;
+use sqlx::{ConnectOptions, PgConnection};
+use tidemill_common::auth::NewKey;
+use tidemill_topics::Partitions;
+
+const PROJECT: &str = "SELECT id, partitions, dlq_partitions, generation, created_at, deleted_at \
+     FROM projects WHERE id = $1";
+const PROJECTS: &str = "SELECT id, partitions, dlq_partitions, generation, created_at, deleted_at \
+     FROM projects ORDER BY id";
+const INSERT_PROJECT: &str = "INSERT INTO projects (id, partitions, dlq_partitions) VALUES ($1, $2, $3) \
+     ON CONFLICT (id) DO NOTHING";
+const INSERT_KEY: &str = "INSERT INTO api_keys (hash, prefix, project, scopes, rate_limit) \
+     SELECT $1, $2, id, $4, $5 FROM projects WHERE id = $3 AND deleted_at IS NULL";
+const KEYS: &str = "SELECT prefix, project, scopes, rate_limit, created_at, expires_at, revoked_at \
+     FROM api_keys WHERE $1::text IS NULL OR project = $1 ORDER BY project, created_at";
+/// Revoking again leaves the first time as it is.
+const REVOKE_KEY: &str = "UPDATE api_keys SET revoked_at = COALESCE(revoked_at, now()) WHERE prefix = $1 \
+     RETURNING prefix, project, scopes, rate_limit, created_at, expires_at, revoked_at";
+
+const UNDEFINED_TABLE: &str = "42P01";
+const UNKNOWN_DATABASE: &str = "3D000";
+
+/// A project's row.
+#[derive(Debug, Serialize, sqlx::FromRow)]
+pub struct Project {
+    pub id: String,
+    pub partitions: i32,
+    pub dlq_partitions: i32,
+    pub generation: i32,
+    pub created_at: DateTime<Utc>,
+    pub deleted_at: Option<DateTime<Utc>>,
+}
+
+impl Project {
+    /// The counts that are kept with it.
+    pub fn partitions(&self) -> Partitions {
+        Partitions { events: self.partitions, dlq: self.dlq_partitions }
+    }
+}
+
+/// An API key's row, without its hash.
+#[derive(Debug, Serialize, sqlx::FromRow)]
+pub struct Key {
+    pub prefix: String,
+    pub project: String,
+    pub scopes: Vec<String>,
+    pub rate_limit: Option<i32>,
+    pub created_at: DateTime<Utc>,
+    pub expires_at: Option<DateTime<Utc>>,
+    pub revoked_at: Option<DateTime<Utc>>,
+}
+
+/// Where a database is, without its password.
+pub fn place(options: &PgConnectOptions) -> String {
+    let database = options.get_database().unwrap_or_else(|| options.get_username());
+    format!("{}:{}/{database}", options.get_host(), options.get_port())
+}
+
+/// Reads DATABASE_URL.
+pub fn parse(url: &str) -> anyhow::Result<PgConnectOptions> {
+    PgConnectOptions::from_str(url).context("DATABASE_URL must look like postgres://user:password@host:port/database")
+}
+
+/// One connection, which is all that a command needs; it tells at once when nobody is there.
+pub async fn connect(url: &str) -> anyhow::Result<PgConnection> {
+    let options = parse(url)?;
+    options.connect().await.map_err(|error| unreachable_at(&options, error))
+}
+
+/// Why a connection could not be made, and what to do.
+pub fn unreachable_at(options: &PgConnectOptions, error: sqlx::Error) -> anyhow::Error {
+    match &error {
+        sqlx::Error::Database(_) => explain(error),
+        _ => anyhow!("Postgres at {} does not answer: {error}; is DATABASE_URL right and Postgres up?", place(options)),
+    }
+}
+
+pub async fn project(db: &mut PgConnection, id: &str) -> anyhow::Result<Option<Project>> {
+    sqlx::query_as(PROJECT).bind(id).fetch_optional(db).await.map_err(explain)
+}
+
+pub async fn projects(db: &mut PgConnection) -> anyhow::Result<Vec<Project>> {
+    sqlx::query_as(PROJECTS).fetch_all(db).await.map_err(explain)
+}
+
+/// Whether the row is new.
+pub async fn insert_project(db: &mut PgConnection, id: &str, partitions: Partitions) -> anyhow::Result<bool> {
+    let insert = sqlx::query(INSERT_PROJECT).bind(id).bind(partitions.events).bind(partitions.dlq);
+    Ok(insert.execute(db).await.map_err(explain)?.rows_affected() == 1)
+}
+
+/// False if there is no such project.
+pub async fn insert_key(
+    db: &mut PgConnection,
+    key: &NewKey,
+    project: &str,
+    scopes: &[&str],
+    rate_limit: Option<i32>,
+) -> anyhow::Result<bool> {
+    let insert = sqlx::query(INSERT_KEY).bind(key.hash.as_slice()).bind(&key.prefix).bind(project);
+    let insert = insert.bind(scopes).bind(rate_limit);
+    Ok(insert.execute(db).await.map_err(explain)?.rows_affected() == 1)
+}
+
+/// The keys of a project, or of all.
+pub async fn keys(db: &mut PgConnection, project: Option<&str>) -> anyhow::Result<Vec<Key>> {
+    sqlx::query_as(KEYS).bind(project).fetch_all(db).await.map_err(explain)
+}
+
+/// The revoked key, if there is one with this prefix.
+pub async fn revoke_key(db: &mut PgConnection, prefix: &str) -> anyhow::Result<Option<Key>> {
+    sqlx::query_as(REVOKE_KEY).bind(prefix).fetch_optional(db).await.map_err(explain)
+}
+
+fn explain(error: sqlx::Error) -> anyhow::Error {
+    let Some(refusal) = error.as_database_error() else { return anyhow!("Postgres: {error}") };
+    match refusal.code().as_deref() {
+        Some(UNDEFINED_TABLE | UNKNOWN_DATABASE) => anyhow!("{}; run 'tidemill migrate' first", refusal.message()),
+        _ => anyhow!("Postgres: {}", refusal.message()),
+    }
+}

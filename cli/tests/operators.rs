@@ -1,0 +1,176 @@
+//! The operators' commands, run as the binary that they are, on the real components.
+#![allow(clippy::unwrap_used)]
+
+use std::process::{Command, Output};
+
+use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::client::DefaultClientContext;
+use serde_json::Value;
+use sqlx::{Connection, Executor, PgConnection};
+use tidemill_common::config::{Connections, Settings};
+use tidemill_common::names::{dlq_topic, events_topic, processed_topic};
+
+/// A database name and a project id of one's own. Both are removed on drop.
+struct Scratch {
+    connections: Connections,
+    server_url: String,
+    database: String,
+    project: String,
+}
+
+impl Scratch {
+    fn new() -> Self {
+        let id = uuid::Uuid::new_v4().simple().to_string();
+        let mut connections = Settings::load("test").unwrap().connections();
+        let server_url = connections.database_url.clone();
+        let database = format!("test_{}", &id[..10]);
+        connections.database_url = format!("{}/{database}", server_url.rsplit_once('/').unwrap().0);
+        Self { connections, server_url, database, project: format!("t-{}", &id[..10]) }
+    }
+
+    fn run(&self, arguments: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_tidemill"))
+            .args(arguments)
+            .env("DATABASE_URL", &self.connections.database_url)
+            .output()
+            .unwrap()
+    }
+
+    /// The result of a command that has to succeed: one line of JSON.
+    fn json(&self, arguments: &[&str]) -> Value {
+        let output = self.run(&[arguments, &["--output", "json"]].concat());
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert!(output.status.success(), "{arguments:?} needs the components (dev/services start): {err}");
+        assert_eq!(out.lines().count(), 1, "{out}");
+        serde_json::from_str(&out).unwrap()
+    }
+
+    /// The one line of a command that has to fail.
+    fn error(&self, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let err = text(&output.stderr);
+        assert_eq!((output.status.code(), text(&output.stdout).as_str()), (Some(1), ""), "{err}");
+        assert_eq!(err.lines().count(), 1, "{err}");
+        err
+    }
+
+    async fn database(&self) -> PgConnection {
+        PgConnection::connect(&self.connections.database_url).await.unwrap()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let (url, database) = (self.server_url.clone(), self.database.clone());
+        let admin: AdminClient<DefaultClientContext> = self.connections.kafka.client().create().unwrap();
+        let topics = [events_topic(&self.project), processed_topic(&self.project), dlq_topic(&self.project)];
+        let clean_up = move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                if let Ok(mut server) = PgConnection::connect(&url).await {
+                    let drop_database = format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)");
+                    let _ = server.execute(sqlx::AssertSqlSafe(drop_database)).await;
+                }
+                let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+                let _ = admin.delete_topics(&names, &AdminOptions::new()).await;
+            });
+        };
+        let _ = std::thread::spawn(clean_up).join();
+    }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[tokio::test]
+async fn migrate_creates_the_database_once() {
+    let scratch = Scratch::new();
+    assert!(scratch.error(&["projects", "list"]).contains("run 'tidemill migrate' first"));
+    assert_eq!(scratch.json(&["migrate"])["created"], true);
+    assert_eq!(scratch.json(&["migrate"])["created"], false);
+    assert_eq!(scratch.json(&["projects", "list"]), serde_json::json!([]));
+}
+
+#[tokio::test]
+async fn a_project_is_created_once_with_everything_it_needs() {
+    let scratch = Scratch::new();
+    let project = scratch.project.as_str();
+    scratch.json(&["migrate"]);
+    let create = ["projects", "create", project, "--size", "small", "--replication", "1"];
+    let first = scratch.json(&create);
+    assert_eq!((&first["project"], &first["partitions"]), (&Value::from(project), &Value::from(6)));
+    assert_eq!((&first["created"], first["topics_created"].as_array().unwrap().len()), (&Value::Bool(true), 3));
+    let second = scratch.json(&create);
+    assert_eq!((&second["created"], &second["partitions"]), (&Value::Bool(false), &Value::from(6)));
+    assert_eq!(second["topics_created"], serde_json::json!([]));
+    assert!(scratch.error(&["projects", "create", project, "--size", "standard"]).contains("6 partitions"));
+
+    for (topic, status) in [(events_topic(project), 200), (processed_topic(project), 200), (dlq_topic(project), 404)] {
+        let url = format!("{}/subjects/{topic}-value/versions/latest", scratch.connections.registry_url);
+        assert_eq!(reqwest::get(url).await.unwrap().status(), status, "{topic}");
+    }
+
+    let applied = scratch.json(&["topics", "apply"]);
+    assert_eq!(applied["drift"], serde_json::json!([]), "the projects' own partition counts are what is declared");
+}
+
+#[tokio::test]
+async fn ids_that_break_the_rules_or_were_deleted_are_refused() {
+    let scratch = Scratch::new();
+    let project = scratch.project.as_str();
+    scratch.json(&["migrate"]);
+    for id in ["Shop", "dlq", "processed", "a.b", "", &"x".repeat(49)] {
+        let error = scratch.error(&["projects", "create", id]);
+        assert!(error.contains("1 to 48 characters"), "{error}");
+    }
+    let insert = "INSERT INTO projects (id, partitions, dlq_partitions, deleted_at) VALUES ($1, 6, 2, now())";
+    sqlx::query(insert).bind(project).execute(&mut scratch.database().await).await.unwrap();
+    assert!(scratch.error(&["projects", "create", project]).contains("never used again"));
+    assert!(scratch.error(&["keys", "create", project, "--scope", "read"]).contains("there is no project"));
+}
+
+#[tokio::test]
+async fn keys_are_shown_once_and_kept_as_hashes() {
+    let scratch = Scratch::new();
+    let project = scratch.project.as_str();
+    scratch.json(&["migrate"]);
+    assert!(scratch.error(&["keys", "create", project, "--scope", "write"]).contains("tidemill projects create"));
+    let insert = "INSERT INTO projects (id, partitions, dlq_partitions) VALUES ($1, 6, 2)";
+    let mut db = scratch.database().await;
+    sqlx::query(insert).bind(project).execute(&mut db).await.unwrap();
+
+    let limited = ["keys", "create", project, "--scope", "read", "--scope", "write", "--rate-limit", "50"];
+    let made = scratch.json(&limited);
+    let (key, prefix) = (made["key"].as_str().unwrap(), made["prefix"].as_str().unwrap());
+    assert_eq!((key.len(), &key[..11]), (46, prefix));
+    assert_eq!((&made["scopes"], &made["rate_limit"]), (&serde_json::json!(["write", "read"]), &Value::from(50)));
+    assert_eq!(scratch.json(&["keys", "create", project, "--scope", "admin"])["rate_limit"], Value::Null);
+    let kept = "SELECT count(*) FROM api_keys WHERE prefix = $1 AND hash = sha256(convert_to($2, 'UTF8'))";
+    let kept: i64 = sqlx::query_scalar(kept).bind(prefix).bind(key).fetch_one(&mut db).await.unwrap();
+    assert_eq!(kept, 1);
+
+    let listed = scratch.json(&["keys", "list", project]);
+    assert_eq!(listed.as_array().unwrap().len(), 2);
+    assert!(!listed.to_string().contains(key));
+    let revoked = scratch.json(&["keys", "revoke", prefix]);
+    assert!(revoked["revoked_at"].is_string());
+    assert_eq!(scratch.json(&["keys", "revoke", prefix]), revoked, "the first time counts");
+    assert!(scratch.error(&["keys", "revoke", "tm_nobody's"]).contains("tidemill keys list"));
+}
+
+#[test]
+fn mistakes_on_the_command_line_exit_with_2() {
+    for arguments in [&["fly"][..], &["keys", "create", "shop"], &["loadgen", "--key", "k", "--duplicates", "2"]] {
+        let output = Command::new(env!("CARGO_BIN_EXE_tidemill")).args(arguments).output().unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}");
+    }
+}
+
+#[test]
+fn tables_have_no_colours_in_a_pipe() {
+    let scratch = Scratch::new();
+    let output = scratch.run(&["migrate"]);
+    let table = text(&output.stdout);
+    assert!(table.contains("│ created  ┆ true") && !table.contains('\u{1b}'), "{table}");
+}

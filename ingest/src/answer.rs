@@ -1,0 +1,168 @@
+//! Outcomes to HTTP.
+
+use std::time::Duration;
+
+use axum::Json;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+use tidemill_common::problem::Problem;
+
+use crate::outcome::{Answered, Outcome};
+
+/// The answer to a single event that is in the log.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Accepted {
+    event_id: Option<String>,
+    status: &'static str,
+    position: String,
+}
+
+/// One of several events. Every member is always there.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Item {
+    index: usize,
+    event_id: Option<String>,
+    status: &'static str,
+    position: Option<String>,
+    error: Option<Problem>,
+}
+
+#[derive(Serialize)]
+struct Items {
+    results: Vec<Item>,
+}
+
+/// Answers a single event.
+pub fn one(answered: Answered) -> Response {
+    let Answered { event_id, outcome } = answered;
+    match outcome {
+        Outcome::Accepted(position) => {
+            (StatusCode::ACCEPTED, Json(Accepted { event_id, status: "accepted", position })).into_response()
+        }
+        Outcome::Duplicate(position) => {
+            let detail = "this event is in the log already; nothing is to be done";
+            let problem = Problem::new(StatusCode::CONFLICT, "duplicate", "Duplicate event", detail);
+            named(problem.position(position), event_id).into_response()
+        }
+        other => match problem(&other) {
+            Some(problem) => named(problem, event_id).into_response(),
+            None => StatusCode::ACCEPTED.into_response(),
+        },
+    }
+}
+
+/// Answers several events.
+pub fn many(answers: Vec<Answered>) -> Response {
+    let wait = answers.iter().filter_map(|answered| wait(&answered.outcome)).max();
+    if answers.iter().all(|answered| matches!(answered.outcome, Outcome::Retry(_))) {
+        return retry(wait.unwrap_or_default()).into_response();
+    }
+    let results = answers.into_iter().enumerate().map(|(index, answered)| item(index, answered)).collect();
+    let mut response = (StatusCode::ACCEPTED, Json(Items { results })).into_response();
+    if let Some(wait) = wait {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds(wait)));
+    }
+    response
+}
+
+fn item(index: usize, Answered { event_id, outcome }: Answered) -> Item {
+    let error = problem(&outcome);
+    let (status, position) = match outcome {
+        Outcome::Accepted(position) => ("accepted", Some(position)),
+        Outcome::Duplicate(position) => ("duplicate", Some(position)),
+        // Not `duplicate`: this event is not in the log, and will never be under this id.
+        Outcome::Reused | Outcome::Invalid(_) => ("invalid", None),
+        Outcome::Limited(_) => ("limited", None),
+        Outcome::Retry(_) => ("retry", None),
+    };
+    Item { index, event_id, status, position, error }
+}
+
+/// What is wrong, where something is.
+fn problem(outcome: &Outcome) -> Option<Problem> {
+    match outcome {
+        Outcome::Accepted(_) | Outcome::Duplicate(_) => None,
+        Outcome::Reused => {
+            let detail = "another event has this eventId already; give every event an id of its own";
+            Some(Problem::new(StatusCode::CONFLICT, "event-id-reused", "eventId reused", detail).field("eventId"))
+        }
+        Outcome::Invalid(invalid) => {
+            let title = "Invalid event";
+            let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-event", title, invalid.to_string());
+            Some(problem.field(invalid.field))
+        }
+        Outcome::Limited(wait) => {
+            let detail = "this API key's limit of events per second is used up; send the event again later";
+            let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "limited", "Limit reached", detail);
+            Some(problem.retry_after(seconds(*wait)))
+        }
+        Outcome::Retry(wait) => Some(retry(*wait)),
+    }
+}
+
+fn retry(wait: Duration) -> Problem {
+    let detail = "it is not known yet whether the event is in the log; send it again with the same eventId";
+    Problem::new(StatusCode::SERVICE_UNAVAILABLE, "retry", "Send it again", detail).retry_after(seconds(wait))
+}
+
+fn named(problem: Problem, event_id: Option<String>) -> Problem {
+    match event_id {
+        Some(event_id) => problem.event_id(event_id),
+        None => problem,
+    }
+}
+
+fn wait(outcome: &Outcome) -> Option<Duration> {
+    match outcome {
+        Outcome::Limited(wait) | Outcome::Retry(wait) => Some(*wait),
+        _ => None,
+    }
+}
+
+/// Whole seconds, at least one: less cannot be said in `Retry-After`.
+fn seconds(wait: Duration) -> u64 {
+    (wait.as_millis().div_ceil(1_000) as u64).max(1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidemill_common::event::Invalid;
+
+    fn answered(outcome: Outcome) -> Answered {
+        Answered { event_id: Some("e".into()), outcome }
+    }
+
+    #[test]
+    fn each_outcome_has_its_status() {
+        let wait = Duration::from_millis(2_100);
+        let table = [
+            (Outcome::Accepted("0:1".into()), 202, None),
+            (Outcome::Duplicate("0:1".into()), 409, None),
+            (Outcome::Reused, 409, None),
+            (Outcome::Invalid(Invalid::new("eventId", "is missing")), 422, None),
+            (Outcome::Limited(wait), 429, Some("3")),
+            (Outcome::Retry(Duration::ZERO), 503, Some("1")),
+        ];
+        for (outcome, status, retry_after) in table {
+            let response = one(answered(outcome.clone()));
+            assert_eq!(response.status().as_u16(), status, "{outcome:?}");
+            let header = response.headers().get(header::RETRY_AFTER).map(|value| value.to_str().expect("a number"));
+            assert_eq!(header, retry_after, "{outcome:?}");
+        }
+    }
+
+    #[test]
+    fn several_are_told_to_retry_only_when_all_are() {
+        let wait = Duration::from_secs(1);
+        let (retry, accepted) = (answered(Outcome::Retry(wait)), answered(Outcome::Accepted("0:1".into())));
+        assert_eq!(many(vec![retry.clone(), retry.clone()]).status(), StatusCode::SERVICE_UNAVAILABLE);
+        let mixed = many(vec![retry, accepted]);
+        assert_eq!(mixed.status(), StatusCode::ACCEPTED);
+        assert!(mixed.headers().contains_key(header::RETRY_AFTER));
+        assert_eq!(many(vec![answered(Outcome::Limited(wait))]).status(), StatusCode::ACCEPTED);
+    }
+}

@@ -1,0 +1,49 @@
+//! The gateway's settings: section `ingest`.
+
+use serde::Deserialize;
+
+/// Settings of the gateway.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(default)]
+pub struct Config {
+    /// Where it listens.
+    pub port: u16,
+    /// Largest body, in bytes.
+    pub max_body_bytes: usize,
+    /// Most events in one request.
+    pub max_events: usize,
+    /// Requests under way at once; more are told to come back.
+    pub max_requests: usize,
+    /// Bytes of bodies held at once; more are told to come back.
+    pub max_bytes_in_flight: usize,
+    /// A body must have arrived within this time, in milliseconds.
+    pub body_timeout_ms: u64,
+    /// What is kept of a client's address.
+    pub client_address: ClientAddress,
+}
+
+/// What is kept of a client's address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClientAddress {
+    /// Its network: the first 24 bits of an IPv4 address, the first 48 of an IPv6 address.
+    Truncated,
+    /// All of it.
+    Full,
+    /// Nothing.
+    None,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            port: 4001,
+            max_body_bytes: 5 * 1024 * 1024,
+            max_events: 10_000,
+            max_requests: 1_024,
+            max_bytes_in_flight: 256 * 1024 * 1024,
+            body_timeout_ms: 30_000,
+            client_address: ClientAddress::Truncated,
+        }
+    }
+}

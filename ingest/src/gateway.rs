@@ -1,0 +1,131 @@
+//! The gateway's parts, and how they come and go.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, KafkaResult};
+use sqlx::PgPool;
+use tidemill_common::config::Connections;
+use tidemill_common::http::Health;
+use tidemill_common::kafka::{KafkaConfig, Producer};
+use tidemill_common::postgres;
+use tidemill_common::redis::Redis;
+use tidemill_common::registry::Registry;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::auth::Keys;
+use crate::claims::Claims;
+use crate::config::Config;
+use crate::event_types::EventTypes;
+use crate::incarnations::Incarnations;
+use crate::overload::Overload;
+use crate::schemas::Schemas;
+use crate::sql;
+
+/// Shorter than a claim, with time to confirm.
+const DELIVERY: Duration = Duration::from_secs(5);
+/// Requests end within the timeouts of their steps; this is beyond their sum.
+const DRAIN: Duration = Duration::from_secs(15);
+const DATABASE_CONNECTIONS: u32 = 5;
+/// Any topic does for asking whether Kafka answers; asking for all of them would be dear.
+const ANY_TOPIC: &str = "metrics.events";
+
+/// Everything that a request needs.
+pub struct Gateway {
+    /// Settings.
+    pub config: Config,
+    /// API keys.
+    pub keys: Keys,
+    /// Schema ids.
+    pub schemas: Schemas,
+    /// Claims on eventIds.
+    pub claims: Claims,
+    /// The way into the log.
+    pub producer: Producer,
+    /// Topics' incarnations.
+    pub incarnations: Incarnations,
+    /// What is taken on at once.
+    pub overload: Overload,
+    /// Counters.
+    pub event_types: EventTypes,
+    /// Requests whose client may have gone.
+    pub tasks: TaskTracker,
+    pool: PgPool,
+    redis: Redis,
+    kafka: KafkaConfig,
+}
+
+impl Gateway {
+    /// Sets up clients; they connect when they are first used.
+    pub fn new(config: Config, connections: &Connections) -> anyhow::Result<Self> {
+        let pool = postgres::pool(&connections.database_url, DATABASE_CONNECTIONS)?;
+        let redis = Redis::new(&connections.redis_url)?;
+        Ok(Self {
+            keys: Keys::new(pool.clone()),
+            schemas: Schemas::new(Registry::new(&connections.registry_url)?),
+            claims: Claims::new(redis.clone()),
+            producer: Producer::new(&connections.kafka, DELIVERY)?,
+            incarnations: Incarnations::default(),
+            overload: Overload::new(config.max_requests, config.max_bytes_in_flight),
+            event_types: EventTypes::default(),
+            tasks: TaskTracker::new(),
+            pool,
+            redis,
+            kafka: connections.kafka.clone(),
+            config,
+        })
+    }
+
+    /// Starts what runs beside the requests, until shutdown.
+    pub fn start(&self, health: &Health, shutdown: &CancellationToken) -> anyhow::Result<()> {
+        tokio::spawn(self.incarnations.clone().follow(self.kafka.clone(), shutdown.clone()));
+        self.watch_kafka(health, shutdown)?;
+        self.watch_postgres(health, shutdown);
+        let redis = self.redis.clone();
+        health.watch("redis", false, shutdown, move || {
+            let redis = redis.clone();
+            async move { redis.ping().await }
+        });
+        Ok(())
+    }
+
+    /// Without Kafka nothing can be accepted.
+    fn watch_kafka(&self, health: &Health, shutdown: &CancellationToken) -> anyhow::Result<()> {
+        let client: Arc<BaseConsumer> = Arc::new(self.kafka.client().create()?);
+        health.watch("kafka", true, shutdown, move || reach(Arc::clone(&client)));
+        Ok(())
+    }
+
+    /// Without Postgres known keys go on working, but a gateway that has never reached it knows none: it is
+    /// not ready until then.
+    fn watch_postgres(&self, health: &Health, shutdown: &CancellationToken) {
+        health.set("api_keys", true, Err("not known until Postgres has been reached once".to_owned()));
+        let (pool, outer) = (self.pool.clone(), health.clone());
+        health.watch("postgres", false, shutdown, move || {
+            let (pool, health) = (pool.clone(), outer.clone());
+            async move {
+                sql::ping(&pool).await?;
+                health.set("api_keys", true, Ok(()));
+                Ok::<(), sqlx::Error>(())
+            }
+        });
+    }
+
+    /// Waits for requests whose clients have gone, then until the producer holds nothing: dropping it before
+    /// would throw records away.
+    pub async fn drain(&self) -> anyhow::Result<()> {
+        self.tasks.close();
+        if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {
+            tracing::warn!(requests = self.tasks.len(), "some requests did not end in time");
+        }
+        self.producer.flush(DRAIN).await?;
+        Ok(())
+    }
+}
+
+async fn reach(client: Arc<BaseConsumer>) -> KafkaResult<()> {
+    let ask = move || client.fetch_metadata(Some(ANY_TOPIC), Duration::from_secs(1)).map(drop);
+    tokio::task::spawn_blocking(ask).await.unwrap_or(Err(KafkaError::Canceled))
+}

@@ -1,0 +1,53 @@
+//! The gateway: takes events over HTTP and answers for each of them once its fate is known.
+//!
+//! The path of a request: `routes` (authenticate, read the body) → `admit` (parse → validate → encode →
+//! claim → produce → confirm or release) → `answer`.
+
+mod admit;
+mod answer;
+mod auth;
+mod body;
+mod body_hash;
+mod breaker;
+mod claims;
+mod config;
+mod event_types;
+mod gateway;
+mod incarnations;
+mod key_cache;
+mod keys;
+mod limit;
+mod outcome;
+mod overload;
+mod parse;
+mod receipt;
+mod routes;
+mod schemas;
+mod sql;
+mod stages;
+
+use std::sync::Arc;
+
+use tidemill_common::config::Connections;
+use tidemill_common::http::{self, Health};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use config::{ClientAddress, Config};
+use gateway::Gateway;
+
+/// Serves until shutdown; then stops accepting, finishes the requests under way and returns once nothing is
+/// in flight to Kafka.
+pub async fn run(
+    config: Config,
+    connections: Connections,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let health = Health::new();
+    let gateway = Arc::new(Gateway::new(config, &connections)?);
+    gateway.start(&health, &shutdown)?;
+    tracing::info!(address = %listener.local_addr()?, "ingest is listening");
+    http::serve(listener, routes::routes(Arc::clone(&gateway), &health), shutdown).await?;
+    gateway.drain().await
+}

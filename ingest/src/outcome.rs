@@ -1,0 +1,141 @@
+//! What becomes of an event: every one of a request ends in exactly one [`Outcome`].
+
+use std::time::Duration;
+
+use tidemill_common::event::Invalid;
+
+use crate::body_hash::BodyHash;
+use crate::keys::Stored;
+use crate::stages::{EncodedEvent, Refused};
+
+/// What an event is answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// All in-sync replicas hold it, here.
+    Accepted(String),
+    /// It was in the log already, here.
+    Duplicate(String),
+    /// Its eventId belongs to another event.
+    Reused,
+    /// It is not an event.
+    Invalid(Invalid),
+    /// The key's limit is used up.
+    Limited(Duration),
+    /// Nothing is known of it yet: send it again.
+    Retry(Duration),
+}
+
+/// An event's answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    /// Its id, if it has one.
+    pub event_id: Option<String>,
+    /// What became of it.
+    pub outcome: Outcome,
+}
+
+impl From<Refused> for Answered {
+    fn from(refused: Refused) -> Self {
+        Self { event_id: refused.event_id, outcome: Outcome::Invalid(refused.invalid) }
+    }
+}
+
+/// What became of an eventId in one request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// This request brought it into the log.
+    Delivered(Stored),
+    /// It had been in the log before.
+    Known(Stored),
+    /// Another request has it in flight, or its delivery failed.
+    Open(Duration),
+}
+
+impl Fate {
+    /// The outcome of one event with this id: the first of the request, or a copy of that one.
+    fn outcome(&self, event: BodyHash, first: BodyHash, is_first: bool) -> Outcome {
+        match self {
+            Fate::Delivered(stored) if is_first => Outcome::Accepted(stored.position()),
+            Fate::Delivered(stored) | Fate::Known(stored) if event == stored.body => {
+                Outcome::Duplicate(stored.position())
+            }
+            Fate::Open(retry_after) if event == first => Outcome::Retry(*retry_after),
+            _ => Outcome::Reused,
+        }
+    }
+}
+
+/// The first event of each eventId in a request, which stands for its copies.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Firsts {
+    /// Where they stand among the request's events.
+    pub at: Vec<usize>,
+    /// For each event, which of `at` is its own.
+    pub of: Vec<usize>,
+}
+
+impl Firsts {
+    /// Finds them.
+    pub fn of(events: &[EncodedEvent]) -> Self {
+        let mut seen = std::collections::HashMap::with_capacity(events.len());
+        let mut firsts = Self { at: Vec::with_capacity(events.len()), of: Vec::with_capacity(events.len()) };
+        for (index, event) in events.iter().enumerate() {
+            let first = *seen.entry(event.event_id.as_str()).or_insert_with(|| {
+                firsts.at.push(index);
+                firsts.at.len() - 1
+            });
+            firsts.of.push(first);
+        }
+        firsts
+    }
+
+    /// The outcome of each event, from the fates of the firsts.
+    pub fn outcomes(&self, events: &[EncodedEvent], fates: &[Fate]) -> Vec<Outcome> {
+        let outcome = |(index, event): (usize, &EncodedEvent)| {
+            let first = self.of[index];
+            let at = self.at[first];
+            fates[first].outcome(event.body, events[at].body, at == index)
+        };
+        events.iter().enumerate().map(outcome).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stages::RawEvent;
+
+    fn body(event_type: &str) -> BodyHash {
+        BodyHash::of(&RawEvent { event_type: event_type.into(), ..RawEvent::default() })
+    }
+
+    fn stored(body: BodyHash) -> Stored {
+        Stored { incarnation: String::new(), partition: 3, offset: 7, body }
+    }
+
+    #[test]
+    fn copies_share_the_fate_of_the_first() {
+        let (same, other) = (body("a"), body("b"));
+        let position = || "3:7".to_owned();
+        let wait = Duration::from_secs(1);
+        let delivered = Fate::Delivered(stored(same));
+        assert_eq!(delivered.outcome(same, same, true), Outcome::Accepted(position()));
+        assert_eq!(delivered.outcome(same, same, false), Outcome::Duplicate(position()));
+        assert_eq!(delivered.outcome(other, same, false), Outcome::Reused);
+        let known = Fate::Known(stored(same));
+        assert_eq!(known.outcome(same, same, true), Outcome::Duplicate(position()));
+        assert_eq!(known.outcome(other, other, true), Outcome::Reused);
+        assert_eq!(known.outcome(same, other, false), Outcome::Duplicate(position()));
+        let open = Fate::Open(wait);
+        assert_eq!(open.outcome(same, same, true), Outcome::Retry(wait));
+        assert_eq!(open.outcome(same, same, false), Outcome::Retry(wait));
+        assert_eq!(open.outcome(other, same, false), Outcome::Reused);
+    }
+
+    #[test]
+    fn each_id_is_claimed_once() {
+        let event = |id: &str| EncodedEvent { event_id: id.into(), partition: 0, body: body(id), value: vec![] };
+        let firsts = Firsts::of(&[event("a"), event("b"), event("a"), event("c"), event("b")]);
+        assert_eq!(firsts, Firsts { at: vec![0, 1, 3], of: vec![0, 1, 0, 2, 1] });
+    }
+}

@@ -1,0 +1,135 @@
+//! All routes, and what comes before a request's events are looked at.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{ConnectInfo, Request, State};
+use axum::http::{HeaderMap, StatusCode, Uri, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::post;
+use tidemill_common::http::Health;
+use tidemill_common::problem::Problem;
+
+use crate::admit::admit;
+use crate::answer;
+use crate::auth::{Caller, Credential, Denied};
+use crate::body;
+use crate::gateway::Gateway;
+use crate::overload::Share;
+use crate::parse;
+use crate::stages::Receipt;
+
+/// What the gateway serves.
+pub fn routes(gateway: Arc<Gateway>, health: &Health) -> Router {
+    Router::new()
+        .route("/v1/events", post(events))
+        .route("/collect", post(events))
+        .layer(middleware::from_fn(measure))
+        .with_state(gateway)
+        .merge(health.routes())
+        .method_not_allowed_fallback(async || {
+            let detail = "this path takes other methods; events are sent by POST";
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", detail)
+        })
+        .fallback(async || {
+            let detail = "there is nothing at this path; events are sent by POST to /v1/events";
+            Problem::new(StatusCode::NOT_FOUND, "not-found", "Not found", detail)
+        })
+}
+
+/// Takes one event or an array of them.
+async fn events(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
+    let Some(mut share) = gateway.overload.enter() else { return body::overloaded().into_response() };
+    let (head, body) = request.into_parts();
+    let peer = head.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
+    let receipt = Receipt::now(peer, gateway.config.client_address, &head.headers);
+    let caller = match caller(&gateway, &head.headers, &head.uri).await {
+        Ok(caller) => caller,
+        Err(problem) => return refuse(problem, &head.headers, body).await,
+    };
+    let body = match body::read(body, &gateway.config, &mut share).await {
+        Ok(body) => body,
+        Err(problem) => return problem.into_response(),
+    };
+    // A client that hangs up drops this handler, but not the task.
+    let tasks = gateway.tasks.clone();
+    match tasks.spawn(async move { respond(&gateway, &caller, &receipt, &body, share).await }).await {
+        Ok(response) => response,
+        Err(error) => Problem::internal(error).into_response(),
+    }
+}
+
+/// Holds the request's share until it is answered, be its client there or not.
+async fn respond(gateway: &Gateway, caller: &Caller, receipt: &Receipt, body: &[u8], _share: Share) -> Response {
+    match parse::json(body) {
+        Err(error) => body::bad(format!("the body is not JSON: {error}")).into_response(),
+        Ok(parse::Body::One(event)) => match admit(gateway, caller, receipt, &[event]).await.pop() {
+            Some(answered) => answer::one(answered),
+            None => Problem::internal("an event without an answer").into_response(),
+        },
+        Ok(parse::Body::Many(events)) if events.is_empty() => {
+            body::bad("the array is empty; send at least one event".to_owned()).into_response()
+        }
+        Ok(parse::Body::Many(events)) if events.len() > gateway.config.max_events => {
+            let (sent, most) = (events.len(), gateway.config.max_events);
+            body::too_large(format!("the array has {sent} events; send at most {most} at once")).into_response()
+        }
+        Ok(parse::Body::Many(events)) => answer::many(admit(gateway, caller, receipt, &events).await),
+    }
+}
+
+async fn caller(gateway: &Gateway, headers: &HeaderMap, uri: &Uri) -> Result<Arc<Caller>, Problem> {
+    let Some(credential) = credential(headers, uri) else {
+        let detail = "send an API key as Authorization: Bearer <key> or as X-API-Key: <key>";
+        return Err(unauthorized(detail.to_owned()));
+    };
+    let caller = gateway.keys.writer(&credential).await.map_err(|denied| match denied {
+        Denied::Unknown => unauthorized(denied.to_string()),
+        Denied::NotForWriting | Denied::NotInUrl => {
+            Problem::new(StatusCode::FORBIDDEN, "forbidden", "Forbidden", denied.to_string()).field("Authorization")
+        }
+        Denied::Unavailable(failure) => Problem::unavailable("the list of API keys", failure),
+    })?;
+    body::check_headers(headers)?;
+    Ok(caller)
+}
+
+fn unauthorized(detail: String) -> Problem {
+    Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "Unauthorized", detail).field("Authorization")
+}
+
+fn credential<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Option<Credential<'a>> {
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+    let bearer = header(header::AUTHORIZATION.as_str()).and_then(|value| {
+        let (scheme, key) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
+    });
+    if let Some(key) = bearer.or_else(|| header("x-api-key")) {
+        return Some(Credential { key, in_url: false });
+    }
+    // Keys are base64url, so they need no decoding.
+    let key = uri.query()?.split('&').find_map(|pair| pair.strip_prefix("api_key="))?;
+    Some(Credential { key, in_url: true })
+}
+
+/// Refuses a request whose body has not been read. One that waits for "100 Continue" sends none.
+async fn refuse(problem: Problem, headers: &HeaderMap, body: Body) -> Response {
+    if !headers.contains_key(header::EXPECT) {
+        body::linger(body.into_data_stream()).await;
+    }
+    problem.into_response()
+}
+
+async fn measure(request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let endpoint = if request.uri().path() == "/collect" { "/collect" } else { "/v1/events" };
+    let response = next.run(request).await;
+    let status = response.status().as_u16().to_string();
+    metrics::counter!("analytics_api_requests_total", "endpoint" => endpoint, "status" => status).increment(1);
+    metrics::histogram!("analytics_api_latency_seconds", "endpoint" => endpoint).record(started.elapsed());
+    response
+}

@@ -1,0 +1,41 @@
+//! The schema id of each project's events, registered at first use. A known one goes on working without the
+//! registry.
+
+use std::collections::HashMap;
+use std::sync::{Arc, RwLock};
+use std::time::Duration;
+
+use tidemill_common::codec::{EVENT_SCHEMA, Encoder};
+use tidemill_common::names::events_topic;
+use tidemill_common::registry::{Registry, RegistryError};
+
+use crate::breaker::{Breaker, Failure};
+
+/// A registry stores a new subject in this time; it is asked once per project and process.
+const TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Encoders by project.
+pub struct Schemas {
+    registry: Registry,
+    breaker: Breaker,
+    encoders: RwLock<HashMap<String, Arc<Encoder>>>,
+}
+
+impl Schemas {
+    /// Asks this registry.
+    pub fn new(registry: Registry) -> Self {
+        Self { registry, breaker: Breaker::new(TIMEOUT), encoders: RwLock::default() }
+    }
+
+    /// The encoder of a project's events.
+    pub async fn encoder(&self, project: &str) -> Result<Arc<Encoder>, Failure<RegistryError>> {
+        if let Some(encoder) = self.encoders.read().expect("no holder panics").get(project) {
+            return Ok(Arc::clone(encoder));
+        }
+        let subject = format!("{}-value", events_topic(project));
+        let id = self.breaker.call(self.registry.register(&subject, EVENT_SCHEMA)).await?;
+        let encoder = Arc::new(Encoder::new(id));
+        self.encoders.write().expect("no holder panics").insert(project.to_owned(), Arc::clone(&encoder));
+        Ok(encoder)
+    }
+}

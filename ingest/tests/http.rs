@@ -1,0 +1,88 @@
+//! The gateway as an HTTP server.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use support::{Gateway, answer, event};
+use tidemill_testkit::Stack;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_never_ends_its_head_is_dropped() {
+    let gateway = Gateway::start().await;
+    let mut slow = TcpStream::connect(gateway.address).await.unwrap();
+    let started = Instant::now();
+    slow.write_all(b"POST /v1/events HTTP/1.1\r\nHost: t\r\nX-Slow: ").await.unwrap();
+    assert_eq!(gateway.post(&event("e-1")).await.status, 202, "others are served meanwhile");
+    // A byte now and then does not keep it alive.
+    let (mut reader, mut writer) = slow.into_split();
+    let drip = tokio::spawn(async move {
+        while writer.write_all(b"x").await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    });
+    let end = tokio::time::timeout(Duration::from_secs(20), reader.read_to_end(&mut Vec::new())).await;
+    assert!(end.is_ok(), "the connection is closed");
+    assert!(started.elapsed() > Duration::from_secs(5), "closed for its slowness");
+    drip.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_never_ends_its_body_is_told_so() {
+    let gateway = Gateway::with(Stack::new().await, |config, _| config.body_timeout_ms = 500).await;
+    let mut slow = TcpStream::connect(gateway.address).await.unwrap();
+    let head =
+        format!("POST /v1/events HTTP/1.1\r\nHost: t\r\nX-API-Key: {}\r\nContent-Length: 100\r\n\r\n{{", gateway.key);
+    slow.write_all(head.as_bytes()).await.unwrap();
+    let mut status = [0; 12];
+    tokio::time::timeout(support::QUICK, slow.read_exact(&mut status)).await.unwrap().unwrap();
+    assert_eq!(&status, b"HTTP/1.1 408");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn too_much_at_once_is_told_to_come_back() {
+    let gateway = Gateway::with(Stack::new().await, |config, _| {
+        (config.max_requests, config.max_bytes_in_flight) = (1, 1_000);
+    })
+    .await;
+    let large = answer(gateway.request().body(vec![b' '; 1_001])).await;
+    assert_eq!((large.status, large.problem(), large.retry_after), (503, "overloaded", Some(1)));
+    let mut slow = TcpStream::connect(gateway.address).await.unwrap();
+    let head = format!("POST /collect HTTP/1.1\r\nHost: t\r\nX-API-Key: {}\r\nContent-Length: 9\r\n\r\n", gateway.key);
+    slow.write_all(head.as_bytes()).await.unwrap();
+    tidemill_testkit::eventually("the slow request takes the only place", || async {
+        let answer = gateway.post(&event("e-1")).await;
+        answer.status == 503 && answer.problem() == "overloaded"
+    })
+    .await;
+    drop(slow);
+    tidemill_testkit::eventually("the place is free again", || async {
+        gateway.post(&event("e-2")).await.status == 202
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_see_health_and_metrics() {
+    let gateway = Gateway::start().await;
+    assert_eq!(gateway.post(&event("e-1")).await.status, 202);
+    for path in ["/livez", "/readyz", "/health"] {
+        assert_eq!(gateway.get(path).await.unwrap().status(), 200, "{path}");
+    }
+    let metrics = gateway.get("/metrics").await.unwrap().text().await.unwrap();
+    for line in [
+        "analytics_events_received_total{type=\"page_view\"}",
+        "analytics_events_queued_total",
+        "analytics_batch_size_histogram_bucket",
+        "analytics_queue_depth",
+        "analytics_api_requests_total{endpoint=\"/v1/events\",status=\"202\"}",
+        "analytics_api_latency_seconds_bucket{endpoint=\"/v1/events\"",
+    ] {
+        assert!(metrics.contains(line), "{line} is missing in\n{metrics}");
+    }
+    assert_eq!(gateway.get("/v1/events").await.unwrap().status(), 405);
+    assert_eq!(gateway.get("/nothing").await.unwrap().status(), 404);
+}

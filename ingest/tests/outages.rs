@@ -1,0 +1,151 @@
+//! What goes on when something is down, and what never happens then.
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+use support::{Gateway, PrivateRedis, Proxy, create_key, event};
+use tidemill_testkit::{Stack, eventually, eventually_within};
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_accepted_while_redis_is_dead() {
+    let mut redis = PrivateRedis::start().await;
+    let url = redis.url.clone();
+    let gateway = Gateway::with(Stack::new().await, |_, connections| connections.redis_url = url).await;
+    assert_eq!(gateway.post(&event("before")).await.status, 202);
+    assert_eq!(gateway.post(&event("before")).await.problem(), "duplicate");
+    redis.kill();
+    for i in 0..30 {
+        let answer = gateway.post(&json!([event(&format!("e-{i}")), event(&format!("f-{i}"))])).await;
+        assert_eq!(answer.statuses(), ["accepted", "accepted"]);
+    }
+    assert_eq!(gateway.post(&event("before")).await.status, 202, "the workers' own dedupe will see to it");
+    assert_eq!(gateway.in_log(&gateway.stack.project, "before").await, 2);
+    eventually("health says so", || async {
+        let health: serde_json::Value = gateway.get("/health").await.unwrap().json().await.unwrap();
+        health["status"] == "degraded" && health["checks"]["redis"] != "ok"
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_accepted_while_redis_is_full_or_hangs() {
+    let redis = PrivateRedis::start().await;
+    let url = redis.url.clone();
+    let gateway = Gateway::with(Stack::new().await, |_, connections| connections.redis_url = url).await;
+    redis.run(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    assert_eq!(gateway.post(&event("full")).await.status, 202);
+    redis.run(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    assert_eq!(gateway.post(&event("room again")).await.status, 202);
+    redis.run(&["CLIENT", "PAUSE", "60000", "ALL"]).await;
+    let started = Instant::now();
+    assert_eq!(gateway.post(&event("hangs")).await.status, 202);
+    assert!(started.elapsed() < support::QUICK, "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_connection_to_redis_is_made_again_at_once() {
+    let redis = PrivateRedis::start().await;
+    let url = redis.url.clone();
+    let gateway = Gateway::with(Stack::new().await, |_, connections| connections.redis_url = url).await;
+    assert_eq!(gateway.post(&event("e-1")).await.status, 202);
+    redis.run(&["CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes"]).await;
+    assert_eq!(gateway.post(&event("e-1")).await.problem(), "duplicate");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn known_keys_go_on_working_without_postgres() {
+    let stack = Stack::new().await;
+    let (proxy, through) = Proxy::before(&stack.connections.database_url).await;
+    let gateway = Gateway::with(stack, |_, connections| connections.database_url = through).await;
+    let unknown = create_key(&gateway.stack, &gateway.stack.project, &["write"], None).await;
+    assert_eq!(gateway.post(&event("before")).await.status, 202);
+    proxy.cut();
+    // Longer than anything is remembered as fresh.
+    let (started, mut number) = (Instant::now(), 0);
+    while started.elapsed() < Duration::from_secs(9) {
+        number += 1;
+        let answer = gateway.post(&event(&format!("e-{number}"))).await;
+        assert_eq!(answer.status, 202, "{answer:?}");
+    }
+    let answer = gateway.post_as(&unknown, &event("unknown")).await;
+    assert_eq!((answer.status, answer.problem()), (503, "unavailable"), "not 401: nobody knows");
+    assert!(answer.retry_after.is_some());
+    assert_eq!(gateway.get("/readyz").await.unwrap().status(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn known_schemas_go_on_working_without_the_registry() {
+    let stack = Stack::new().await;
+    let (proxy, through) = Proxy::before(&stack.connections.registry_url).await;
+    let gateway = Gateway::with(stack, |_, connections| connections.registry_url = through).await;
+    let other = format!("{}-2", gateway.stack.project);
+    gateway.stack.create_project(&other).await;
+    let key = create_key(&gateway.stack, &other, &["write"], None).await;
+    assert_eq!(gateway.post(&event("before")).await.status, 202);
+    proxy.cut();
+    assert_eq!(gateway.post(&event("after")).await.status, 202);
+    let answer = gateway.post_as(&key, &event("e-1")).await;
+    assert_eq!((answer.status, answer.problem()), (503, "retry"));
+    assert_eq!(gateway.claim(&other, "e-1").await, None, "nothing was claimed");
+    let bad = gateway.post_as(&key, &json!({"eventId": "e-2"})).await;
+    assert_eq!(bad.status, 422, "what is wrong is wrong without it");
+}
+
+/// Sends an event, and hangs up once it is in flight.
+async fn send_and_hang_up(gateway: &Gateway, project: &str, key: &str) {
+    let body = event("e-1").to_string();
+    let head = format!("POST /v1/events HTTP/1.1\r\nHost: t\r\nX-API-Key: {key}\r\nContent-Length: {}\r\n", body.len());
+    let mut stream = TcpStream::connect(gateway.address).await.unwrap();
+    stream.write_all(format!("{head}\r\n{body}").as_bytes()).await.unwrap();
+    gateway.in_flight(project, "e-1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_hangs_up_leaves_nothing_half_done() {
+    let (gateway, project, key) = Gateway::without_topics().await;
+    send_and_hang_up(&gateway, &project, &key).await;
+    gateway.stack.create_topics(&project).await;
+    // Before the claim would have run out by itself.
+    eventually_within(Duration::from_secs(8), "the event is confirmed or its claim given back", || async {
+        gateway.claim(&project, "e-1").await.is_none_or(|claim| claim.starts_with("C:"))
+    })
+    .await;
+    let confirmed = gateway.claim(&project, "e-1").await.is_some();
+    assert!(!confirmed || gateway.in_log(&project, "e-1").await == 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_waits_for_requests_whose_clients_have_gone() {
+    let (mut gateway, project, key) = Gateway::without_topics().await;
+    let mut service = gateway.service.take().unwrap();
+    send_and_hang_up(&gateway, &project, &key).await;
+    gateway.shutdown.cancel();
+    let early = tokio::time::timeout(Duration::from_millis(500), &mut service).await;
+    assert!(early.is_err(), "an event is in flight");
+    tokio::time::timeout(Duration::from_secs(30), service).await.expect("it ends").unwrap().unwrap();
+    assert_eq!(gateway.claim(&project, "e-1").await, None, "its claim was given back before");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shutdown_waits_for_requests_under_way() {
+    let (mut gateway, project, key) = Gateway::without_topics().await;
+    let service = gateway.service.take().unwrap();
+    let (address, body) = (gateway.address, event("e-1"));
+    let request = gateway.post_as(&key, &body);
+    let stop = async {
+        gateway.in_flight(&project, "e-1").await;
+        gateway.shutdown.cancel();
+        eventually("no new connections", || async { TcpStream::connect(address).await.is_err() }).await;
+        assert!(!service.is_finished(), "a request is under way");
+        gateway.stack.create_topics(&project).await;
+    };
+    let (answer, ()) = tokio::join!(request, stop);
+    assert!(answer.status == 202 || answer.problem() == "retry", "{answer:?}");
+    tokio::time::timeout(Duration::from_secs(30), service).await.expect("it ends").unwrap().unwrap();
+    assert_eq!(gateway.claim(&project, "e-1").await.is_some(), answer.status == 202, "settled before it ended");
+}

@@ -1,0 +1,80 @@
+//! Reads of the hot copies that the stream writes. Redis is never the truth: a key that is missing, of
+//! another generation or unreadable is simply not found, and Postgres is asked.
+
+use std::collections::HashMap;
+
+use serde::Deserialize;
+use tidemill_common::projects::Project;
+use tidemill_common::redis::Redis;
+use tidemill_stream::keys;
+use tidemill_stream::window::Granularity;
+
+/// A window's copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct HotWindow {
+    /// Events.
+    pub count: i64,
+    /// Different users.
+    pub unique_users: u64,
+    generation: i32,
+}
+
+/// The copies of those of `windows` (starts, in seconds since 1970) that are there, in one round trip.
+pub async fn hot_windows(
+    redis: &Redis,
+    project: &Project,
+    metric: &str,
+    granularity: Granularity,
+    windows: &[i64],
+) -> HashMap<i64, HotWindow> {
+    if windows.is_empty() {
+        return HashMap::new();
+    }
+    let keys: Vec<String> =
+        windows.iter().map(|start| keys::metric(&project.id, metric, granularity, *start)).collect();
+    let mut pipeline = redis::pipe();
+    pipeline.cmd("MGET").arg(keys);
+    match redis.run::<(Vec<Option<String>>,)>(&pipeline).await {
+        Ok((values,)) => windows
+            .iter()
+            .zip(values)
+            .filter_map(|(start, value)| Some((*start, parse(&value?, project.generation)?)))
+            .collect(),
+        Err(error) => {
+            tracing::debug!(%error, "hot windows are read from Postgres");
+            HashMap::new()
+        }
+    }
+}
+
+fn parse(value: &str, generation: i32) -> Option<HotWindow> {
+    serde_json::from_str::<HotWindow>(value).ok().filter(|window| window.generation == generation)
+}
+
+/// The hash of a live session, of this generation.
+pub async fn session(redis: &Redis, project: &Project, session_id: &str) -> Option<HashMap<String, String>> {
+    let mut pipeline = redis::pipe();
+    pipeline.cmd("HGETALL").arg(keys::session(&project.id, session_id));
+    match redis.run::<(HashMap<String, String>,)>(&pipeline).await {
+        Ok((hash,)) => {
+            Some(hash).filter(|hash| hash.get("generation").is_some_and(|text| text.parse() == Ok(project.generation)))
+        }
+        Err(error) => {
+            tracing::debug!(%error, "a session is read from Postgres");
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_counts_only_in_its_generation() {
+        let value = r#"{"count":3,"unique_users":2,"generation":1,"epoch":0,"version":9}"#;
+        assert_eq!(parse(value, 1), Some(HotWindow { count: 3, unique_users: 2, generation: 1 }));
+        assert_eq!(parse(value, 2), None);
+        assert_eq!(parse("{\"count\":3}", 1), None);
+    }
+}

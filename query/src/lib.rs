@@ -1,0 +1,54 @@
+//! The query service: metrics, sessions and SQL over HTTP, each only for the caller's own project.
+
+mod archive;
+mod config;
+mod freshness;
+mod hot;
+mod metrics;
+mod postgres;
+
+mod routes;
+mod sessions;
+mod sql;
+
+use std::sync::Arc;
+
+use tidemill_common::auth::Keys;
+use tidemill_common::config::Connections;
+use tidemill_common::http::{Health, serve};
+use tidemill_common::kafka::History;
+use tidemill_common::postgres as pg;
+use tidemill_common::redis::Redis;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+pub use config::Config;
+
+/// Serves until shutdown.
+pub async fn run(
+    config: Config,
+    connections: Connections,
+    listener: TcpListener,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let pool = pg::pool(&connections.database_url, config.postgres_connections)?;
+    let redis = Redis::new(&connections.redis_url)?;
+    let health = Health::new();
+    let (checked_pool, checked_redis) = (pool.clone(), redis.clone());
+    health.watch("postgres", true, &shutdown, move || postgres::ping(checked_pool.clone()));
+    health.watch("redis", false, &shutdown, move || {
+        let redis = checked_redis.clone();
+        async move { redis.ping().await }
+    });
+    let service = routes::Service {
+        keys: Keys::new(pool.clone()),
+        freshness: freshness::Freshness::new(History::new(connections.kafka.clone()), pool.clone()),
+        sql: sql::Engine::new(&config, &connections)?,
+        pool,
+        redis,
+    };
+    let app = routes::routes(Arc::new(service)).merge(health.routes());
+    tracing::info!(address = %listener.local_addr()?, "query service is up");
+    serve(listener, app, shutdown).await?;
+    Ok(())
+}

@@ -1,0 +1,215 @@
+//! The table `sessions`: one row per session, streamed from Postgres.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use arrow::array::{
+    ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, RecordBatchOptions, StringArray,
+    TimestampMicrosecondArray,
+};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use async_trait::async_trait;
+use chrono::{DateTime, Utc};
+use datafusion::catalog::{Session, TableProvider};
+use datafusion::common::ScalarValue;
+use datafusion::error::{DataFusionError, Result};
+use datafusion::execution::{SendableRecordBatchStream, TaskContext};
+use datafusion::logical_expr::{BinaryExpr, Expr, Operator, TableProviderFilterPushDown, TableType};
+use datafusion::physical_plan::ExecutionPlan;
+use datafusion::physical_plan::stream::RecordBatchStreamAdapter;
+use datafusion::physical_plan::streaming::{PartitionStream, StreamingTableExec};
+use sqlx::postgres::PgRow;
+use sqlx::{PgPool, Row};
+use tidemill_common::projects::Project;
+
+use crate::postgres::{COLUMNS, Comparison, Condition, Kind, Scan, Value};
+
+/// A project's sessions.
+#[derive(Debug)]
+pub struct SessionsTable {
+    pool: PgPool,
+    project: String,
+    generation: i32,
+    schema: SchemaRef,
+}
+
+impl SessionsTable {
+    /// The sessions of one project and no other.
+    pub fn new(pool: PgPool, project: &Project) -> Self {
+        let schema = Arc::new(schema(0..COLUMNS.len()));
+        Self { pool, project: project.id.clone(), generation: project.generation, schema }
+    }
+}
+
+fn schema(columns: impl IntoIterator<Item = usize>) -> Schema {
+    let field = |column: usize| {
+        let (name, kind, nullable, _) = COLUMNS[column];
+        let data_type = match kind {
+            Kind::Text => DataType::Utf8,
+            Kind::Time => DataType::Timestamp(TimeUnit::Microsecond, Some("+00:00".into())),
+            Kind::Integer => DataType::Int64,
+            Kind::Float => DataType::Float64,
+            Kind::Boolean => DataType::Boolean,
+        };
+        Field::new(name, data_type, nullable)
+    };
+    Schema::new(columns.into_iter().map(field).collect::<Vec<_>>())
+}
+
+#[async_trait]
+impl TableProvider for SessionsTable {
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+
+    fn schema(&self) -> SchemaRef {
+        Arc::clone(&self.schema)
+    }
+
+    fn table_type(&self) -> TableType {
+        TableType::Base
+    }
+
+    async fn scan(
+        &self,
+        _state: &dyn Session,
+        projection: Option<&Vec<usize>>,
+        filters: &[Expr],
+        limit: Option<usize>,
+    ) -> Result<Arc<dyn ExecutionPlan>> {
+        let columns = projection.cloned().unwrap_or_else(|| (0..COLUMNS.len()).collect());
+        let schema = Arc::new(schema(columns.iter().copied()));
+        let conditions = filters.iter().filter_map(condition).collect();
+        let scan = Scan { generation: self.generation, project: self.project.clone(), columns, conditions, limit };
+        let rows = Rows { pool: self.pool.clone(), scan, schema: Arc::clone(&schema) };
+        Ok(Arc::new(StreamingTableExec::try_new(schema, vec![Arc::new(rows)], None, [], false, limit)?))
+    }
+
+    fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
+        let support = |filter: &&Expr| match condition(filter) {
+            Some(_) => TableProviderFilterPushDown::Exact,
+            None => TableProviderFilterPushDown::Unsupported,
+        };
+        Ok(filters.iter().map(support).collect())
+    }
+}
+
+/// A filter as Postgres can check it, with the very same outcome: text only for equality, since the order of
+/// text depends on the collation.
+fn condition(filter: &Expr) -> Option<Condition> {
+    let Expr::BinaryExpr(BinaryExpr { left, op, right }) = filter else { return None };
+    let (column, op, literal) = match (left.as_ref(), right.as_ref()) {
+        (Expr::Column(column), Expr::Literal(literal, _)) => (column, *op, literal),
+        (Expr::Literal(literal, _), Expr::Column(column)) => (column, op.swap()?, literal),
+        _ => return None,
+    };
+    let comparison = match op {
+        Operator::Eq => Comparison::Equal,
+        Operator::Lt => Comparison::Less,
+        Operator::LtEq => Comparison::LessOrEqual,
+        Operator::Gt => Comparison::Greater,
+        Operator::GtEq => Comparison::GreaterOrEqual,
+        _ => return None,
+    };
+    let column = COLUMNS.iter().position(|(name, ..)| *name == column.name)?;
+    let value = match COLUMNS[column].1 {
+        Kind::Text if comparison == Comparison::Equal => Value::Text(text(literal)?),
+        Kind::Time => Value::Time(time(literal)?),
+        _ => return None,
+    };
+    Some(Condition { column, comparison, value })
+}
+
+fn text(literal: &ScalarValue) -> Option<String> {
+    let text = literal.try_as_str()??;
+    // Postgres cannot even be asked about U+0000.
+    (!text.contains('\0')).then(|| text.to_owned())
+}
+
+fn time(literal: &ScalarValue) -> Option<DateTime<Utc>> {
+    match literal {
+        ScalarValue::TimestampMicrosecond(Some(micros), Some(_)) => DateTime::from_timestamp_micros(*micros),
+        _ => None,
+    }
+}
+
+/// The rows of one scan.
+struct Rows {
+    pool: PgPool,
+    scan: Scan,
+    schema: SchemaRef,
+}
+
+impl fmt::Debug for Rows {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rows").field("scan", &self.scan).finish_non_exhaustive()
+    }
+}
+
+impl PartitionStream for Rows {
+    fn schema(&self) -> &SchemaRef {
+        &self.schema
+    }
+
+    fn execute(&self, _context: Arc<TaskContext>) -> SendableRecordBatchStream {
+        let (pool, scan, schema) = (self.pool.clone(), self.scan.clone(), Arc::clone(&self.schema));
+        let batches = futures::stream::try_unfold(Reader::Closed(pool), move |reader| {
+            let (scan, schema) = (scan.clone(), Arc::clone(&schema));
+            async move { next(reader, &scan, &schema).await.map_err(|e| DataFusionError::External(Box::new(e))) }
+        });
+        Box::pin(RecordBatchStreamAdapter::new(Arc::clone(&self.schema), batches))
+    }
+}
+
+/// Where a scan stands. When it is dropped its transaction, and so the cursor, ends.
+enum Reader {
+    Closed(PgPool),
+    Open(sqlx::Transaction<'static, sqlx::Postgres>),
+}
+
+async fn next(reader: Reader, scan: &Scan, schema: &SchemaRef) -> Result<Option<(RecordBatch, Reader)>, sqlx::Error> {
+    let mut transaction = match reader {
+        Reader::Closed(pool) => {
+            let mut transaction = pool.begin().await?;
+            scan.open().build().execute(&mut *transaction).await?;
+            transaction
+        }
+        Reader::Open(transaction) => transaction,
+    };
+    // Not kept as a prepared statement: its columns are another scan's the next time.
+    let rows = sqlx::query(Scan::NEXT).persistent(false).fetch_all(&mut *transaction).await?;
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let columns = scan
+        .columns
+        .iter()
+        .enumerate()
+        .map(|(index, column)| array(&rows, index, COLUMNS[*column].1))
+        .collect::<Result<_, _>>()?;
+    let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
+    let batch = RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)
+        .map_err(|error| sqlx::Error::Decode(error.into()))?;
+    Ok(Some((batch, Reader::Open(transaction))))
+}
+
+fn array(rows: &[PgRow], index: usize, kind: Kind) -> Result<ArrayRef, sqlx::Error> {
+    Ok(match kind {
+        Kind::Text => Arc::new(values::<String>(rows, index)?.into_iter().collect::<StringArray>()),
+        Kind::Integer => Arc::new(values::<i64>(rows, index)?.into_iter().collect::<Int64Array>()),
+        Kind::Float => Arc::new(values::<f64>(rows, index)?.into_iter().collect::<Float64Array>()),
+        Kind::Boolean => Arc::new(values::<bool>(rows, index)?.into_iter().collect::<BooleanArray>()),
+        Kind::Time => {
+            let micros = values::<DateTime<Utc>>(rows, index)?.into_iter().map(|time| Some(time?.timestamp_micros()));
+            Arc::new(micros.collect::<TimestampMicrosecondArray>().with_timezone("+00:00"))
+        }
+    })
+}
+
+fn values<'r, T>(rows: &'r [PgRow], index: usize) -> Result<Vec<Option<T>>, sqlx::Error>
+where
+    T: sqlx::Decode<'r, sqlx::Postgres> + sqlx::Type<sqlx::Postgres>,
+{
+    rows.iter().map(|row| row.try_get(index)).collect()
+}

@@ -1,0 +1,15 @@
+//! Topics: declared in YAML (`topics/*.yaml`), compared with what Kafka has, and created where they are missing.
+//!
+//! ```text
+//! Declarations ──► Vec<Topic> ─┐
+//!                              ├─ plan ──► Vec<Change> ──► Cluster::apply
+//! Cluster::existing ───────────┘
+//! ```
+
+mod cluster;
+mod declaration;
+mod plan;
+
+pub use cluster::{Cluster, ClusterError};
+pub use declaration::{Declarations, DeclareError, Partitions, Topic};
+pub use plan::{Change, Existing, plan, replication};
