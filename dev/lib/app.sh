@@ -55,7 +55,7 @@ app_start() {
   app_stop "$name"
   claim_port "$name"
   app_stamp >"$stamp"
-  launch "$name" env -u PORT -C "$REPO" "TIDEMILL_${name^^}__HOST=127.0.0.1" \
+  launch "$name" env -u PORT -C "$REPO" TIDEMILL_LISTEN__HOST=127.0.0.1 \
     "${PORT_VARIABLE[$name]}=$(port_of "$name")" "$(binary)" "$name"
   await "$name" 60 || {
     app_stop "$name"
