@@ -17,7 +17,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends \
     && install -d -o tidemill -g tidemill /var/lib/tidemill /var/lib/tidemill/warehouse
 COPY --from=build /src/target/release/tidemill /usr/local/bin/tidemill
 COPY topics/*.yaml /etc/tidemill/topics/
-USER tidemill
+USER 10001
 WORKDIR /etc/tidemill
 ENTRYPOINT ["tidemill"]
 CMD ["--help"]

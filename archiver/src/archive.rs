@@ -11,6 +11,8 @@ use crate::prepare::{Prepared, Seen, Shared};
 
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// Until a topic without a project is looked at again.
+const LOOK_AGAIN: Duration = Duration::from_secs(3);
 
 /// A project's archive.
 pub struct Archive {
@@ -58,8 +60,15 @@ impl Archive {
 
     /// Stops for a person to decide, or waits and then starts again where the table is.
     pub fn fail(&mut self, error: ArchiveError) {
-        self.failures += 1;
         let project = &self.project;
+        if let ArchiveError::NoProject(_) | ArchiveError::NoTopic(_) = error {
+            // Made in another order, or another's: nothing is wrong with this archiver.
+            self.failures = 0;
+            tracing::debug!(project, %error, "nothing to archive yet");
+            self.enter(State::Waiting(Instant::now() + LOOK_AGAIN, error.to_string()));
+            return;
+        }
+        self.failures += 1;
         if error.is_final() {
             tracing::error!(project, %error, "the archive stops");
             self.enter(State::Stopped(error));

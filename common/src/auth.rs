@@ -5,6 +5,7 @@
 
 mod cache;
 
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,9 @@ const PREFIX: usize = MARK.len() + 8;
 /// Characters of a key: 32 random bytes in base64url behind the mark.
 const LENGTH: usize = MARK.len() + 43;
 
-const BY_PREFIX: &str = "SELECT k.hash, k.project, k.scopes, k.rate_limit, k.expires_at, k.revoked_at \
+/// Whether a key is revoked is judged by the clock that wrote when.
+const BY_PREFIX: &str = "SELECT k.hash, k.project, p.partitions, k.scopes, k.rate_limit, k.expires_at, \
+     k.revoked_at IS NOT NULL AND k.revoked_at <= now() AS revoked \
      FROM api_keys k JOIN projects p ON p.id = k.project AND p.deleted_at IS NULL WHERE k.prefix = $1";
 
 /// What a key allows.
@@ -66,13 +69,15 @@ pub struct ApiKey {
     pub prefix: String,
     /// Whose key it is.
     pub project: Arc<str>,
+    /// The project's number of home partitions.
+    pub partitions: i32,
     /// What it allows.
     pub scopes: Vec<Scope>,
     /// Events per second; `None` is no limit.
-    pub rate_limit: Option<u32>,
+    pub rate_limit: Option<NonZeroU32>,
     hash: [u8; 32],
     expires_at: Option<DateTime<Utc>>,
-    revoked_at: Option<DateTime<Utc>>,
+    revoked: bool,
 }
 
 impl ApiKey {
@@ -109,12 +114,16 @@ impl From<AuthError> for Problem {
     fn from(error: AuthError) -> Self {
         match error {
             AuthError::Unavailable(cause) => Self::unavailable("the store of API keys", cause),
-            AuthError::Forbidden(_) => {
-                Self::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed with this key", error.to_string())
-            }
-            _ => Self::new(StatusCode::UNAUTHORIZED, "unauthorized", "Not authenticated", error.to_string()),
+            AuthError::Forbidden(_) => forbidden(error.to_string()),
+            _ => Self::new(StatusCode::UNAUTHORIZED, "unauthorized", "Not authenticated", error.to_string())
+                .field("Authorization"),
         }
     }
+}
+
+/// For a caller whose key is good, but not for this.
+pub fn forbidden(detail: impl Into<String>) -> Problem {
+    Problem::new(StatusCode::FORBIDDEN, "forbidden", "Not allowed with this key", detail).field("Authorization")
 }
 
 /// The key in a request's headers: `Authorization: Bearer …`, else `X-API-Key`.
@@ -170,13 +179,14 @@ impl Keys {
     pub async fn authenticate(&self, credential: Option<&str>, now: DateTime<Utc>) -> Result<Arc<ApiKey>, AuthError> {
         let presented = credential.ok_or(AuthError::Missing)?;
         let prefix = prefix(presented).ok_or(AuthError::Unknown)?;
-        let found = self.cache().find(prefix, Instant::now());
+        let asked = Instant::now();
+        let found = self.cache().find(prefix, asked);
         let known = match found {
             Found::Use(known) => known,
             Found::Down => return Err(AuthError::Unavailable("Postgres did not answer a moment ago".to_owned())),
             Found::Ask(stale) => match self.look_up(prefix).await {
                 Ok(known) => {
-                    self.cache().confirm(prefix, known.clone(), Instant::now());
+                    self.cache().confirm(prefix, known.clone(), asked);
                     known
                 }
                 Err(error) => {
@@ -207,7 +217,7 @@ impl Keys {
 fn check(known: Arc<ApiKey>, presented: &str, now: DateTime<Utc>) -> Result<Arc<ApiKey>, AuthError> {
     if !bool::from(known.hash.ct_eq(&hash(presented))) {
         Err(AuthError::Unknown)
-    } else if known.revoked_at.is_some_and(|at| at <= now) {
+    } else if known.revoked {
         Err(AuthError::Revoked)
     } else if known.expires_at.is_some_and(|at| at <= now) {
         Err(AuthError::Expired)
@@ -220,10 +230,11 @@ fn check(known: Arc<ApiKey>, presented: &str, now: DateTime<Utc>) -> Result<Arc<
 struct Row {
     hash: Vec<u8>,
     project: String,
+    partitions: i32,
     scopes: Vec<String>,
     rate_limit: Option<i32>,
     expires_at: Option<DateTime<Utc>>,
-    revoked_at: Option<DateTime<Utc>>,
+    revoked: bool,
 }
 
 impl Row {
@@ -232,28 +243,32 @@ impl Row {
         Some(ApiKey {
             prefix: prefix.to_owned(),
             project: Arc::from(self.project),
+            partitions: self.partitions,
             scopes: self.scopes.iter().filter_map(|scope| Scope::parse(scope)).collect(),
-            rate_limit: self.rate_limit.and_then(|limit| u32::try_from(limit).ok()),
+            rate_limit: self.rate_limit.and_then(|limit| u32::try_from(limit).ok()).and_then(NonZeroU32::new),
             hash: self.hash.try_into().ok()?,
             expires_at: self.expires_at,
-            revoked_at: self.revoked_at,
+            revoked: self.revoked,
         })
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use chrono::TimeDelta;
+
     use super::*;
 
     fn key(new: &NewKey) -> ApiKey {
         ApiKey {
             prefix: new.prefix.clone(),
             project: Arc::from("shop"),
+            partitions: 4,
             scopes: vec![Scope::Read],
             rate_limit: None,
             hash: new.hash,
             expires_at: None,
-            revoked_at: None,
+            revoked: false,
         }
     }
 
@@ -275,13 +290,21 @@ mod tests {
         assert!(ask(key(&new), &new.key).is_ok());
         let same_prefix = format!("{}{}", new.prefix, "A".repeat(LENGTH - PREFIX));
         assert!(matches!(ask(key(&new), &same_prefix), Err(AuthError::Unknown)));
-        let revoked = ApiKey { revoked_at: Some(now), ..key(&new) };
+        let revoked = ApiKey { revoked: true, ..key(&new) };
         assert!(matches!(ask(revoked.clone(), &new.key), Err(AuthError::Revoked)));
         assert!(matches!(ask(revoked, &same_prefix), Err(AuthError::Unknown)), "a guess learns nothing");
         let expired = ApiKey { expires_at: Some(now), ..key(&new) };
-        assert!(matches!(ask(expired, &new.key), Err(AuthError::Expired)));
-        assert!(key(&new).require(Scope::Read).is_ok());
-        assert!(matches!(key(&new).require(Scope::Write), Err(AuthError::Forbidden(Scope::Write))));
+        assert!(matches!(ask(expired.clone(), &new.key), Err(AuthError::Expired)));
+        assert!(check(Arc::new(expired), &new.key, now - TimeDelta::milliseconds(1)).is_ok());
+    }
+
+    #[test]
+    fn scopes_are_kept() {
+        let reader = key(&generate());
+        assert!(reader.require(Scope::Read).is_ok());
+        assert!(matches!(reader.require(Scope::Write), Err(AuthError::Forbidden(Scope::Write))));
+        let both = ApiKey { scopes: vec![Scope::Read, Scope::Write], ..reader };
+        assert!(both.require(Scope::Write).is_ok());
     }
 
     #[test]

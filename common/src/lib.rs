@@ -2,6 +2,7 @@
 //! clients for Kafka, Redis, Postgres and HTTP. No service's policy lives here.
 
 pub mod auth;
+pub mod breaker;
 pub mod codec;
 pub mod config;
 pub mod event;

@@ -4,35 +4,22 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use recloser::{AsyncRecloser, Error as BreakerError, Recloser};
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use redis::{FromRedisValue, Pipeline, RedisError};
 
+use crate::breaker::{Breaker, Failure};
+
 const TIMEOUT: Duration = Duration::from_secs(1);
-/// The breaker opens when half of this many calls failed, and lets one through after `OPEN`.
-const CALLS: usize = 20;
-const OPEN: Duration = Duration::from_secs(30);
 
 /// A client. Cheap to clone.
 #[derive(Clone)]
 pub struct Redis {
     connection: ConnectionManager,
-    breaker: Arc<AsyncRecloser>,
+    breaker: Arc<Breaker>,
 }
 
 /// Why Redis gave no answer. The outcome is unknown: scripts and commands must be safe to run twice.
-#[derive(Debug, thiserror::Error)]
-pub enum RedisFailure {
-    /// Too many calls failed lately; this one was not tried.
-    #[error("redis is left alone for {} s after repeated failures", OPEN.as_secs())]
-    Open,
-    /// No answer in time.
-    #[error("redis did not answer within {} ms", TIMEOUT.as_millis())]
-    Timeout,
-    /// An error answer or a lost connection.
-    #[error("redis: {0}")]
-    Failed(#[from] RedisError),
-}
+pub type RedisFailure = Failure<RedisError>;
 
 impl Redis {
     /// A client for `redis://host:port/db`; it connects when it is first used. Needs a tokio runtime.
@@ -43,24 +30,13 @@ impl Redis {
             .set_connection_timeout(Some(TIMEOUT))
             .set_response_timeout(Some(TIMEOUT));
         let connection = ConnectionManager::new_lazy_with_config(redis::Client::open(url)?, config)?;
-        let breaker = Recloser::custom().error_rate(0.5).closed_len(CALLS).half_open_len(1).open_wait(OPEN).build();
-        Ok(Self { connection, breaker: Arc::new(AsyncRecloser::from(breaker)) })
+        Ok(Self { connection, breaker: Arc::new(Breaker::new("redis", TIMEOUT)) })
     }
 
     /// Runs a pipeline in one round trip.
     pub async fn run<T: FromRedisValue>(&self, pipeline: &Pipeline) -> Result<T, RedisFailure> {
         let mut connection = self.connection.clone();
-        let call = async {
-            match tokio::time::timeout(TIMEOUT, pipeline.query_async(&mut connection)).await {
-                Ok(answer) => Ok(answer?),
-                Err(_) => Err(RedisFailure::Timeout),
-            }
-        };
-        match self.breaker.call(call).await {
-            Ok(answer) => Ok(answer),
-            Err(BreakerError::Rejected) => Err(RedisFailure::Open),
-            Err(BreakerError::Inner(failure)) => Err(failure),
-        }
+        self.breaker.call(pipeline.query_async(&mut connection)).await
     }
 
     /// Asks for a PONG.

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use serde_json::value::RawValue;
+use tidemill_common::auth::ApiKey;
 use tidemill_common::kafka::Outgoing;
 use tidemill_common::names::events_topic;
 
-use crate::auth::Caller;
 use crate::claims::{Claim, Found};
 use crate::gateway::Gateway;
 use crate::keys::Stored;
@@ -20,9 +20,9 @@ const SOON: Duration = Duration::from_secs(1);
 
 /// Admits events: parse → validate → encode → claim → produce → confirm or release. Each gets its answer,
 /// in order.
-pub async fn admit(gateway: &Gateway, caller: &Caller, receipt: &Receipt, events: &[&RawValue]) -> Vec<Answered> {
+pub async fn admit(gateway: &Gateway, caller: &ApiKey, receipt: &Receipt, events: &[&RawValue]) -> Vec<Answered> {
     metrics::histogram!("analytics_batch_size_histogram").record(events.len() as f64);
-    let granted = caller.take(events.len());
+    let granted = gateway.limits.take(&caller.prefix, caller.rate_limit, events.len());
     let mut answers: Vec<Option<Answered>> = Vec::with_capacity(events.len());
     let mut valid: Vec<ValidEvent> = Vec::with_capacity(events.len());
     for (index, event) in events.iter().enumerate() {
@@ -46,14 +46,14 @@ pub async fn admit(gateway: &Gateway, caller: &Caller, receipt: &Receipt, events
 }
 
 /// Brings valid events into the log; gives their answers, in order.
-async fn deliver(gateway: &Gateway, caller: &Caller, events: Vec<ValidEvent>) -> Vec<Answered> {
+async fn deliver(gateway: &Gateway, caller: &ApiKey, events: Vec<ValidEvent>) -> Vec<Answered> {
     if events.is_empty() {
         return Vec::new();
     }
     let encoder = match gateway.schemas.encoder(&caller.project).await {
         Ok(encoder) => encoder,
         Err(error) => {
-            tracing::warn!(%error, project = caller.project, "events wait for their schema id");
+            tracing::warn!(%error, project = &*caller.project, "events wait for their schema id");
             let answer = |event: ValidEvent| answered(event.into_event_id(), Outcome::Retry(SOON));
             return events.into_iter().map(answer).collect();
         }

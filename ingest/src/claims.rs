@@ -71,7 +71,7 @@ impl Claims {
     /// A lost connection is tried again at once: claims that had come through hold our own token.
     async fn ask(&self, pipeline: &redis::Pipeline) -> Result<Vec<(Option<String>, i64)>, RedisFailure> {
         match self.redis.run(pipeline).await {
-            Err(RedisFailure::Failed(error)) if error.is_io_error() => self.redis.run(pipeline).await,
+            Err(RedisFailure::Failed(_, error)) if error.is_io_error() => self.redis.run(pipeline).await,
             answer => answer,
         }
     }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::bail;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, KafkaResult};
 use sqlx::PgPool;
+use tidemill_common::auth::Keys;
 use tidemill_common::config::Connections;
 use tidemill_common::http::Health;
 use tidemill_common::kafka::{KafkaConfig, Producer};
@@ -15,11 +16,11 @@ use tidemill_common::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::Keys;
 use crate::claims::Claims;
 use crate::config::Config;
 use crate::event_types::EventTypes;
 use crate::incarnations::Incarnations;
+use crate::limit::Limits;
 use crate::overload::Overload;
 use crate::schemas::Schemas;
 use crate::sql;
@@ -38,6 +39,8 @@ pub struct Gateway {
     pub config: Config,
     /// API keys.
     pub keys: Keys,
+    /// Their limits.
+    pub limits: Limits,
     /// Schema ids.
     pub schemas: Schemas,
     /// Claims on eventIds.
@@ -64,6 +67,7 @@ impl Gateway {
         let redis = Redis::new(&connections.redis_url)?;
         Ok(Self {
             keys: Keys::new(pool.clone()),
+            limits: Limits::default(),
             schemas: Schemas::new(Registry::new(&connections.registry_url)?),
             claims: Claims::new(redis.clone()),
             producer: Producer::new(&connections.kafka, DELIVERY)?,
@@ -91,10 +95,18 @@ impl Gateway {
         Ok(())
     }
 
-    /// Without Kafka nothing can be accepted.
+    /// Without Kafka nothing can be accepted. A producer that failed for good ends this process: whoever
+    /// started it starts another.
     fn watch_kafka(&self, health: &Health, shutdown: &CancellationToken) -> anyhow::Result<()> {
         let client: Arc<BaseConsumer> = Arc::new(self.kafka.client().create()?);
-        health.watch("kafka", true, shutdown, move || reach(Arc::clone(&client)));
+        let (producer, stop) = (self.producer.clone(), shutdown.clone());
+        health.watch("kafka", true, shutdown, move || {
+            let (client, fatal) = (Arc::clone(&client), fatal(&producer).inspect_err(|_| stop.cancel()));
+            async move {
+                fatal?;
+                reach(client).await
+            }
+        });
         Ok(())
     }
 
@@ -120,12 +132,20 @@ impl Gateway {
         if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {
             tracing::warn!(requests = self.tasks.len(), "some requests did not end in time");
         }
-        self.producer.flush(DRAIN).await?;
-        Ok(())
+        let flushed = self.producer.flush(DRAIN).await;
+        fatal(&self.producer)?;
+        Ok(flushed?)
     }
 }
 
-async fn reach(client: Arc<BaseConsumer>) -> KafkaResult<()> {
+fn fatal(producer: &Producer) -> anyhow::Result<()> {
+    match producer.fatal_error() {
+        Some(error) => bail!("the producer can never send to Kafka again, start the gateway anew: {error}"),
+        None => Ok(()),
+    }
+}
+
+async fn reach(client: Arc<BaseConsumer>) -> anyhow::Result<()> {
     let ask = move || client.fetch_metadata(Some(ANY_TOPIC), Duration::from_secs(1)).map(drop);
-    tokio::task::spawn_blocking(ask).await.unwrap_or(Err(KafkaError::Canceled))
+    Ok(tokio::task::spawn_blocking(ask).await??)
 }

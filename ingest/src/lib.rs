@@ -8,13 +8,11 @@ mod answer;
 mod auth;
 mod body;
 mod body_hash;
-mod breaker;
 mod claims;
 mod config;
 mod event_types;
 mod gateway;
 mod incarnations;
-mod key_cache;
 mod keys;
 mod limit;
 mod outcome;
@@ -36,15 +34,15 @@ use tokio_util::sync::CancellationToken;
 pub use config::{ClientAddress, Config};
 use gateway::Gateway;
 
-/// Serves until shutdown; then stops accepting, finishes the requests under way and returns once nothing is
-/// in flight to Kafka.
+/// Serves until shutdown, or until nothing can be sent to Kafka ever again; then stops accepting, finishes the
+/// requests under way and returns once nothing is in flight to Kafka.
 pub async fn run(
     config: Config,
     connections: Connections,
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let health = Health::new();
+    let (health, shutdown) = (Health::new(), shutdown.child_token());
     let gateway = Arc::new(Gateway::new(config, &connections)?);
     gateway.start(&health, &shutdown)?;
     tracing::info!(address = %listener.local_addr()?, "ingest is listening");

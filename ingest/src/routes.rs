@@ -11,12 +11,13 @@ use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
+use tidemill_common::auth::ApiKey;
 use tidemill_common::http::Health;
 use tidemill_common::problem::Problem;
 
 use crate::admit::admit;
 use crate::answer;
-use crate::auth::{Caller, Credential, Denied};
+use crate::auth;
 use crate::body;
 use crate::gateway::Gateway;
 use crate::overload::Share;
@@ -64,7 +65,7 @@ async fn events(State(gateway): State<Arc<Gateway>>, request: Request) -> Respon
 }
 
 /// Holds the request's share until it is answered, be its client there or not.
-async fn respond(gateway: &Gateway, caller: &Caller, receipt: &Receipt, body: &[u8], _share: Share) -> Response {
+async fn respond(gateway: &Gateway, caller: &ApiKey, receipt: &Receipt, body: &[u8], _share: Share) -> Response {
     match parse::json(body) {
         Err(error) => body::bad(format!("the body is not JSON: {error}")).into_response(),
         Ok(parse::Body::One(event)) => match admit(gateway, caller, receipt, &[event]).await.pop() {
@@ -82,38 +83,10 @@ async fn respond(gateway: &Gateway, caller: &Caller, receipt: &Receipt, body: &[
     }
 }
 
-async fn caller(gateway: &Gateway, headers: &HeaderMap, uri: &Uri) -> Result<Arc<Caller>, Problem> {
-    let Some(credential) = credential(headers, uri) else {
-        let detail = "send an API key as Authorization: Bearer <key> or as X-API-Key: <key>";
-        return Err(unauthorized(detail.to_owned()));
-    };
-    let caller = gateway.keys.writer(&credential).await.map_err(|denied| match denied {
-        Denied::Unknown => unauthorized(denied.to_string()),
-        Denied::NotForWriting | Denied::NotInUrl => {
-            Problem::new(StatusCode::FORBIDDEN, "forbidden", "Forbidden", denied.to_string()).field("Authorization")
-        }
-        Denied::Unavailable(failure) => Problem::unavailable("the list of API keys", failure),
-    })?;
+async fn caller(gateway: &Gateway, headers: &HeaderMap, uri: &Uri) -> Result<Arc<ApiKey>, Problem> {
+    let caller = auth::writer(&gateway.keys, headers, uri).await?;
     body::check_headers(headers)?;
     Ok(caller)
-}
-
-fn unauthorized(detail: String) -> Problem {
-    Problem::new(StatusCode::UNAUTHORIZED, "unauthorized", "Unauthorized", detail).field("Authorization")
-}
-
-fn credential<'a>(headers: &'a HeaderMap, uri: &'a Uri) -> Option<Credential<'a>> {
-    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
-    let bearer = header(header::AUTHORIZATION.as_str()).and_then(|value| {
-        let (scheme, key) = value.split_once(' ')?;
-        scheme.eq_ignore_ascii_case("bearer").then(|| key.trim())
-    });
-    if let Some(key) = bearer.or_else(|| header("x-api-key")) {
-        return Some(Credential { key, in_url: false });
-    }
-    // Keys are base64url, so they need no decoding.
-    let key = uri.query()?.split('&').find_map(|pair| pair.strip_prefix("api_key="))?;
-    Some(Credential { key, in_url: true })
 }
 
 /// Refuses a request whose body has not been read. One that waits for "100 Continue" sends none.

@@ -5,11 +5,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use tidemill_common::breaker::{Breaker, Failure};
 use tidemill_common::codec::{EVENT_SCHEMA, Encoder};
 use tidemill_common::names::events_topic;
 use tidemill_common::registry::{Registry, RegistryError};
-
-use crate::breaker::{Breaker, Failure};
 
 /// A registry stores a new subject in this time; it is asked once per project and process.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -24,7 +23,7 @@ pub struct Schemas {
 impl Schemas {
     /// Asks this registry.
     pub fn new(registry: Registry) -> Self {
-        Self { registry, breaker: Breaker::new(TIMEOUT), encoders: RwLock::default() }
+        Self { registry, breaker: Breaker::new("the schema registry", TIMEOUT), encoders: RwLock::default() }
     }
 
     /// The encoder of a project's events.

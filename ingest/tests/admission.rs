@@ -105,7 +105,7 @@ async fn a_copy_of_an_event_in_flight_is_told_to_retry() {
 #[tokio::test(flavor = "multi_thread")]
 async fn anothers_claim_is_waited_for() {
     let gateway = Gateway::start().await;
-    gateway.set_claim("e-1", "P:another", 60_000).await;
+    gateway.set_claim(&gateway.stack.project, "e-1", "P:another", 60_000).await;
     let answer = gateway.post(&event("e-1")).await;
     assert_eq!((answer.status, answer.problem()), (503, "retry"));
     assert!(answer.retry_after.is_some_and(|seconds| (50..=60).contains(&seconds)), "{answer:?}");
@@ -115,6 +115,19 @@ async fn anothers_claim_is_waited_for() {
     let claim = gateway.claim(&gateway.stack.project, "e-1").await;
     assert_eq!(claim.as_deref(), Some("P:another"), "another's claim is not ours to release");
     assert_eq!(gateway.in_log(&gateway.stack.project, "e-1").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_claim_that_became_anothers_is_not_released() {
+    let (gateway, project, key) = Gateway::without_topics().await;
+    let body = event("e-1");
+    let overtake = async {
+        gateway.in_flight(&project, "e-1").await;
+        gateway.set_claim(&project, "e-1", "P:another", 60_000).await;
+    };
+    let (answer, ()) = tokio::join!(gateway.post_as(&key, &body), overtake);
+    assert_eq!(answer.problem(), "retry");
+    assert_eq!(gateway.claim(&project, "e-1").await.as_deref(), Some("P:another"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -193,7 +206,9 @@ async fn confirmations_say_where_the_event_is() {
         claim.starts_with(&format!("C:{incarnation}:{position}:"))
     })
     .await;
-    gateway.set_claim("e-old", "C:another-topic:0:0:00000000000000000000000000000000", 60_000).await;
+    gateway
+        .set_claim(&gateway.stack.project, "e-old", "C:another-topic:0:0:00000000000000000000000000000000", 60_000)
+        .await;
     assert_eq!(gateway.post(&event("e-old")).await.status, 202, "it is not in today's log");
     assert_eq!(gateway.in_log(&gateway.stack.project, "e-old").await, 1);
 }

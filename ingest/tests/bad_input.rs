@@ -90,6 +90,8 @@ async fn a_body_over_the_limit_is_refused_however_it_is_sent() {
     const LIMIT: usize = 5 * 1024 * 1024;
     refused(&send(padded(LIMIT + 1).into()).await, 413, "too-large", "body");
     refused(&chunked(&gateway, &padded(LIMIT + 1)).await, 413, "too-large", "body");
+    let much = chunked(&gateway, &padded(4 * LIMIT)).await;
+    refused(&much, 413, "too-large", "body"); // and not a connection broken in the middle of it
     assert_eq!(send(padded(LIMIT).into()).await.status, 202);
 }
 

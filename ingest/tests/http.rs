@@ -51,13 +51,16 @@ async fn too_much_at_once_is_told_to_come_back() {
     let large = answer(gateway.request().body(vec![b' '; 1_001])).await;
     assert_eq!((large.status, large.problem(), large.retry_after), (503, "overloaded", Some(1)));
     let mut slow = TcpStream::connect(gateway.address).await.unwrap();
-    let head = format!("POST /collect HTTP/1.1\r\nHost: t\r\nX-API-Key: {}\r\nContent-Length: 9\r\n\r\n", gateway.key);
+    let head = format!(
+        "POST /collect HTTP/1.1\r\nHost: t\r\nX-API-Key: {}\r\nExpect: 100-continue\r\nContent-Length: 9\r\n\r\n",
+        gateway.key
+    );
     slow.write_all(head.as_bytes()).await.unwrap();
-    tidemill_testkit::eventually("the slow request takes the only place", || async {
-        let answer = gateway.post(&event("e-1")).await;
-        answer.status == 503 && answer.problem() == "overloaded"
-    })
-    .await;
+    let mut go_on = [0; 12];
+    slow.read_exact(&mut go_on).await.unwrap();
+    assert_eq!(&go_on, b"HTTP/1.1 100", "it takes the only place");
+    let refused = gateway.post(&event("e-1")).await;
+    assert_eq!((refused.status, refused.problem()), (503, "overloaded"));
     drop(slow);
     tidemill_testkit::eventually("the place is free again", || async {
         gateway.post(&event("e-2")).await.status == 202

@@ -5,11 +5,15 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use rdkafka::mocking::MockCluster;
+use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use serde_json::json;
 use support::{Gateway, PrivateRedis, Proxy, create_key, event};
+use tidemill_ingest::Config;
 use tidemill_testkit::{Stack, eventually, eventually_within};
 use tokio::io::AsyncWriteExt;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_are_accepted_while_redis_is_dead() {
@@ -96,19 +100,21 @@ async fn known_schemas_go_on_working_without_the_registry() {
     assert_eq!(bad.status, 422, "what is wrong is wrong without it");
 }
 
-/// Sends an event, and hangs up once it is in flight.
-async fn send_and_hang_up(gateway: &Gateway, project: &str, key: &str) {
-    let body = event("e-1").to_string();
-    let head = format!("POST /v1/events HTTP/1.1\r\nHost: t\r\nX-API-Key: {key}\r\nContent-Length: {}\r\n", body.len());
+/// Sends an event, without waiting for the answer.
+async fn send(gateway: &Gateway, key: &str, event: &serde_json::Value) -> TcpStream {
+    let body = event.to_string();
+    let head = format!("POST /v1/events HTTP/1.1\r\nHost: t\r\nX-API-Key: {key}\r\nContent-Length: {}", body.len());
     let mut stream = TcpStream::connect(gateway.address).await.unwrap();
-    stream.write_all(format!("{head}\r\n{body}").as_bytes()).await.unwrap();
-    gateway.in_flight(project, "e-1").await;
+    stream.write_all(format!("{head}\r\n\r\n{body}").as_bytes()).await.unwrap();
+    stream
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_hangs_up_leaves_nothing_half_done() {
     let (gateway, project, key) = Gateway::without_topics().await;
-    send_and_hang_up(&gateway, &project, &key).await;
+    let client = send(&gateway, &key, &event("e-1")).await;
+    gateway.in_flight(&project, "e-1").await;
+    drop(client); // while nothing can be delivered yet
     gateway.stack.create_topics(&project).await;
     // Before the claim would have run out by itself.
     eventually_within(Duration::from_secs(8), "the event is confirmed or its claim given back", || async {
@@ -121,14 +127,22 @@ async fn a_client_that_hangs_up_leaves_nothing_half_done() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn shutdown_waits_for_requests_whose_clients_have_gone() {
-    let (mut gateway, project, key) = Gateway::without_topics().await;
-    let mut service = gateway.service.take().unwrap();
-    send_and_hang_up(&gateway, &project, &key).await;
+    let redis = PrivateRedis::start().await;
+    let url = redis.url.clone();
+    let mut gateway = Gateway::with(Stack::new().await, |_, connections| connections.redis_url = url).await;
+    let service = gateway.service.take().unwrap();
+    redis.run(&["CLIENT", "PAUSE", "900", "ALL"]).await; // holds the request before it gets to Kafka
+    let gone = json!({"eventId": "e-1", "eventType": gateway.stack.project});
+    let client = send(&gateway, &gateway.key, &gone).await;
+    eventually("the event is under way", || async {
+        let metrics = gateway.get("/metrics").await.unwrap().text().await.unwrap();
+        metrics.contains(&format!("type=\"{}\"", gateway.stack.project))
+    })
+    .await;
+    drop(client);
     gateway.shutdown.cancel();
-    let early = tokio::time::timeout(Duration::from_millis(500), &mut service).await;
-    assert!(early.is_err(), "an event is in flight");
     tokio::time::timeout(Duration::from_secs(30), service).await.expect("it ends").unwrap().unwrap();
-    assert_eq!(gateway.claim(&project, "e-1").await, None, "its claim was given back before");
+    assert_eq!(gateway.in_log(&gateway.stack.project, "e-1").await, 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -148,4 +162,20 @@ async fn shutdown_waits_for_requests_under_way() {
     assert!(answer.status == 202 || answer.problem() == "retry", "{answer:?}");
     tokio::time::timeout(Duration::from_secs(30), service).await.expect("it ends").unwrap().unwrap();
     assert_eq!(gateway.claim(&project, "e-1").await.is_some(), answer.status == 202, "settled before it ended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_can_never_send_again_ends() {
+    let kafka = MockCluster::new(1).unwrap();
+    kafka.request_errors(
+        RDKafkaApiKey::InitProducerId,
+        &[RDKafkaRespErr::RD_KAFKA_RESP_ERR_CLUSTER_AUTHORIZATION_FAILED; 10],
+    );
+    let stack = Stack::new().await;
+    let mut connections = stack.connections.clone();
+    connections.kafka.brokers = kafka.bootstrap_servers();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let service = tidemill_ingest::run(Config::default(), connections, listener, CancellationToken::new());
+    let end = tokio::time::timeout(Duration::from_secs(30), service).await.expect("it ends by itself");
+    assert!(end.expect_err("not as if it were told to").to_string().contains("never send"));
 }

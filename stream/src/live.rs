@@ -85,6 +85,9 @@ impl Preparer {
         seen: &mut HashMap<TopicPartition, SeenStore>,
     ) -> Result<(HashMap<TopicPartition, Live>, Touched), LiveError> {
         let places = self.places(partitions).await?;
+        if places.is_empty() {
+            return Ok(Default::default());
+        }
         let bounds = self.bounds(places.keys().cloned().collect()).await?;
         let begins: Vec<(Place, i64)> =
             places.iter().map(|(at, (place, _))| (place.clone(), bounds.get(at).map_or(0, |(low, _)| *low))).collect();
@@ -120,7 +123,6 @@ impl Preparer {
         partitions: &BTreeSet<TopicPartition>,
     ) -> Result<HashMap<TopicPartition, (Place, Arc<Project>)>, Transient> {
         let topics: BTreeSet<String> = partitions.iter().map(|at| at.topic.to_string()).collect();
-        let incarnations = self.incarnations(topics.clone()).await?;
         let mut projects = HashMap::new();
         for topic in topics {
             let Some(project) = project_of(&topic) else { continue };
@@ -128,6 +130,10 @@ impl Preparer {
                 projects.insert(topic, Arc::new(project));
             }
         }
+        if projects.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let incarnations = self.incarnations(projects.keys().cloned().collect()).await?;
         let place = |at: &TopicPartition| {
             let (topic, project) = projects.get_key_value(&*at.topic)?;
             let incarnation = incarnations.get(topic)?.clone();
@@ -138,7 +144,7 @@ impl Preparer {
         Ok(partitions.iter().filter_map(place).collect())
     }
 
-    async fn incarnations(&self, topics: BTreeSet<String>) -> Result<HashMap<String, String>, Transient> {
+    async fn incarnations(&self, topics: Vec<String>) -> Result<HashMap<String, String>, Transient> {
         let kafka = self.kafka.clone();
         let ask = move || {
             let names: Vec<&str> = topics.iter().map(String::as_str).collect();

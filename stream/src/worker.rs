@@ -135,7 +135,11 @@ impl Worker {
                 counter!("tidemill_stream_batches_dropped_total").increment(1);
                 self.state.reset();
             }
-            Err(error) => self.fail(&error),
+            Err(error) => {
+                // Nothing is lost and nothing turns into a dead letter: it is read again.
+                self.state.reset();
+                self.pause(&error);
+            }
         }
     }
 
@@ -194,7 +198,7 @@ impl Worker {
         let prepared = match self.preparer.prepare(&state.waiting, &mut state.seen).await {
             Ok(prepared) => prepared,
             Err(LiveError::Transient(error)) => {
-                self.fail(&error);
+                self.pause(&error);
                 return Ok(());
             }
             Err(gap) => return Err(gap),
@@ -214,13 +218,12 @@ impl Worker {
         Ok(())
     }
 
-    /// Waits a while, then starts from the ledger: nothing is lost and nothing turns into a dead letter.
-    fn fail(&mut self, error: &Transient) {
+    /// What waits is left alone for a while; what is live goes on.
+    fn pause(&mut self, error: &Transient) {
         let pause = (PAUSE * 2u32.saturating_pow(self.state.failures.min(10))).min(LONGEST_PAUSE);
-        tracing::warn!(%error, ?pause, "waiting, then going on from the ledger");
+        tracing::warn!(%error, ?pause, "partitions wait, then go on from the ledger");
         self.health.set(CHECK, true, Err(error.to_string()));
         counter!("tidemill_stream_failures_total").increment(1);
-        self.state.reset();
         self.state.failures += 1;
         self.state.retry_at = Some(Instant::now() + pause);
     }

@@ -190,9 +190,12 @@ impl Drop for Stack {
                     let drop_database = format!("DROP DATABASE IF EXISTS {database} WITH (FORCE)");
                     let _ = server.execute(sqlx::AssertSqlSafe(drop_database)).await;
                 }
-                let topics = [events_topic(&project), processed_topic(&project), dlq_topic(&project)];
-                let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-                let _ = admin.delete_topics(&names, &AdminOptions::new()).await;
+                // The test's other projects have names that start with this one's.
+                let Ok(metadata) = admin.inner().fetch_metadata(None, Duration::from_secs(10)) else { return };
+                let names = metadata.topics().iter().map(|topic| topic.name());
+                let ours: Vec<&str> =
+                    names.filter(|name| name.starts_with("events.") && name.contains(&project)).collect();
+                let _ = admin.delete_topics(&ours, &AdminOptions::new()).await;
             });
         };
         let _ = std::thread::spawn(clean_up).join();

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on must fail loudly
 
 mod commits;
+mod group;
 mod once;
 mod reader;
 mod support;

@@ -67,10 +67,11 @@ async fn two_archivers_of_the_same_partitions() {
     let world = World::new().await;
     // Two groups: both are given all partitions and neither knows of the other.
     let (one, other) = (start(&world, config(&world, "a")).await, start(&world, config(&world, "b")).await);
-    for round in 0..15 {
-        world.send_all(&events_with_copies(round * 200, (round + 1) * 200)).await;
+    // Round by round, so that both are at it for most of them.
+    for round in 0..25 {
+        world.send_all(&events_with_copies(round * 100, (round + 1) * 100)).await;
+        archived(&world, &world.project).await;
     }
-    archived(&world, &world.project).await;
     one.stop().await;
     other.stop().await;
     assert_eq!(rows(&world, &world.project).await, first_sights(&world, |_| true).await);

@@ -81,7 +81,7 @@ impl Fleet {
         let child = self
             .command(&[name])
             .env(format!("TIDEMILL_{}__PORT", name.to_uppercase()), self.ports[name].to_string())
-            .env(format!("TIDEMILL_{}__HOST", name.to_uppercase()), "127.0.0.1")
+            .env("TIDEMILL_LISTEN__HOST", "127.0.0.1")
             .stdout(Stdio::null())
             .stderr(log)
             .spawn()

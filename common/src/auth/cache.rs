@@ -11,8 +11,10 @@ pub const CONFIRMED: Duration = Duration::from_secs(5);
 const ASKING: Duration = Duration::from_secs(1);
 /// After a failure, one caller at a time tries again, this often.
 const RETRY: Duration = Duration::from_secs(1);
-/// Prefixes that nobody has, remembered so that trying them again costs nothing. Made-up keys can fill this;
-/// they can never push out a good key.
+/// Most keys remembered.
+const MAX_KNOWN: usize = 10_000;
+/// Most prefixes remembered that nobody has, so that trying them again costs nothing. Made-up keys can fill
+/// this; they can never push out a good key.
 const MAX_UNKNOWN: usize = 10_000;
 
 /// Answers by prefix.
@@ -81,20 +83,31 @@ impl<K: Clone> Cache<K> {
         }
     }
 
-    /// Postgres has answered.
-    pub(super) fn confirm(&mut self, prefix: &str, key: Option<K>, now: Instant) {
+    /// Postgres has answered what it was asked then: the answer may be as old as the question.
+    pub(super) fn confirm(&mut self, prefix: &str, key: Option<K>, asked: Instant) {
         self.down_until = None;
         match key {
             Some(key) => {
-                self.known.insert(prefix.to_owned(), Known { key, confirmed: now, asked: now });
+                self.unknown.remove(prefix);
+                if self.known.len() >= MAX_KNOWN && !self.known.contains_key(prefix) {
+                    self.forget_oldest();
+                }
+                self.known.insert(prefix.to_owned(), Known { key, confirmed: asked, asked });
             }
             None => {
                 self.known.remove(prefix);
                 if self.unknown.len() >= MAX_UNKNOWN {
                     self.unknown.clear();
                 }
-                self.unknown.insert(prefix.to_owned(), now);
+                self.unknown.insert(prefix.to_owned(), asked);
             }
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        let oldest = self.known.iter().min_by_key(|(_, known)| known.confirmed).map(|(prefix, _)| prefix.clone());
+        if let Some(prefix) = oldest {
+            self.known.remove(&prefix);
         }
     }
 
@@ -158,5 +171,14 @@ mod tests {
         assert_eq!(cache.find(&last, t + FRESH), Found::Ask(None));
         cache.confirm("good", None, t);
         assert_eq!(cache.find("good", t), Found::Use(None), "a deleted key is unknown at once");
+    }
+    #[test]
+    fn known_keys_are_bounded() {
+        let (mut cache, t) = (Cache::default(), Instant::now());
+        for i in 0..MAX_KNOWN + 5 {
+            cache.confirm(&i.to_string(), Some(i), t + i as u32 * MS);
+        }
+        assert_eq!(cache.known.len(), MAX_KNOWN);
+        assert!(!cache.known.contains_key("0"), "the oldest is forgotten");
     }
 }

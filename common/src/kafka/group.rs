@@ -3,8 +3,13 @@
 //! One thread owns the client and polls without ever waiting on work. Newly assigned partitions stand still
 //! until [`GroupConsumer::start`] says where to read; what was fetched before a `start` never comes out
 //! after it.
+//!
+//! A start hands the client all started partitions anew, each at its own next offset. Seeking would be
+//! cheaper, but a seek that comes while the client is still looking up a logical offset is undone half a
+//! second later (librdkafka 2.12 retries the outdated look-up and goes where that says: to the log's end), and
+//! a partition whose offset was out of range can never be seeked in again.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
@@ -79,7 +84,7 @@ impl GroupConsumer {
     pub fn join(kafka: &KafkaConfig, group: &str, topics: &str, session_timeout: Duration) -> KafkaResult<Self> {
         let (event_sender, events) = mpsc::unbounded_channel();
         let (commands, command_receiver) = std_mpsc::channel();
-        let context = Context { events: event_sender, tickets: Mutex::default() };
+        let context = Context { events: event_sender, assigned: Mutex::default() };
         let mut config = kafka.client();
         config
             .set("group.id", group)
@@ -99,7 +104,7 @@ impl GroupConsumer {
         let poller = Poller {
             consumer,
             commands: command_receiver,
-            waiting: VecDeque::new(),
+            waiting: Vec::new(),
             queued: Arc::clone(&queued),
             topics: HashMap::new(),
             paused: false,
@@ -161,13 +166,32 @@ impl GroupConsumer {
 /// What rebalances see. They run inside `poll`, on the poller's thread.
 struct Context {
     events: mpsc::UnboundedSender<(u64, GroupEvent)>,
-    /// The assigned partitions; 0 until started.
-    tickets: Mutex<HashMap<TopicPartition, u64>>,
+    /// The partitions that are ours; nothing until started.
+    assigned: Mutex<HashMap<TopicPartition, Option<Started>>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Started {
+    ticket: u64,
+    /// The next offset to pass on.
+    next: i64,
 }
 
 impl Context {
-    fn tickets(&self) -> MutexGuard<'_, HashMap<TopicPartition, u64>> {
-        self.tickets.lock().expect("no holder panics")
+    fn assigned(&self) -> MutexGuard<'_, HashMap<TopicPartition, Option<Started>>> {
+        self.assigned.lock().expect("no holder panics")
+    }
+
+    /// The started partitions, each at its next offset.
+    fn started(&self) -> TopicPartitionList {
+        let mut list = TopicPartitionList::new();
+        for (at, started) in self.assigned().iter() {
+            if let Some(started) = started {
+                let mut element = list.add_partition(&at.topic, at.partition);
+                element.set_offset(Offset::Offset(started.next)).expect("an offset that is not negative");
+            }
+        }
+        list
     }
 }
 
@@ -178,20 +202,16 @@ impl ConsumerContext for Context {
     fn rebalance(&self, consumer: &BaseConsumer<Self>, code: RDKafkaRespErr, list: &mut TopicPartitionList) {
         let partitions = partitions_of(list);
         if code == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS {
-            let held = list
-                .set_all_offsets(Offset::End)
-                .and_then(|()| consumer.assign(list))
-                .and_then(|()| consumer.pause(list));
-            if let Err(error) = held {
+            *self.assigned() = partitions.iter().map(|at| (at.clone(), None)).collect();
+            if let Err(error) = consumer.assign(&self.started()) {
                 tracing::error!(%error, "cannot take over assigned partitions");
             }
-            *self.tickets() = partitions.iter().map(|at| (at.clone(), 0)).collect();
             let _ = self.events.send((0, GroupEvent::Assigned(partitions)));
         } else {
             if let Err(error) = consumer.unassign() {
                 tracing::warn!(%error, "cannot give revoked partitions back");
             }
-            self.tickets().clear();
+            self.assigned().clear();
             let _ = self.events.send((0, GroupEvent::Revoked(partitions)));
         }
     }
@@ -200,8 +220,8 @@ impl ConsumerContext for Context {
 struct Poller {
     consumer: BaseConsumer<Context>,
     commands: std_mpsc::Receiver<Command>,
-    /// Starts that librdkafka was not ready for.
-    waiting: VecDeque<(TopicPartition, i64, u64)>,
+    /// Starts that the client has not taken yet.
+    waiting: Vec<(TopicPartition, Started)>,
     queued: Arc<Queued>,
     topics: HashMap<String, Arc<str>>,
     paused: bool,
@@ -229,33 +249,31 @@ impl Poller {
     fn obey(&mut self) -> bool {
         while let Ok(command) = self.commands.try_recv() {
             match command {
-                Command::Start { at, offset, ticket } => self.waiting.push_back((at, offset, ticket)),
+                Command::Start { at, offset, ticket } => self.waiting.push((at, Started { ticket, next: offset })),
                 Command::Commit(offsets) => self.commit(&offsets),
                 Command::Stop => return false,
             }
         }
-        for _ in 0..self.waiting.len() {
-            let Some((at, offset, ticket)) = self.waiting.pop_front() else { break };
-            if !self.consumer.context().tickets().contains_key(&at) {
-                continue; // revoked meanwhile
-            }
-            match self.start(&at, offset) {
-                Ok(()) => drop(self.consumer.context().tickets().insert(at, ticket)),
-                Err(error) => {
-                    tracing::debug!(topic = %at.topic, partition = at.partition, %error, "not ready to seek, trying again");
-                    self.waiting.push_back((at, offset, ticket));
-                }
+        if !self.waiting.is_empty() {
+            match self.start() {
+                Ok(()) => self.waiting.clear(),
+                Err(error) => tracing::warn!(%error, "cannot start partitions, trying again"),
             }
         }
         true
     }
 
-    fn start(&mut self, at: &TopicPartition, offset: i64) -> KafkaResult<()> {
-        self.topics.entry(at.topic.to_string()).or_insert_with(|| Arc::clone(&at.topic));
-        // From here until the seek is done nothing may pass as read from the new position.
-        self.consumer.context().tickets().insert(at.clone(), 0);
-        self.consumer.seek(&at.topic, at.partition, Offset::Offset(offset), Duration::from_secs(1))?;
-        if self.paused { Ok(()) } else { self.consumer.resume(&list_of([at])) }
+    /// Starts what waits and is still ours. Until the client has taken it, what it gives is from before.
+    fn start(&mut self) -> KafkaResult<()> {
+        for (at, started) in &self.waiting {
+            self.topics.entry(at.topic.to_string()).or_insert_with(|| Arc::clone(&at.topic));
+            if let Some(assigned) = self.consumer.context().assigned().get_mut(at) {
+                *assigned = Some(*started);
+            }
+        }
+        let started = self.consumer.context().started();
+        self.consumer.assign(&started)?;
+        if self.paused { self.consumer.pause(&started) } else { self.consumer.resume(&started) }
     }
 
     fn commit(&self, offsets: &[(TopicPartition, i64)]) {
@@ -288,19 +306,20 @@ impl Poller {
     }
 
     fn on_started(&self, act: impl Fn(&BaseConsumer<Context>, &TopicPartitionList) -> KafkaResult<()>) -> bool {
-        let tickets = self.consumer.context().tickets();
-        let started = list_of(tickets.iter().filter(|(_, ticket)| **ticket > 0).map(|(at, _)| at));
-        drop(tickets);
-        act(&self.consumer, &started).is_ok()
+        act(&self.consumer, &self.consumer.context().started()).is_ok()
     }
 
     fn pass_on(&self, message: &BorrowedMessage<'_>) -> bool {
         let Some(topic) = self.topics.get(message.topic()) else { return true };
         let record = Record::new(Arc::clone(topic), message);
-        let ticket = self.consumer.context().tickets().get(&record.topic_partition()).copied().unwrap_or(0);
-        if ticket == 0 {
+        let mut assigned = self.consumer.context().assigned();
+        let Some(Some(started)) = assigned.get_mut(&record.topic_partition()) else { return true };
+        if record.offset < started.next || self.waiting.iter().any(|(at, _)| *at == record.topic_partition()) {
             return true; // fetched before the partition was started
         }
+        started.next = record.offset + 1;
+        let ticket = started.ticket;
+        drop(assigned);
         self.queued.records.fetch_add(1, Ordering::Relaxed);
         self.queued.bytes.fetch_add(size(&record), Ordering::Relaxed);
         self.consumer.context().events.send((ticket, GroupEvent::Record(record))).is_ok()
@@ -325,12 +344,4 @@ fn size(record: &Record) -> usize {
 
 fn partitions_of(list: &TopicPartitionList) -> Vec<TopicPartition> {
     list.elements().iter().map(|e| TopicPartition { topic: Arc::from(e.topic()), partition: e.partition() }).collect()
-}
-
-fn list_of<'a>(partitions: impl IntoIterator<Item = &'a TopicPartition>) -> TopicPartitionList {
-    let mut list = TopicPartitionList::new();
-    for at in partitions {
-        list.add_partition(&at.topic, at.partition);
-    }
-    list
 }

@@ -139,6 +139,10 @@ fn offsets<'a>(
     let answer = consumer.offsets_for_times(list_of(asked)?, TIMEOUT)?;
     let mut found = HashMap::new();
     for element in answer.elements() {
+        // A topic that was deleted meanwhile must not keep the others waiting.
+        if let Err(KafkaError::OffsetFetch(RDKafkaErrorCode::UnknownTopicOrPartition)) = element.error() {
+            continue;
+        }
         element.error()?;
         let at = TopicPartition { topic: Arc::from(element.topic()), partition: element.partition() };
         found.insert(at, element.offset().to_raw().unwrap_or(-1));

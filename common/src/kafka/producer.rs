@@ -106,6 +106,12 @@ impl Producer {
         Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull))
     }
 
+    /// Why this producer can never send again, if so. Only a new one can: an idempotent producer that no longer
+    /// knows what is in the log stops for good.
+    pub fn fatal_error(&self) -> Option<String> {
+        self.inner.client().fatal_error().map(|(code, text)| format!("{code}: {text}"))
+    }
+
     /// Records that are queued or in flight.
     pub fn in_flight(&self) -> i32 {
         self.inner.in_flight_count()

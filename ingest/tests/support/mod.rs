@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use reqwest::{RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
+use tidemill_common::auth;
 use tidemill_common::config::Connections;
 use tidemill_common::redis::Redis;
 use tidemill_ingest::Config;
@@ -98,8 +98,8 @@ impl Gateway {
     }
 
     /// Puts a value where an event's claim stands.
-    pub async fn set_claim(&self, event_id: &str, value: &str, ms: u64) {
-        let key = format!("event:{}:{event_id}", self.stack.project);
+    pub async fn set_claim(&self, project: &str, event_id: &str, value: &str, ms: u64) {
+        let key = format!("event:{project}:{event_id}");
         self.redis.run::<()>(redis::pipe().cmd("SET").arg(key).arg(value).arg("PX").arg(ms).ignore()).await.unwrap();
     }
 
@@ -170,19 +170,18 @@ pub fn event(event_id: &str) -> Value {
 
 /// Makes an API key.
 pub async fn create_key(stack: &Stack, project: &str, scopes: &[&str], rate_limit: Option<i32>) -> String {
-    let random = format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple());
-    let key = format!("tm_{}", &random[..43]);
+    let new = auth::generate();
     let scopes: Vec<String> = scopes.iter().map(|scope| (*scope).to_owned()).collect();
     sqlx::query("INSERT INTO api_keys (hash, prefix, project, scopes, rate_limit) VALUES ($1, $2, $3, $4, $5)")
-        .bind(Sha256::digest(&key).to_vec())
-        .bind(&key[..11])
+        .bind(new.hash)
+        .bind(new.prefix)
         .bind(project)
         .bind(scopes)
         .bind(rate_limit)
         .execute(&stack.pool)
         .await
         .unwrap();
-    key
+    new.key
 }
 
 /// A TCP proxy that can be cut.

@@ -1,11 +1,12 @@
 //! What may be run at all: one statement, a query or the EXPLAIN of one.
 
 use std::collections::BTreeSet;
+use std::ops::ControlFlow;
 
 use datafusion::sql::TableReference;
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::resolve::resolve_table_references;
-use datafusion::sql::sqlparser::ast::{Query, Statement as Ast};
+use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr, Query, Statement as Ast, Visit, Visitor};
 use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 
@@ -13,9 +14,11 @@ use super::error::SqlError;
 
 /// Longest text, in bytes.
 const MAX_TEXT: usize = 256 * 1024;
-/// Words and signs of a query; lists of values may be longer. A chain of n operators makes planning recurse n
-/// deep and take time that grows with n squared, and nothing can stop it meanwhile.
+/// Words and signs of a query; lists of values may be longer.
 const MAX_WORDS: usize = 2_000;
+/// Operators on top of each other, as in `a + b + …`; chains of AND and OR may be longer. Planning takes time
+/// that grows with the cube of this depth, and nothing can stop it meanwhile.
+const MAX_DEPTH: usize = 100;
 
 const DIALECT: GenericDialect = GenericDialect {};
 
@@ -47,12 +50,36 @@ fn is_word(token: &Token) -> bool {
 pub fn query(statement: &mut Statement) -> Result<&mut Query, SqlError> {
     match statement {
         Statement::Statement(ast) => match ast.as_mut() {
+            Ast::Query(query) if query.visit(&mut Depth(0)).is_break() => {
+                Err(SqlError::Refused(format!("the query has expressions more than {MAX_DEPTH} operators deep")))
+            }
             Ast::Query(query) => Ok(query),
             other => Err(no_query(&other.to_string())),
         },
         Statement::Explain(explain) => query(&mut explain.statement),
         other => Err(no_query(&other.to_string())),
     }
+}
+
+/// How deep the visited expression lies.
+struct Depth(usize);
+
+impl Visitor for Depth {
+    type Break = ();
+
+    fn pre_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        self.0 += usize::from(deepens(expr));
+        if self.0 > MAX_DEPTH { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    fn post_visit_expr(&mut self, expr: &Expr) -> ControlFlow<()> {
+        self.0 -= usize::from(deepens(expr));
+        ControlFlow::Continue(())
+    }
+}
+
+fn deepens(expr: &Expr) -> bool {
+    !matches!(expr, Expr::BinaryOp { op: BinaryOperator::And | BinaryOperator::Or, .. })
 }
 
 fn no_query(text: &str) -> SqlError {
@@ -121,7 +148,7 @@ mod tests {
             "PREPARE p AS SELECT 1",
             "EXECUTE p",
             "BEGIN",
-            "SELECT * FROM WHERE",
+            "SELECT (1",
         ] {
             assert!(!allowed(sql), "{sql}");
         }
@@ -130,8 +157,12 @@ mod tests {
     #[test]
     fn length_is_limited() {
         assert!(allowed(&format!("SELECT 1 IN ({}1)", "1, ".repeat(20_000))));
-        assert!(allowed(&format!("SELECT {}1", "1+".repeat(1_990))));
-        assert!(!allowed(&format!("SELECT {}1", "1+".repeat(2_000))));
+        assert!(allowed(&format!("SELECT {}true", "true OR ".repeat(900))));
+        assert!(!allowed(&format!("SELECT {}true", "true OR ".repeat(1_000))));
+        for step in ["+ 1 ", "= 1 ", "IS NULL ", "::int ", "|| 'a' "] {
+            assert!(allowed(&format!("SELECT 1 {}", step.repeat(99))), "{step}");
+            assert!(!allowed(&format!("SELECT 1 {}", step.repeat(101))), "{step}");
+        }
         assert!(!allowed(&format!("SELECT '{}'", "x".repeat(MAX_TEXT))));
         assert!(!allowed(&format!("SELECT {}1{}", "(".repeat(1_000), ")".repeat(1_000))));
     }

@@ -8,6 +8,7 @@ mod guard;
 mod idents;
 mod sessions_table;
 
+use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ pub use error::missing;
 
 /// A query waits this long for another to end.
 const QUEUE: Duration = Duration::from_secs(1);
-/// Planning recurses along chains like `a OR b OR …`; the guard's limit on tokens keeps them within this.
+/// Planning recurses along chains like `a OR b OR …`; the guard's limits keep them within this.
 const STACK: usize = 128 * 1024 * 1024;
 
 /// Connections per query: each `sessions` in it that is read at the same time takes one.
@@ -52,13 +53,16 @@ pub struct Engine {
 impl Engine {
     /// An engine over the archive and the sessions in Postgres.
     pub fn new(config: &Config, connections: &Connections) -> anyhow::Result<Self> {
+        let queries = config.concurrency.max(1);
+        let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let runtime = tokio::runtime::Builder::new_multi_thread()
+            // Planning holds its thread; so one is left for every other query.
+            .worker_threads(queries.max(cores))
             .thread_name("sql")
             .thread_stack_size(STACK)
             .enable_all()
             .build()?;
         let timeout = Duration::from_secs(config.sql_timeout_s);
-        let queries = config.concurrency.max(1);
         Ok(Self {
             runtime: Some(runtime),
             tables: Tables::new(connections),

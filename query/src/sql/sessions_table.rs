@@ -99,11 +99,8 @@ impl TableProvider for SessionsTable {
 /// text depends on the collation.
 fn condition(filter: &Expr) -> Option<Condition> {
     let Expr::BinaryExpr(BinaryExpr { left, op, right }) = filter else { return None };
-    let (column, op, literal) = match (left.as_ref(), right.as_ref()) {
-        (Expr::Column(column), Expr::Literal(literal, _)) => (column, *op, literal),
-        (Expr::Literal(literal, _), Expr::Column(column)) => (column, op.swap()?, literal),
-        _ => return None,
-    };
+    // The planner puts the column first.
+    let (Expr::Column(column), Expr::Literal(literal, _)) = (left.as_ref(), right.as_ref()) else { return None };
     let comparison = match op {
         Operator::Eq => Comparison::Equal,
         Operator::Lt => Comparison::Less,

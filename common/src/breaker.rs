@@ -1,0 +1,79 @@
+//! A circuit breaker with a time limit, before what a service can do without for a while.
+
+use std::future::Future;
+use std::time::Duration;
+
+use recloser::{AsyncRecloser, Error, Recloser};
+
+/// The breaker opens when half of this many calls failed, and lets one through after `OPEN`.
+const CALLS: usize = 20;
+const OPEN: Duration = Duration::from_secs(30);
+
+/// Why a call to the component of this name gave no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure<E> {
+    /// Too many calls failed lately; this one was not tried.
+    #[error("{0} is left alone for {open} s after repeated failures", open = OPEN.as_secs())]
+    Open(&'static str),
+    /// No answer in time.
+    #[error("{0} did not answer within {ms} ms", ms = .1.as_millis())]
+    Timeout(&'static str, Duration),
+    /// An error answer or a lost connection.
+    #[error("{0}: {1}")]
+    Failed(&'static str, #[source] E),
+}
+
+/// A breaker for one component.
+pub struct Breaker {
+    name: &'static str,
+    timeout: Duration,
+    recloser: AsyncRecloser,
+}
+
+impl Breaker {
+    /// A closed breaker whose calls may take up to `timeout`.
+    pub fn new(name: &'static str, timeout: Duration) -> Self {
+        let recloser = Recloser::custom().error_rate(0.5).closed_len(CALLS).half_open_len(1).open_wait(OPEN).build();
+        Self { name, timeout, recloser: AsyncRecloser::from(recloser) }
+    }
+
+    /// Makes a call, unless too many failed lately.
+    pub async fn call<T, E>(&self, call: impl Future<Output = Result<T, E>>) -> Result<T, Failure<E>> {
+        let limited = async {
+            match tokio::time::timeout(self.timeout, call).await {
+                Ok(answer) => answer.map_err(|error| Failure::Failed(self.name, error)),
+                Err(_) => Err(Failure::Timeout(self.name, self.timeout)),
+            }
+        };
+        self.recloser.call(limited).await.map_err(|error| match error {
+            Error::Rejected => Failure::Open(self.name),
+            Error::Inner(failure) => failure,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+    use std::future::{pending, ready};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_keeps_failing_is_left_alone() {
+        let breaker = Breaker::new("it", Duration::from_secs(1));
+        assert!(matches!(breaker.call(ready(Ok::<_, &str>(1))).await, Ok(1)));
+        for _ in 0..CALLS {
+            assert!(matches!(breaker.call(ready(Err::<(), _>("no"))).await, Err(Failure::Failed("it", "no"))));
+        }
+        let untried = async { unreachable!("the breaker is open") };
+        assert!(matches!(breaker.call::<(), Infallible>(untried).await, Err(Failure::Open("it"))));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_takes_too_long_is_none() {
+        let breaker = Breaker::new("it", Duration::ZERO);
+        let answer = breaker.call(pending::<Result<(), Infallible>>()).await;
+        assert!(matches!(answer, Err(Failure::Timeout("it", _))));
+    }
+}
