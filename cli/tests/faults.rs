@@ -145,6 +145,5 @@ async fn redis_away_during_ingest() {
     let distinct = fleet.in_log().await.len();
     assert!(records > distinct, "some duplicates went past the empty Redis into the log: {records} records");
     fleet.assert_exact().await;
-    eventually("live sessions are back in Redis", || async { fleet.live_sessions_match().await }).await;
     drop(fleet);
 }

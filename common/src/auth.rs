@@ -4,32 +4,25 @@
 //! revoked key stops working within [`CONFIRMED`]; while Postgres cannot be asked, known keys go on working.
 
 mod cache;
+mod form;
 
 use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, StatusCode, header};
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use chrono::{DateTime, Utc};
-use sha2::{Digest, Sha256};
 use sqlx::PgPool;
 use subtle::ConstantTimeEq;
 
 pub use self::cache::{CONFIRMED, FRESH};
 use self::cache::{Cache, Found};
+pub use self::form::{NewKey, generate};
+use self::form::{hash, prefix};
 use crate::problem::Problem;
 
 /// How long Postgres may take.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
-/// What every key starts with.
-const MARK: &str = "tm_";
-/// Characters of a key that are its prefix: for people, and for the lookup.
-const PREFIX: usize = MARK.len() + 8;
-/// Characters of a key: 32 random bytes in base64url behind the mark.
-const LENGTH: usize = MARK.len() + 43;
-
 /// Whether a key is revoked is judged by the clock that wrote when.
 const BY_PREFIX: &str = "SELECT k.hash, k.project, p.partitions, k.scopes, k.rate_limit, k.expires_at, \
      k.revoked_at IS NOT NULL AND k.revoked_at <= now() AS revoked \
@@ -135,33 +128,6 @@ pub fn credential(headers: &HeaderMap) -> Option<&str> {
     bearer.or_else(|| headers.get("x-api-key")?.to_str().ok().map(str::trim)).filter(|key| !key.is_empty())
 }
 
-/// A new key; only its prefix and hash are to be kept.
-pub struct NewKey {
-    /// The whole key, shown once.
-    pub key: String,
-    /// Its first characters.
-    pub prefix: String,
-    /// Its SHA-256.
-    pub hash: [u8; 32],
-}
-
-/// Makes a key of 32 random bytes.
-pub fn generate() -> NewKey {
-    let key = format!("{MARK}{}", URL_SAFE_NO_PAD.encode(rand::random::<[u8; 32]>()));
-    NewKey { prefix: key[..PREFIX].to_owned(), hash: hash(&key), key }
-}
-
-fn hash(key: &str) -> [u8; 32] {
-    Sha256::digest(key.as_bytes()).into()
-}
-
-/// The prefix of what could be a key. Nothing else is worth a lookup.
-fn prefix(key: &str) -> Option<&str> {
-    let rest = key.strip_prefix(MARK)?;
-    let letters = rest.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_');
-    (letters && key.len() == LENGTH).then(|| &key[..PREFIX])
-}
-
 /// The keys of all projects. Cheap to clone.
 #[derive(Clone)]
 pub struct Keys {
@@ -257,6 +223,7 @@ impl Row {
 mod tests {
     use chrono::TimeDelta;
 
+    use super::form::{LENGTH, PREFIX};
     use super::*;
 
     fn key(new: &NewKey) -> ApiKey {
@@ -269,17 +236,6 @@ mod tests {
             hash: new.hash,
             expires_at: None,
             revoked: false,
-        }
-    }
-
-    #[test]
-    fn a_new_key_has_the_form_that_is_looked_up() {
-        let new = generate();
-        assert_eq!(new.key.len(), LENGTH);
-        assert_eq!(prefix(&new.key), Some(new.prefix.as_str()));
-        assert_ne!(generate().key, new.key);
-        for other in ["", "tm_", "tm_short", &new.key[1..], &format!("{}x", new.key), &new.key.replace("tm_", "tm'")] {
-            assert_eq!(prefix(other), None, "{other}");
         }
     }
 

@@ -11,7 +11,9 @@ use serde_json::Value;
 use tidemill_common::codec::Decoder;
 use tidemill_common::names::events_topic;
 use tidemill_common::registry::Registry;
-use tidemill_testkit::{Stack, eventually_within};
+use tidemill_stream::keys;
+use tidemill_stream::window::Granularity;
+use tidemill_testkit::{Stack, eventually, eventually_within};
 
 pub const SERVICES: [&str; 4] = ["ingest", "stream", "archiver", "query"];
 
@@ -158,10 +160,11 @@ impl Fleet {
         self.stack.records(&events_topic(&self.stack.project)).await.len()
     }
 
-    /// Whether Redis shows every live session as Postgres has it.
-    pub async fn live_sessions_match(&self) -> bool {
+    /// Whether Redis shows every live session and every event type's hot windows as Postgres has them.
+    pub async fn redis_matches(&self) -> bool {
         let client = redis::Client::open(self.stack.connections.redis_url.clone()).unwrap();
         let Ok(mut redis) = client.get_multiplexed_async_connection().await else { return false };
+        let project = &self.stack.project;
         let live: Vec<(String, i64)> = sqlx::query_as(
             "SELECT DISTINCT ON (session_id) session_id, total_events FROM sessions
              WHERE last_event_at > now() - interval '29 minutes' ORDER BY session_id, first_event_at DESC",
@@ -171,10 +174,27 @@ impl Fleet {
         .unwrap();
         assert!(!live.is_empty(), "the load has live sessions");
         for (session_id, total_events) in live {
-            let key = tidemill_stream::keys::session(&self.stack.project, &session_id);
+            let key = keys::session(project, &session_id);
             let shown: Option<i64> =
                 redis::cmd("HGET").arg(key).arg("totalEvents").query_async(&mut redis).await.unwrap();
             if shown != Some(total_events) {
+                return false;
+            }
+        }
+        let windows: Vec<(String, i64, i64)> = sqlx::query_as(
+            "SELECT dimension_value, extract(epoch FROM window_start)::bigint, sum(count)::bigint FROM metric_rollups
+             WHERE metric_name = 'events' AND dimension_key = 'event_type' AND granularity = '1m'
+               AND window_start > now() - interval '55 minutes' GROUP BY 1, 2",
+        )
+        .fetch_all(&self.stack.pool)
+        .await
+        .unwrap();
+        assert!(!windows.is_empty(), "the load has hot windows");
+        for (event_type, start, count) in windows {
+            let key = keys::metric(project, &event_type, Granularity::Minute, start);
+            let shown: Option<String> = redis::cmd("GET").arg(key).query_async(&mut redis).await.unwrap();
+            let shown: Option<Value> = shown.map(|text| serde_json::from_str(&text).unwrap());
+            if shown.is_none_or(|value| value["count"] != count) {
                 return false;
             }
         }
@@ -211,7 +231,7 @@ impl Fleet {
         .await;
     }
 
-    /// Compares journal, log, Postgres and archive, event by event.
+    /// Compares journal, log, Postgres, archive and Redis, event by event.
     pub async fn assert_exact(&self) {
         let log = self.in_log().await;
         for line in std::fs::read_to_string(self.journal_path()).expect("journal").lines() {
@@ -240,6 +260,7 @@ impl Fleet {
         let dead: i64 =
             sqlx::query_scalar("SELECT count(*) FROM dead_letters").fetch_one(&self.stack.pool).await.unwrap();
         assert_eq!(dead, 0, "dead letters");
+        eventually("Redis shows what Postgres has", || async { self.redis_matches().await }).await;
     }
 }
 
