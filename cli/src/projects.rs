@@ -126,7 +126,9 @@ fn refuse_other_partitions(changes: &[Change]) -> anyhow::Result<()> {
 async fn register_schemas(id: &ProjectId, connections: &Connections) -> anyhow::Result<()> {
     let registry = Registry::new(&connections.registry_url)?;
     for topic in [events_topic(id.as_str()), processed_topic(id.as_str())] {
-        registry.register(&format!("{topic}-value"), EVENT_SCHEMA).await?;
+        let subject = format!("{topic}-value");
+        registry.register(&subject, EVENT_SCHEMA).await?;
+        registry.keep_backward_compatible(&subject).await?;
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use serde_json::Value;
 use sqlx::{Connection, Executor, PgConnection};
+use tidemill_common::codec::EVENT_SCHEMA;
 use tidemill_common::config::{Connections, Settings};
 use tidemill_common::names::{dlq_topic, events_topic, processed_topic};
 
@@ -110,6 +111,14 @@ async fn a_project_is_created_once_with_everything_it_needs() {
         let url = format!("{}/subjects/{topic}-value/versions/latest", scratch.connections.registry_url);
         assert_eq!(reqwest::get(url).await.unwrap().status(), status, "{topic}");
     }
+
+    // A schema that could not read what was written before.
+    let mut schema: Value = serde_json::from_str(EVENT_SCHEMA).unwrap();
+    schema["fields"].as_array_mut().unwrap().push(serde_json::json!({"name": "required", "type": "string"}));
+    let url = format!("{}/subjects/{}-value/versions", scratch.connections.registry_url, events_topic(project));
+    let body = serde_json::json!({ "schema": schema.to_string() });
+    let answer = reqwest::Client::new().post(url).json(&body).send().await.unwrap();
+    assert_eq!(answer.status(), 409, "the subject is kept backward compatible");
 
     let applied = scratch.json(&["topics", "apply"]);
     assert_eq!(applied["drift"], serde_json::json!([]), "the projects' own partition counts are what is declared");

@@ -6,10 +6,14 @@ use schema_registry_converter::async_impl::schema_registry::{SrSettings, get_sch
 use schema_registry_converter::error::SRCError;
 use schema_registry_converter::schema_registry_common::{SchemaType, SuppliedSchema};
 
+const TIMEOUT: Duration = Duration::from_secs(5);
+
 /// A registry client. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Registry {
     settings: SrSettings,
+    url: String,
+    http: reqwest::Client,
 }
 
 /// What a registry call can end in.
@@ -26,11 +30,10 @@ pub enum RegistryError {
 impl Registry {
     /// A client for the registry at `url`, e.g. `http://127.0.0.1:8081/apis/ccompat/v7`.
     pub fn new(url: &str) -> Result<Self, RegistryError> {
-        let settings = SrSettings::new_builder(url.trim_end_matches('/').to_owned())
-            .set_timeout(Duration::from_secs(5))
-            .build()
-            .map_err(unavailable)?;
-        Ok(Self { settings })
+        let url = url.trim_end_matches('/').to_owned();
+        let settings = SrSettings::new_builder(url.clone()).set_timeout(TIMEOUT).build().map_err(unavailable)?;
+        let http = reqwest::Client::builder().timeout(TIMEOUT).build().map_err(unreachable)?;
+        Ok(Self { settings, url, http })
     }
 
     /// Registers an Avro schema under a subject and gives its id. Registering it again gives the same id.
@@ -38,6 +41,13 @@ impl Registry {
         let supplied = SuppliedSchema::new(None, SchemaType::Avro, schema.to_owned());
         let registered = post_schema(&self.settings, subject.to_owned(), supplied).await.map_err(unavailable)?;
         Ok(registered.id)
+    }
+
+    /// Has the registry refuse schemas under a subject that cannot read what was written before.
+    pub async fn keep_backward_compatible(&self, subject: &str) -> Result<(), RegistryError> {
+        let rule = serde_json::json!({ "compatibility": "BACKWARD" });
+        let answer = self.http.put(format!("{}/config/{subject}", self.url)).json(&rule).send().await;
+        answer.and_then(reqwest::Response::error_for_status).map(drop).map_err(unreachable)
     }
 
     /// The text of a schema.
@@ -55,4 +65,8 @@ fn unavailable(error: SRCError) -> RegistryError {
     // Its own Display adds notes for programmers.
     let cause = error.cause.map(|cause| format!(": {cause}")).unwrap_or_default();
     RegistryError::Unavailable(format!("{}{cause}", error.error))
+}
+
+fn unreachable(error: reqwest::Error) -> RegistryError {
+    RegistryError::Unavailable(error.without_url().to_string())
 }
