@@ -21,7 +21,7 @@ use sqlx::PgPool;
 use tidemill_common::codec::Decoder;
 use tidemill_common::config::Connections;
 use tidemill_common::http::{Health, serve};
-use tidemill_common::kafka::{GroupConsumer, Producer};
+use tidemill_common::kafka::{GroupConsumer, History, Producer};
 use tidemill_common::postgres;
 use tidemill_common::redis::Redis;
 use tidemill_common::registry::Registry;
@@ -61,6 +61,7 @@ pub async fn run(
         preparer: Preparer {
             pool: pool.clone(),
             kafka: connections.kafka.clone(),
+            history: History::new(connections.kafka.clone()),
             decoder: decoder.clone(),
             on_gap: config.on_gap,
             shutdown: shutdown.clone(),

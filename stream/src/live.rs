@@ -41,6 +41,8 @@ pub struct Preparer {
     pub pool: PgPool,
     /// The brokers.
     pub kafka: KafkaConfig,
+    /// The log's past.
+    pub history: History,
     /// Reads the log's past.
     pub decoder: Decoder,
     /// What to do about gaps.
@@ -154,7 +156,7 @@ impl Preparer {
     }
 
     async fn bounds(&self, partitions: Vec<TopicPartition>) -> Result<HashMap<TopicPartition, (i64, i64)>, Transient> {
-        let history = History::new(self.kafka.clone());
+        let history = self.history.clone();
         Ok(blocking(move || history.bounds(&partitions)).await??)
     }
 
@@ -189,8 +191,7 @@ impl Preparer {
     }
 
     async fn fill(&self, fills: Vec<Fill>) -> Result<(HashMap<TopicPartition, SeenStore>, Touched), Transient> {
-        let (history, decoder) = (History::new(self.kafka.clone()), self.decoder.clone());
-        let shutdown = self.shutdown.clone();
+        let (history, decoder, shutdown) = (self.history.clone(), self.decoder.clone(), self.shutdown.clone());
         let read = move || {
             let mut touched = Touched::default();
             let mut changes = Changes::default();

@@ -2,7 +2,7 @@
 //! `spawn_blocking`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -28,22 +28,24 @@ pub struct Span {
 }
 
 /// A reader of the past. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct History {
     kafka: KafkaConfig,
+    /// Asks for offsets; kept, since connecting takes a hundred times longer than asking.
+    asking: Arc<OnceLock<BaseConsumer>>,
 }
 
 impl History {
     /// A reader that connects when it is asked something.
     pub fn new(kafka: KafkaConfig) -> Self {
-        Self { kafka }
+        Self { kafka, asking: Arc::default() }
     }
 
     /// The first offset that the log still holds, and the one that the next record will get.
     pub fn bounds(&self, partitions: &[TopicPartition]) -> KafkaResult<HashMap<TopicPartition, (i64, i64)>> {
-        let consumer = self.consumer()?;
-        let low = offsets(&consumer, partitions.iter().map(|at| (at, Offset::Beginning)))?;
-        let high = offsets(&consumer, partitions.iter().map(|at| (at, Offset::End)))?;
+        let consumer = self.asking()?;
+        let low = offsets(consumer, partitions.iter().map(|at| (at, Offset::Beginning)))?;
+        let high = offsets(consumer, partitions.iter().map(|at| (at, Offset::End)))?;
         let both = |at: &TopicPartition| Some((at.clone(), (*low.get(at)?, *high.get(at)?)));
         Ok(partitions.iter().filter_map(both).collect())
     }
@@ -51,7 +53,7 @@ impl History {
     /// For each partition, the first offset appended at or after a time (milliseconds since 1970); absent
     /// when there is none.
     pub fn offsets_at(&self, times: &[(TopicPartition, i64)]) -> KafkaResult<HashMap<TopicPartition, i64>> {
-        let found = offsets(&self.consumer()?, times.iter().map(|(at, ms)| (at, Offset::Offset((*ms).max(0)))))?;
+        let found = offsets(self.asking()?, times.iter().map(|(at, ms)| (at, Offset::Offset((*ms).max(0)))))?;
         Ok(found.into_iter().filter(|(_, offset)| *offset >= 0).collect())
     }
 
@@ -75,6 +77,16 @@ impl History {
             read_topic(&consumer, topic, open, cancel, &mut each)?;
         }
         Ok(())
+    }
+
+    fn asking(&self) -> KafkaResult<&BaseConsumer> {
+        if self.asking.get().is_none() {
+            let _ = self.asking.set(self.consumer()?); // another may have been faster
+        }
+        let consumer = self.asking.get().expect("set above");
+        // It reads nothing; what comes are notes of lost connections, which must not pile up.
+        while consumer.poll(Duration::ZERO).is_some() {}
+        Ok(consumer)
     }
 
     fn consumer(&self) -> KafkaResult<BaseConsumer> {
