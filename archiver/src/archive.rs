@@ -25,6 +25,8 @@ pub struct Archive {
     pub state: State,
     /// Since the last commit.
     failures: u32,
+    /// The last of them.
+    failure: String,
 }
 
 /// What an archive is doing.
@@ -36,7 +38,7 @@ pub enum State {
     /// Reading.
     Live(Box<Live>),
     /// Something failed; it will get ready again then.
-    Waiting(Instant, String),
+    Waiting(Instant),
     /// A person has to decide.
     Stopped(ArchiveError),
 }
@@ -44,7 +46,8 @@ pub enum State {
 impl Archive {
     pub fn new(project: &str, topic: Arc<str>) -> Self {
         let (partitions, seen, state) = (Vec::new(), Seen::default(), State::Idle);
-        Self { project: project.to_owned(), topic, partitions, seen, state, failures: 0 }
+        let (failures, failure) = (0, String::new());
+        Self { project: project.to_owned(), topic, partitions, seen, state, failures, failure }
     }
 
     /// Ends what was going on. What was buffered is dropped: it will be read again.
@@ -65,17 +68,18 @@ impl Archive {
             // Made in another order, or another's: nothing is wrong with this archiver.
             self.failures = 0;
             tracing::debug!(project, %error, "nothing to archive yet");
-            self.enter(State::Waiting(Instant::now() + LOOK_AGAIN, error.to_string()));
+            self.enter(State::Waiting(Instant::now() + LOOK_AGAIN));
             return;
         }
         self.failures += 1;
+        self.failure = error.to_string();
         if error.is_final() {
             tracing::error!(project, %error, "the archive stops");
             self.enter(State::Stopped(error));
         } else {
             let wait = (FIRST_WAIT * 2u32.saturating_pow(self.failures - 1).min(1_000)).min(LONGEST_WAIT);
             tracing::warn!(project, %error, wait_ms = wait.as_millis() as u64, "the archive starts again from its table");
-            self.enter(State::Waiting(Instant::now() + wait, error.to_string()));
+            self.enter(State::Waiting(Instant::now() + wait));
         }
     }
 
@@ -114,6 +118,11 @@ impl Archive {
         }
     }
 
+    /// How many bytes wait for the next commit.
+    pub fn buffered(&self) -> usize {
+        if let State::Live(live) = &self.state { live.buffer().bytes() } else { 0 }
+    }
+
     /// Shows how many rows wait for the next commit.
     pub fn show_buffer(&self) {
         let rows = if let State::Live(live) = &self.state { live.buffer().rows().len() } else { 0 };
@@ -124,8 +133,36 @@ impl Archive {
     pub fn problem(&self) -> Option<String> {
         match &self.state {
             State::Stopped(error) => Some(error.to_string()),
-            State::Waiting(_, why) if self.failures > 2 => Some(format!("{}: {why}", self.topic)),
+            // While it tries again, too: else the problem would come and go.
+            State::Waiting(_) | State::Preparing { .. } if self.failures > 2 => {
+                Some(format!("{}: {}", self.topic, self.failure))
+            }
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidemill_common::kafka::TopicPartition;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    #[test]
+    fn a_problem_stays_visible_while_the_archive_tries_again() {
+        let topic: Arc<str> = "events.shop".into();
+        let mut archive = Archive::new("shop", topic.clone());
+        for failures in 1..6 {
+            let at = TopicPartition { topic: topic.clone(), partition: 3 };
+            archive.fail(ArchiveError::Ahead { at, position: 9, high: 4 });
+            let waiting = archive.problem();
+            assert_eq!(waiting.is_some(), failures > 2, "not for a moment's failure");
+            assert!(waiting.as_ref().is_none_or(|problem| problem.contains("Restore the log")), "{waiting:?}");
+            archive.enter(State::Preparing { number: 1, _cancel: CancellationToken::new().drop_guard() });
+            assert_eq!(archive.problem(), waiting);
+        }
+        archive.enter(State::Idle);
+        assert_eq!(archive.problem(), None, "its partitions are another's now");
     }
 }

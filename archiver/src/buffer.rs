@@ -1,6 +1,6 @@
 //! What waits for the next commit of a table. Pure: time is handed in.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::time::{Duration, Instant};
 
 use tidemill_common::event::Event;
@@ -18,6 +18,13 @@ pub struct Row {
     pub append_ms: i64,
 }
 
+impl Row {
+    /// The day that the event occurred on, since 1970.
+    pub fn day(&self) -> i64 {
+        self.event.timestamp.div_euclid(86_400_000_000)
+    }
+}
+
 /// When a buffer is to be committed.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
@@ -25,8 +32,10 @@ pub struct Limits {
     pub interval: Duration,
     /// with this many rows,
     pub rows: usize,
-    /// or with this many bytes.
+    /// with this many bytes,
     pub bytes: usize,
+    /// or with rows of this many days: each is a file to write, and senders choose their days.
+    pub days: usize,
 }
 
 /// Rows, and how far they bring each partition. Records that leave no row bring it on too, so that a stretch
@@ -35,6 +44,7 @@ pub struct Limits {
 pub struct Buffer {
     rows: Vec<Row>,
     bytes: usize,
+    days: HashSet<i64>,
     moved: BTreeMap<i32, i64>,
     since: Option<Instant>,
 }
@@ -44,6 +54,7 @@ impl Buffer {
     pub fn add(&mut self, row: Row, bytes: usize, now: Instant) {
         self.pass(row.partition, row.offset, now);
         self.bytes += bytes;
+        self.days.insert(row.day());
         self.rows.push(row);
     }
 
@@ -60,7 +71,12 @@ impl Buffer {
 
     /// Whether no more should be added.
     pub fn full(&self, limits: &Limits) -> bool {
-        self.rows.len() >= limits.rows || self.bytes >= limits.bytes
+        self.rows.len() >= limits.rows || self.bytes >= limits.bytes || self.days.len() >= limits.days
+    }
+
+    /// How many bytes its rows' records have.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The rows, by offset within a partition.
@@ -84,7 +100,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    const LIMITS: Limits = Limits { interval: Duration::from_secs(60), rows: 3, bytes: 100 };
+    const LIMITS: Limits = Limits { interval: Duration::from_secs(60), rows: 3, bytes: 100, days: 2 };
 
     fn row(partition: i32, offset: i64) -> Row {
         let event = Event {
@@ -115,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn rows_and_bytes_have_limits() {
+    fn rows_bytes_and_days_have_limits() {
         let (mut rows, mut bytes, now) = (Buffer::default(), Buffer::default(), Instant::now());
         (0..3).for_each(|offset| rows.add(row(0, offset), 1, now));
         assert!(rows.due(&LIMITS, now));
@@ -123,6 +139,13 @@ mod tests {
         assert!(!bytes.due(&LIMITS, now));
         bytes.add(row(0, 1), 1, now);
         assert!(bytes.due(&LIMITS, now));
+        let mut days = Buffer::default();
+        for (offset, second, due) in [(0, 0, false), (1, 86_399, false), (2, -1, true)] {
+            let mut row = row(0, offset);
+            row.event.timestamp = second * 1_000_000;
+            days.add(row, 1, now);
+            assert_eq!(days.due(&Limits { rows: 9, ..LIMITS }, now), due);
+        }
     }
 
     proptest! {

@@ -7,6 +7,9 @@ use tidemill_common::names::{ARCHIVER_GROUP, EVENT_TOPICS};
 
 use crate::buffer::Limits;
 
+/// A commit writes a file per day, one after the other; it must come to its end in time.
+const MAX_DAYS: usize = 1_000;
+
 /// Settings of an archiver.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -25,6 +28,8 @@ pub struct Config {
     pub batch_size: usize,
     /// or when their records have this many bytes.
     pub max_bytes: usize,
+    /// With this many bytes in all projects' buffers, the largest of them are committed early.
+    pub max_bytes_total: usize,
     /// Projects whose tables are committed to at the same time.
     pub concurrency: usize,
     /// What to do when retention has passed a table's position.
@@ -51,6 +56,7 @@ impl Default for Config {
             commit_interval_ms: 60_000,
             batch_size: 100_000,
             max_bytes: 64 * 1024 * 1024,
+            max_bytes_total: 256 * 1024 * 1024,
             concurrency: 4,
             on_gap: OnGap::Stop,
         }
@@ -64,6 +70,7 @@ impl Config {
             interval: Duration::from_millis(self.commit_interval_ms),
             rows: self.batch_size,
             bytes: self.max_bytes,
+            days: MAX_DAYS,
         }
     }
 }

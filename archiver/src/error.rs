@@ -39,7 +39,9 @@ pub enum ArchiveError {
     },
     /// The log has less than the table.
     #[error(
-        "{} partition {}: the table is at offset {position}, behind the log's end {high}; was the log cut?",
+        "{} partition {}: the table is at offset {position}, but the log ends at {high}: it was cut, and what is \
+         written to it now would be taken for archived. Restore the log, and the archive goes on; or, if those \
+         records are gone for good, rename or drop the project's table, and a new one is made from the log",
         at.topic, at.partition
     )]
     Ahead {

@@ -1,5 +1,5 @@
-//! Data files: Parquet, one or more per day of `occurred_at`. What is written here is invisible until a
-//! commit names it.
+//! Data files: Parquet, one or more per day of `occurred_at`, sorted by event type and time. What is written
+//! here is invisible until a commit names it.
 
 use iceberg::Result;
 use iceberg::arrow::RecordBatchPartitionSplitter;
@@ -9,8 +9,7 @@ use iceberg::writer::base_writer::data_file_writer::DataFileWriterBuilder;
 use iceberg::writer::file_writer::ParquetWriterBuilder;
 use iceberg::writer::file_writer::location_generator::{DefaultFileNameGenerator, DefaultLocationGenerator};
 use iceberg::writer::file_writer::rolling_writer::RollingFileWriterBuilder;
-use iceberg::writer::partitioning::PartitioningWriter;
-use iceberg::writer::partitioning::fanout_writer::FanoutWriter;
+use iceberg::writer::{IcebergWriter, IcebergWriterBuilder};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use parquet::schema::types::ColumnPath;
@@ -25,7 +24,6 @@ pub async fn write(table: &Table, rows: &[Row]) -> Result<Vec<DataFile>> {
     }
     let metadata = table.metadata();
     let schema = metadata.current_schema();
-    let batch = record_batch(rows, schema)?;
     let splitter = RecordBatchPartitionSplitter::try_new_with_computed_values(
         schema.clone(),
         metadata.default_partition_spec().clone(),
@@ -38,11 +36,25 @@ pub async fn write(table: &Table, rows: &[Row]) -> Result<Vec<DataFile>> {
         DefaultLocationGenerator::new(metadata)?,
         DefaultFileNameGenerator::new(name, None, DataFileFormat::Parquet),
     );
-    let mut writer = FanoutWriter::new(DataFileWriterBuilder::new(files));
-    for (day, rows) in splitter.split(&batch)? {
-        writer.write(day, rows).await?;
+    let writers = DataFileWriterBuilder::new(files);
+    let mut written = Vec::new();
+    // One day, and so one open file, at a time: what a sender says is when his events occurred may be any
+    // number of days. The splitter knows what divides this table, should that not be the day any more.
+    for day in sorted(rows).chunk_by(|one, next| one.day() == next.day()) {
+        for (key, batch) in splitter.split(&record_batch(day, schema)?)? {
+            let mut writer = writers.build(Some(key)).await?;
+            writer.write(batch).await?;
+            written.extend(writer.close().await?);
+        }
     }
-    writer.close().await
+    Ok(written)
+}
+
+/// By day; within a day by what queries ask for, so that they can skip what lies between.
+fn sorted(rows: &[Row]) -> Vec<&Row> {
+    let mut rows: Vec<&Row> = rows.iter().collect();
+    rows.sort_by_key(|row| (row.day(), &row.event.event_type, row.event.timestamp));
+    rows
 }
 
 /// The table's property for compression is not looked at by the writer, so it is said here.

@@ -9,6 +9,7 @@ pub mod commit;
 mod config;
 mod error;
 pub mod files;
+mod given_up;
 mod live;
 pub mod positions;
 mod prepare;

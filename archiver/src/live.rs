@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iceberg::table::Table;
-use tidemill_common::codec::{DecodeError, Decoder};
+use tidemill_common::codec::DecodeError;
 use tidemill_common::first_sight::fingerprint;
 use tidemill_common::kafka::Record;
 use tidemill_common::projects::Project;
@@ -16,6 +16,7 @@ use crate::buffer::{Buffer, Row};
 use crate::commit::commit;
 use crate::error::ArchiveError;
 use crate::files;
+use crate::given_up::GivenUp;
 use crate::positions::{Position, Positions};
 use crate::prepare::{Prepared, Seen, Shared};
 use crate::sql::{Fate, fate};
@@ -33,6 +34,7 @@ pub struct Live {
     table: Table,
     /// The next offset of each partition that is ours.
     next: BTreeMap<i32, i64>,
+    given_up: GivenUp,
     buffer: Buffer,
     seen: Seen,
     /// Records that cannot be judged yet. Their partitions stand still; the others go on.
@@ -43,25 +45,32 @@ pub struct Live {
 impl Live {
     pub fn new(topic: Arc<str>, prepared: Prepared) -> Self {
         let Prepared { project, table, starts, seen } = prepared;
-        let (buffer, held, held_at) = (Buffer::default(), BTreeMap::new(), Instant::now());
-        Self { project, topic, table, next: starts, buffer, seen, held, held_at }
+        let (buffer, given_up) = (Buffer::default(), GivenUp::default());
+        let (held, held_at) = (BTreeMap::new(), Instant::now());
+        Self { project, topic, table, next: starts, given_up, buffer, seen, held, held_at }
     }
 
     /// Judges the next record of a partition and buffers what it leaves.
-    pub async fn take(&mut self, record: Record, decoder: &Decoder) {
+    pub async fn take(&mut self, record: Record, shared: &Shared) -> Result<(), ArchiveError> {
         let expected = self.next.get(&record.partition).is_some_and(|next| record.offset >= *next);
         if !expected || self.held.contains_key(&record.partition) {
-            return;
+            return Ok(());
         }
-        match judge(decoder, &record, self.project.partitions).await {
+        if self.given_up.has(&record, &shared.pool, &self.seen.incarnation).await? {
+            self.settle(&record, None);
+            return Ok(());
+        }
+        match judge(&shared.decoder, &record, self.project.partitions).await {
             Ok(verdict) => self.settle(&record, Some(verdict)),
             Err(error) => {
                 let (partition, offset) = (record.partition, record.offset);
                 tracing::warn!(topic = %self.topic, partition, offset, %error, "a record cannot be read yet, its partition waits");
+                self.given_up.ask_again(&record);
                 self.held.insert(partition, record);
                 self.held_at = Instant::now();
             }
         }
+        Ok(())
     }
 
     /// Goes past a record. What the stream gave up has no verdict and leaves nothing.
@@ -91,18 +100,22 @@ impl Live {
         }
         let mut released = Vec::new();
         for (partition, record) in self.held.clone() {
-            // The stream first: what it could read before we ask the registry, we can read too.
+            // The stream first: what it could read before we ask the registry, we can read too. And what it
+            // has given up stays a dead letter, even when the registry knows the schema by now.
             let fate =
                 fate(&shared.pool, &self.project.id, &self.topic, &self.seen.incarnation, partition, record.offset);
             let fate = fate.await?;
-            let verdict = match judge(&shared.decoder, &record, self.project.partitions).await {
-                Ok(verdict) => Some(verdict),
-                Err(DecodeError::UnknownSchema(_)) if fate == Fate::Dead => None,
-                Err(error @ DecodeError::UnknownSchema(_)) if fate == Fate::Read => {
-                    let (at, offset) = (record.topic_partition(), record.offset);
-                    return Err(ArchiveError::Unreadable { at, offset, reason: error.to_string() });
-                }
-                Err(_) => break,
+            let verdict = match fate {
+                Fate::Dead => None,
+                Fate::Open | Fate::Read => match judge(&shared.decoder, &record, self.project.partitions).await {
+                    Ok(verdict) => Some(verdict),
+                    Err(error @ DecodeError::UnknownSchema(_)) if fate == Fate::Read => {
+                        let (at, offset) = (record.topic_partition(), record.offset);
+                        return Err(ArchiveError::Unreadable { at, offset, reason: error.to_string() });
+                    }
+                    Err(DecodeError::UnknownSchema(_)) => continue,
+                    Err(_) => break,
+                },
             };
             self.held.remove(&partition);
             self.settle(&record, verdict);

@@ -8,6 +8,7 @@ use iceberg::table::Table;
 use sqlx::PgPool;
 use tidemill_common::codec::Decoder;
 use tidemill_common::config::Connections;
+use tidemill_common::dead_letters::unknown_schemas;
 use tidemill_common::first_sight::SeenStore;
 use tidemill_common::kafka::{History, KafkaConfig, TopicPartition, topic_incarnations};
 use tidemill_common::projects::{self, Project};
@@ -83,6 +84,7 @@ pub async fn prepare(
         let start = start(positions.get(&at.partition), &incarnation, bounds);
         starts.insert(at.partition, resolve(at, start, shared.config.on_gap)?);
     }
+    let mut dead = unknown_schemas(&shared.pool, &topic, &incarnation).await?;
     let mut known = if known.incarnation == incarnation { known.stores } else { HashMap::new() };
     let fills = starts.iter().map(|(&partition, &next)| Fill {
         at: TopicPartition { topic: topic.clone(), partition },
@@ -90,6 +92,7 @@ pub async fn prepare(
         again_from: next,
         partitions: project.partitions,
         window_ms: project.dedupe_window_ms,
+        dead: dead.remove(&TopicPartition { topic: topic.clone(), partition }).unwrap_or_default(),
         seen: known.remove(&partition).unwrap_or_else(|| SeenStore::new(project.dedupe_window_ms)),
     });
     let fills: Vec<Fill> = fills.collect();

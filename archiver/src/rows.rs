@@ -14,7 +14,7 @@ use crate::buffer::Row;
 
 /// Rows in the columns of a table's schema. Columns that are not ours (promoted later, or another engine's)
 /// are null.
-pub fn record_batch(rows: &[Row], schema: &Schema) -> iceberg::Result<RecordBatch> {
+pub fn record_batch(rows: &[&Row], schema: &Schema) -> iceberg::Result<RecordBatch> {
     let schema = Arc::new(schema_to_arrow_schema(schema)?);
     let columns = schema.fields().iter().map(|field| column(rows, field.name(), field.data_type())).collect();
     RecordBatch::try_new(schema, columns).map_err(bad_schema)
@@ -23,7 +23,7 @@ pub fn record_batch(rows: &[Row], schema: &Schema) -> iceberg::Result<RecordBatc
 /// As Iceberg writes timestamps with a zone.
 const UTC: &str = "+00:00";
 
-fn column(rows: &[Row], name: &str, kind: &DataType) -> ArrayRef {
+fn column(rows: &[&Row], name: &str, kind: &DataType) -> ArrayRef {
     match name {
         "event_id" => text(rows, |row| Some(&row.event.event_id)),
         "event_type" => text(rows, |row| Some(&row.event.event_type)),
@@ -42,12 +42,12 @@ fn column(rows: &[Row], name: &str, kind: &DataType) -> ArrayRef {
     }
 }
 
-fn text<'a>(rows: &'a [Row], value: impl Fn(&'a Row) -> Option<&'a String>) -> ArrayRef {
-    Arc::new(rows.iter().map(value).collect::<StringArray>())
+fn text<'a>(rows: &[&'a Row], value: impl Fn(&'a Row) -> Option<&'a String>) -> ArrayRef {
+    Arc::new(rows.iter().copied().map(value).collect::<StringArray>())
 }
 
-fn time(rows: &[Row], micros: impl Fn(&Row) -> Option<i64>) -> ArrayRef {
-    Arc::new(rows.iter().map(micros).collect::<TimestampMicrosecondArray>().with_timezone(UTC))
+fn time(rows: &[&Row], micros: impl Fn(&Row) -> Option<i64>) -> ArrayRef {
+    Arc::new(rows.iter().copied().map(micros).collect::<TimestampMicrosecondArray>().with_timezone(UTC))
 }
 
 fn bad_schema(error: ArrowError) -> iceberg::Error {
@@ -92,7 +92,7 @@ mod tests {
 
     #[test]
     fn every_column_has_its_value_and_unknown_ones_are_null() {
-        let batch = record_batch(&[row()], &schema()).expect("batch");
+        let batch = record_batch(&[&row()], &schema()).expect("batch");
         let shown: Vec<(String, String)> = batch
             .schema()
             .fields()

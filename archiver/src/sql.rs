@@ -38,8 +38,8 @@ pub async fn fate(
     .fetch_one(pool)
     .await?;
     Ok(match (passed, dead) {
-        (false, _) => Fate::Open,
-        (true, true) => Fate::Dead,
+        (_, true) => Fate::Dead,
+        (false, false) => Fate::Open,
         (true, false) => Fate::Read,
     })
 }

@@ -31,6 +31,8 @@ pub struct Worker {
     archives: HashMap<Arc<str>, Archive>,
     preparing: JoinSet<Done>,
     prepared: u64,
+    /// At least as many bytes as all buffers have.
+    buffered: usize,
     positions: Positions,
     health: Health,
 }
@@ -42,7 +44,7 @@ impl Worker {
         let timeout = Duration::from_millis(config.session_timeout_ms);
         let consumer = GroupConsumer::join(&shared.kafka, &config.group, &config.topics, timeout)?;
         let (archives, preparing) = (HashMap::new(), JoinSet::new());
-        Ok(Self { shared, consumer, archives, preparing, prepared: 0, positions, health })
+        Ok(Self { shared, consumer, archives, preparing, prepared: 0, buffered: 0, positions, health })
     }
 
     /// Works until shutdown, then commits what it has; or until there is nothing left that could go on.
@@ -89,10 +91,30 @@ impl Worker {
     async fn take(&mut self, record: Record) {
         let Some(archive) = self.archives.get_mut(&record.topic) else { return };
         let State::Live(live) = &mut archive.state else { return };
-        live.take(record, &self.shared.decoder).await;
-        if live.buffer().full(&self.shared.config.limits()) {
+        self.buffered += record.value.len();
+        if let Err(error) = live.take(record, &self.shared).await {
+            archive.fail(error);
+        } else if live.buffer().full(&self.shared.config.limits()) {
             let committed = archive.commit(&self.shared, false).await;
             let topic = archive.topic.clone();
+            self.committed(topic, committed);
+        }
+        if self.buffered >= self.shared.config.max_bytes_total {
+            self.make_room().await;
+        }
+    }
+
+    /// Commits the largest buffers until all together are within their limit.
+    async fn make_room(&mut self) {
+        loop {
+            self.buffered = self.archives.values().map(Archive::buffered).sum();
+            let largest = self.archives.values_mut().max_by_key(|archive| archive.buffered());
+            let Some(largest) = largest.filter(|archive| archive.buffered() > 0) else { return };
+            if self.buffered < self.shared.config.max_bytes_total {
+                return;
+            }
+            // A buffer whose commit fails is dropped, so this ends.
+            let (topic, committed) = (largest.topic.clone(), largest.commit(&self.shared, true).await);
             self.committed(topic, committed);
         }
     }
@@ -164,7 +186,7 @@ impl Worker {
             for (partition, next) in archive.release(&self.shared).await {
                 self.consumer.start(&TopicPartition { topic: archive.topic.clone(), partition }, next);
             }
-            if matches!(archive.state, State::Waiting(until, _) if until <= Instant::now()) {
+            if matches!(archive.state, State::Waiting(until) if until <= Instant::now()) {
                 again.push(archive.topic.clone());
             }
         }

@@ -114,7 +114,8 @@ impl Decoder {
     }
 }
 
-fn schema_id(value: &[u8]) -> Result<u32, DecodeError> {
+/// The schema id in a framed value.
+pub fn schema_id(value: &[u8]) -> Result<u32, DecodeError> {
     match value {
         [0, a, b, c, d, ..] => Ok(u32::from_be_bytes([*a, *b, *c, *d])),
         _ => Err(DecodeError::Framing),

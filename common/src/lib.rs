@@ -5,6 +5,7 @@ pub mod auth;
 pub mod breaker;
 pub mod codec;
 pub mod config;
+pub mod dead_letters;
 pub mod event;
 pub mod first_sight;
 pub mod home;

@@ -1,6 +1,6 @@
 //! Fills seen stores from the log, so that the records behind a position can be judged.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rdkafka::error::KafkaError;
@@ -38,6 +38,8 @@ pub struct Fill {
     pub partitions: i32,
     /// The project's dedupe window.
     pub window_ms: i64,
+    /// Offsets that were given up on, whatever is known of their schemas now ([`crate::dead_letters`]).
+    pub dead: BTreeSet<i64>,
     /// What is known already.
     pub seen: SeenStore,
 }
@@ -65,10 +67,14 @@ pub fn fill(
     let runtime = tokio::runtime::Handle::current();
     history.read(&spans, cancel, |record| -> Result<(), FillError> {
         let fill = &mut fills[index[&record.topic_partition()]];
+        if fill.dead.contains(&record.offset) {
+            return Ok(());
+        }
         let event = match runtime.block_on(judge(decoder, &record, fill.partitions)) {
             Ok(Verdict::Valid(event)) => event,
             // It was no sighting when it was first read either.
-            Ok(_) | Err(DecodeError::UnknownSchema(_)) => return Ok(()),
+            Ok(_) => return Ok(()),
+            // An unknown schema too: this record was judged once, so the registry has less than it had.
             Err(error) => return Err(error.into()),
         };
         fill.seen.sight(fingerprint(&event.event_id), record.offset, record.append_ms);

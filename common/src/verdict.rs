@@ -5,6 +5,14 @@ use crate::event::Event;
 use crate::home::home_partition;
 use crate::kafka::Record;
 
+/// Longest key and value together, in bytes. What is sent on gets headers, and must still fit Kafka's usual
+/// limit of a mebibyte.
+pub const MAX_RECORD: usize = 1_000_000;
+/// The reason of records above [`MAX_RECORD`].
+pub const TOO_LARGE: &str = "too-large";
+/// Longest detail of a rejection, in characters.
+const MAX_DETAIL: usize = 1_000;
+
 /// The verdict on one record.
 #[derive(Debug)]
 pub enum Verdict {
@@ -24,7 +32,7 @@ pub enum Verdict {
 pub struct Rejection {
     /// Which step refused it: `decode` or `validate`.
     pub stage: &'static str,
-    /// A stable word: `not-avro`, `unknown-schema`, `bad-datum`, `invalid`.
+    /// A stable word: `too-large`, `not-avro`, `unknown-schema`, `bad-datum`, `invalid`.
     pub reason: &'static str,
     /// A sentence for people.
     pub detail: String,
@@ -34,6 +42,9 @@ pub struct Rejection {
 /// again. `UnknownSchema` is such an error too at first; the caller decides when to give up with
 /// [`Rejection::unknown_schema`].
 pub async fn judge(decoder: &Decoder, record: &Record, partitions: i32) -> Result<Verdict, DecodeError> {
+    if !fits(record) {
+        return Ok(rejected("decode", TOO_LARGE, format!("key and value have more than {MAX_RECORD} bytes")));
+    }
     let event = match decoder.decode(&record.value).await {
         Ok(event) => event,
         Err(error @ DecodeError::Framing) => return Ok(rejected("decode", "not-avro", error)),
@@ -47,6 +58,11 @@ pub async fn judge(decoder: &Decoder, record: &Record, partitions: i32) -> Resul
     if home == record.partition { Ok(Verdict::Valid(event)) } else { Ok(Verdict::Stray { home }) }
 }
 
+/// Whether a record is small enough to be sent on.
+pub fn fits(record: &Record) -> bool {
+    record.value.len() + record.key.as_ref().map_or(0, Vec::len) <= MAX_RECORD
+}
+
 impl Rejection {
     /// For a schema id that stayed unknown.
     pub fn unknown_schema(id: u32) -> Self {
@@ -56,5 +72,5 @@ impl Rejection {
 }
 
 fn rejected(stage: &'static str, reason: &'static str, detail: impl ToString) -> Verdict {
-    Verdict::Rejected(Rejection { stage, reason, detail: detail.to_string() })
+    Verdict::Rejected(Rejection { stage, reason, detail: detail.to_string().chars().take(MAX_DETAIL).collect() })
 }

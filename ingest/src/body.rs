@@ -8,7 +8,7 @@ use futures::StreamExt;
 use tidemill_common::problem::Problem;
 
 use crate::config::Config;
-use crate::overload::Share;
+use crate::overload::{Overload, Share};
 
 /// A refused request's body is read on for so long, so that a client that is still sending it gets to see
 /// the answer instead of a broken connection.
@@ -41,15 +41,22 @@ fn unsupported(detail: String, header: &str) -> Problem {
         .field(header)
 }
 
-/// Reads a body. What arrives is counted, whatever was announced.
-pub async fn read(body: Body, config: &Config, share: &mut Share) -> Result<Vec<u8>, Problem> {
+/// Reads a body. What arrives is counted, whatever was announced. A request that is refused gives back its
+/// share at once.
+pub async fn read(
+    body: Body,
+    config: &Config,
+    overload: &Overload,
+    mut share: Share,
+) -> Result<(Vec<u8>, Share), Problem> {
     let mut stream = body.into_data_stream();
     let limit = Duration::from_millis(config.body_timeout_ms);
-    let read = tokio::time::timeout(limit, collect(&mut stream, config.max_body_bytes, share)).await;
+    let read = tokio::time::timeout(limit, collect(&mut stream, config.max_body_bytes, &mut share)).await;
     match read.unwrap_or_else(|_| Err(too_slow(limit))) {
-        Ok(body) => Ok(body),
+        Ok(body) => Ok((body, share)),
         Err(problem) => {
-            linger(stream).await;
+            drop(share);
+            linger(stream, overload).await;
             Err(problem)
         }
     }
@@ -70,8 +77,9 @@ async fn collect(stream: &mut BodyDataStream, most: usize, share: &mut Share) ->
     Ok(body)
 }
 
-/// Reads on and throws away.
-pub async fn linger(mut stream: BodyDataStream) {
+/// Reads on and throws away; if too many requests are listened to like this already, the connection just ends.
+pub async fn linger(mut stream: BodyDataStream, overload: &Overload) {
+    let Some(_room) = overload.linger() else { return };
     let drain = async {
         let mut bytes = 0;
         while let Some(Ok(chunk)) = stream.next().await {

@@ -4,11 +4,15 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+/// Refused requests whose clients are still being listened to, which costs a connection each.
+const LINGERING: usize = 64;
+
 /// Room for requests and for the bytes of their bodies.
 #[derive(Clone)]
 pub struct Overload {
     requests: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
+    lingering: Arc<Semaphore>,
 }
 
 /// A request's share. It is given back on drop.
@@ -21,7 +25,8 @@ pub struct Share {
 impl Overload {
     /// Room for so many.
     pub fn new(requests: usize, bytes: usize) -> Self {
-        Self { requests: Arc::new(Semaphore::new(requests)), bytes: Arc::new(Semaphore::new(bytes)) }
+        let room = |size| Arc::new(Semaphore::new(size));
+        Self { requests: room(requests), bytes: room(bytes), lingering: room(LINGERING) }
     }
 
     /// Room for one request, whose body is yet to come; none if there are too many.
@@ -29,6 +34,11 @@ impl Overload {
         let request = Arc::clone(&self.requests).try_acquire_owned().ok()?;
         let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(0).ok()?;
         Some(Share { _request: request, bytes, room: Arc::clone(&self.bytes) })
+    }
+
+    /// Room for listening on to one refused request, which has given back its share; none if there are too many.
+    pub fn linger(&self) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.lingering).try_acquire_owned().ok()
     }
 }
 
@@ -61,5 +71,10 @@ mod tests {
         drop(one);
         assert!(two.grow(10));
         assert!(overload.enter().is_some());
+        let lingering: Vec<_> = (0..LINGERING).map_while(|_| overload.linger()).collect();
+        assert_eq!(lingering.len(), LINGERING);
+        assert!(overload.linger().is_none());
+        drop(lingering);
+        assert!(overload.linger().is_some());
     }
 }

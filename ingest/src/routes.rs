@@ -20,7 +20,7 @@ use crate::answer;
 use crate::auth;
 use crate::body;
 use crate::gateway::Gateway;
-use crate::overload::Share;
+use crate::overload::{Overload, Share};
 use crate::parse;
 use crate::stages::Receipt;
 
@@ -44,16 +44,19 @@ pub fn routes(gateway: Arc<Gateway>, health: &Health) -> Router {
 
 /// Takes one event or an array of them.
 async fn events(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
-    let Some(mut share) = gateway.overload.enter() else { return body::overloaded().into_response() };
+    let Some(share) = gateway.overload.enter() else { return body::overloaded().into_response() };
     let (head, body) = request.into_parts();
     let peer = head.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
     let receipt = Receipt::now(peer, gateway.config.client_address, &head.headers);
     let caller = match caller(&gateway, &head.headers, &head.uri).await {
         Ok(caller) => caller,
-        Err(problem) => return refuse(problem, &head.headers, body).await,
+        Err(problem) => {
+            drop(share); // callers that are not let in must not take the places of those who are
+            return refuse(problem, &gateway.overload, &head.headers, body).await;
+        }
     };
-    let body = match body::read(body, &gateway.config, &mut share).await {
-        Ok(body) => body,
+    let (body, share) = match body::read(body, &gateway.config, &gateway.overload, share).await {
+        Ok(read) => read,
         Err(problem) => return problem.into_response(),
     };
     // A client that hangs up drops this handler, but not the task.
@@ -90,9 +93,9 @@ async fn caller(gateway: &Gateway, headers: &HeaderMap, uri: &Uri) -> Result<Arc
 }
 
 /// Refuses a request whose body has not been read. One that waits for "100 Continue" sends none.
-async fn refuse(problem: Problem, headers: &HeaderMap, body: Body) -> Response {
+async fn refuse(problem: Problem, overload: &Overload, headers: &HeaderMap, body: Body) -> Response {
     if !headers.contains_key(header::EXPECT) {
-        body::linger(body.into_data_stream()).await;
+        body::linger(body.into_data_stream(), overload).await;
     }
     problem.into_response()
 }

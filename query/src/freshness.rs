@@ -1,12 +1,13 @@
 //! How fresh the counts are: the ledger's offsets against the log's ends, and Redis against the ledger.
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
-use tidemill_common::kafka::{History, TopicPartition};
+use tidemill_common::kafka::{History, KafkaConfig, TopicPartition, topic_incarnations};
 use tidemill_common::names::events_topic;
 use tidemill_common::projects::Project;
 
@@ -19,16 +20,16 @@ const FAILED_FOR: Duration = Duration::from_secs(5);
 /// A reader does not wait longer for Kafka.
 const TIMEOUT: Duration = Duration::from_millis(1_500);
 
-/// Redis shows what the ledger counts within this time; the worker says so once a second.
-const PROJECTED_WITHIN: Duration = Duration::from_secs(3);
+/// A topic that is deleted and made again is noticed after this time.
+const INCARNATION_FOR: Duration = Duration::from_secs(5);
 
 /// What can be promised of a project's data, if it is read after this was found out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fresh {
     /// Every event appended before this time is counted; `None` when there is no such time to tell.
     pub as_of: Option<DateTime<Utc>>,
-    /// The stream cannot write to Redis, though perhaps we can read there: what is in it is old.
-    pub redis_lags: bool,
+    /// Redis shows all that this promises. If not, what is read there may be older than `as_of`.
+    pub redis_is_even: bool,
 }
 
 /// The ends of a project's partitions, as they were at a time.
@@ -44,19 +45,20 @@ struct Ends {
 #[derive(Default)]
 struct Known {
     ends: Option<Ends>,
-    goal: Option<Goal>,
+    incarnation: Option<Incarnation>,
 }
 
-/// Offsets up to which Redis should show everything soon.
-struct Goal {
-    set: Instant,
-    next: HashMap<i32, i64>,
+/// The topic's incarnation, and when it was asked for; `None`: it is not known.
+struct Incarnation {
+    asked: Instant,
+    id: Option<String>,
 }
 
 type Slot = Arc<tokio::sync::Mutex<Known>>;
 
 /// Says up to when a project's events are counted.
 pub struct Freshness {
+    kafka: KafkaConfig,
     history: History,
     pool: PgPool,
     slots: Mutex<HashMap<String, Slot>>,
@@ -64,28 +66,31 @@ pub struct Freshness {
 
 impl Freshness {
     /// Compares this log with the ledger in this database.
-    pub fn new(history: History, pool: PgPool) -> Self {
-        Self { history, pool, slots: Mutex::default() }
+    pub fn new(kafka: KafkaConfig, pool: PgPool) -> Self {
+        Self { history: History::new(kafka.clone()), kafka, pool, slots: Mutex::default() }
     }
 
     /// What can be promised now.
     pub async fn of(&self, project: &Project) -> Result<Fresh, sqlx::Error> {
         let slot = self.slot(project);
         let mut known = slot.lock().await;
-        let ends = match known.ends.take().filter(Ends::is_good) {
-            Some(ends) => ends,
-            None => {
-                let (asked, at) = (Instant::now(), Utc::now());
-                Ends { asked, at, ends: ask(self.history.clone(), project).await }
-            }
+        if known.incarnation.as_ref().is_none_or(|known| known.asked.elapsed() >= INCARNATION_FOR) {
+            let asked = Instant::now();
+            known.incarnation = Some(Incarnation { asked, id: incarnation(self.kafka.clone(), project).await });
+        }
+        if !known.ends.as_ref().is_some_and(Ends::is_good) {
+            let (asked, at) = (Instant::now(), Utc::now());
+            known.ends = Some(Ends { asked, at, ends: ends(self.history.clone(), project).await });
+        }
+        let Known { ends: Some(ends), incarnation } = &*known else {
+            return Ok(Fresh { as_of: None, redis_is_even: false }); // they have just been set
         };
-        let ledger = postgres::ledger(&self.pool, project).await;
-        let found = ledger.map(|ledger| Fresh {
+        let incarnation = incarnation.as_ref().and_then(|known| known.id.as_deref());
+        let ledger = postgres::ledger(&self.pool, project, incarnation).await?;
+        Ok(Fresh {
             as_of: as_of(project.partitions, ends.ends.as_ref(), ends.at, &ledger),
-            redis_lags: redis_lags(&mut known.goal, &ledger, Instant::now()),
-        });
-        known.ends = Some(ends);
-        found
+            redis_is_even: ledger.iter().all(|entry| entry.projected_offset >= entry.next_offset),
+        })
     }
 
     fn slot(&self, project: &Project) -> Slot {
@@ -100,20 +105,35 @@ impl Ends {
     }
 }
 
-async fn ask(history: History, project: &Project) -> Option<HashMap<i32, i64>> {
+async fn ends(history: History, project: &Project) -> Option<HashMap<i32, i64>> {
     let topic: Arc<str> = events_topic(&project.id).into();
     let partitions: Vec<TopicPartition> =
         (0..project.partitions).map(|partition| TopicPartition { topic: Arc::clone(&topic), partition }).collect();
-    let asked = tokio::task::spawn_blocking(move || history.bounds(&partitions));
-    match tokio::time::timeout(TIMEOUT, asked).await {
-        Ok(Ok(Ok(bounds))) => Some(bounds.into_iter().map(|(at, (_, end))| (at.partition, end)).collect()),
+    let bounds = ask(project, "the log's ends", move || history.bounds(&partitions)).await?;
+    Some(bounds.into_iter().map(|(at, (_, end))| (at.partition, end)).collect())
+}
+
+async fn incarnation(kafka: KafkaConfig, project: &Project) -> Option<String> {
+    let topic = events_topic(&project.id);
+    let describe = move || topic_incarnations(&kafka, &[&topic], TIMEOUT);
+    ask(project, "the topic's id", describe).await?.into_values().next()
+}
+
+/// Asks Kafka; `None` when it does not answer in time.
+async fn ask<T: Send + 'static, E: Display + Send + 'static>(
+    project: &Project,
+    what: &str,
+    question: impl FnOnce() -> Result<T, E> + Send + 'static,
+) -> Option<T> {
+    match tokio::time::timeout(TIMEOUT, tokio::task::spawn_blocking(question)).await {
+        Ok(Ok(Ok(answer))) => Some(answer),
         Ok(Ok(Err(error))) => {
-            tracing::warn!(%error, project = project.id, "the log's ends are not known");
+            tracing::warn!(%error, project = project.id, what, "Kafka does not say");
             None
         }
         Ok(Err(_)) => None, // the runtime is shutting down
         Err(_) => {
-            tracing::warn!(project = project.id, "Kafka does not say the log's ends in time");
+            tracing::warn!(project = project.id, what, "Kafka does not say in time");
             None
         }
     }
@@ -138,22 +158,6 @@ fn as_of(
         }
     }
     Some(oldest)
-}
-
-/// Whether Redis has missed its goal: what the ledger counted some seconds ago. A goal that is reached, or that
-/// the ledger itself has fallen behind (another topic, an older Postgres), makes way for the next.
-fn redis_lags(goal: &mut Option<Goal>, ledger: &[Entry], now: Instant) -> bool {
-    if let Some(goal) = goal {
-        let of = |entry: &Entry| goal.next.get(&entry.partition).copied().unwrap_or(0);
-        let reached = ledger.iter().all(|entry| entry.projected_offset >= of(entry));
-        let obsolete = ledger.iter().any(|entry| entry.next_offset < of(entry));
-        if !reached && !obsolete {
-            return now > goal.set + PROJECTED_WITHIN;
-        }
-    }
-    let next = ledger.iter().map(|entry| (entry.partition, entry.next_offset)).collect();
-    *goal = Some(Goal { set: now, next });
-    false
 }
 
 #[cfg(test)]
@@ -192,18 +196,5 @@ mod tests {
         assert_eq!(rule(None, &[entry(0, 5, 10), entry(1, 7, 20)]), Some(10), "without Kafka all may be behind");
         assert_eq!(rule(None, &[entry(0, 5, 10)]), None);
         assert_eq!(rule(Some(&[5]), &[entry(0, 5, 10), entry(1, 7, 20)]), Some(20), "an end that was not told");
-    }
-
-    #[test]
-    fn redis_lags_when_what_was_counted_is_not_shown_in_time() {
-        let (mut goal, t) = (None, Instant::now());
-        let late = t + PROJECTED_WITHIN + Duration::from_millis(1);
-        let entry = |next_offset, projected_offset| [Entry { projected_offset, ..entry(0, next_offset, 10) }];
-        assert!(!redis_lags(&mut goal, &entry(10, 5), t));
-        assert!(!redis_lags(&mut goal, &entry(90, 9), t + PROJECTED_WITHIN), "there is time yet");
-        assert!(redis_lags(&mut goal, &entry(90, 9), late));
-        assert!(!redis_lags(&mut goal, &entry(90, 10), late), "reached; the next goal is 90");
-        assert!(redis_lags(&mut goal, &entry(95, 89), late + (late - t)));
-        assert!(!redis_lags(&mut goal, &entry(3, 3), late + (late - t)), "the ledger went back");
     }
 }

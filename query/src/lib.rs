@@ -16,7 +16,6 @@ use std::sync::Arc;
 use tidemill_common::auth::Keys;
 use tidemill_common::config::Connections;
 use tidemill_common::http::{Health, serve};
-use tidemill_common::kafka::History;
 use tidemill_common::postgres as pg;
 use tidemill_common::redis::Redis;
 use tokio::net::TcpListener;
@@ -31,7 +30,7 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let pool = pg::pool(&connections.database_url, config.postgres_connections)?;
+    let pool = postgres::limited(pg::pool(&connections.database_url, config.postgres_connections)?);
     let redis = Redis::new(&connections.redis_url)?;
     let health = Health::new();
     let (checked_pool, checked_redis) = (pool.clone(), redis.clone());
@@ -42,7 +41,7 @@ pub async fn run(
     });
     let service = routes::Service {
         keys: Keys::new(pool.clone()),
-        freshness: freshness::Freshness::new(History::new(connections.kafka.clone()), pool.clone()),
+        freshness: freshness::Freshness::new(connections.kafka.clone(), pool.clone()),
         sql: sql::Engine::new(&config, &connections)?,
         pool,
         redis,

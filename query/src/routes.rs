@@ -1,15 +1,15 @@
 //! The endpoints. Every one of them answers for the project of the caller's key, and for no other.
 
 use std::collections::HashMap;
-use std::future::Future;
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
-use axum::extract::{FromRequestParts, Path, Query, State};
+use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
+use axum::extract::{FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
@@ -22,6 +22,7 @@ use tidemill_common::projects::{self, Project};
 use tidemill_common::redis::Redis;
 
 use crate::freshness::Freshness;
+use crate::postgres::in_time;
 use crate::{metrics, postgres, sessions, sql};
 
 /// What the endpoints work with.
@@ -34,7 +35,9 @@ pub struct Service {
 }
 
 type Shared = State<Arc<Service>>;
-type Params = Query<HashMap<String, String>>;
+type Name = Result<Path<String>, PathRejection>;
+type Params = Result<Query<HashMap<String, String>>, QueryRejection>;
+type Answer = Result<Response, Problem>;
 
 /// All routes but the health ones.
 pub fn routes(service: Arc<Service>) -> Router {
@@ -43,6 +46,7 @@ pub fn routes(service: Arc<Service>) -> Router {
         .route("/v1/metrics/{name}", get(metric))
         .route("/v1/sessions/{id}", get(session))
         .route("/v1/query", get(query).post(post_query))
+        .route_layer(middleware::from_fn(observed))
         .method_not_allowed_fallback(|| async {
             Problem::new(
                 StatusCode::METHOD_NOT_ALLOWED,
@@ -62,58 +66,48 @@ pub fn routes(service: Arc<Service>) -> Router {
         .with_state(service)
 }
 
-async fn list_metrics(State(service): Shared, Caller(project): Caller) -> Response {
-    observed("metrics_list", async {
-        let names = metrics::names(&service.pool, &project).await?;
-        Ok(Json(serde_json::json!({ "metrics": names })))
-    })
-    .await
+async fn list_metrics(State(service): Shared, Caller(project): Caller) -> Answer {
+    let names = in_time(metrics::names(&service.pool, &project)).await?;
+    Ok(Json(serde_json::json!({ "metrics": names })).into_response())
 }
 
-async fn metric(
-    State(service): Shared,
-    Caller(project): Caller,
-    Path(name): Path<String>,
-    Query(params): Params,
-) -> Response {
-    observed("metrics", async {
-        let request = metrics::Request::parse(&name, &params, Utc::now())?;
-        Ok(Json(metrics::answer(&service, &project, request).await?))
-    })
-    .await
+async fn metric(State(service): Shared, Caller(project): Caller, name: Name, params: Params) -> Answer {
+    let (Path(name), Query(params)) = (name.map_err(unreadable)?, params.map_err(unreadable)?);
+    let request = metrics::Request::parse(&name, &params, Utc::now())?;
+    Ok(Json(in_time(metrics::answer(&service, &project, request)).await?).into_response())
 }
 
-async fn session(State(service): Shared, Caller(project): Caller, Path(id): Path<String>) -> Response {
-    observed("sessions", async {
-        Ok(Json(sessions::answer(&service.pool, &service.redis, &project, &id, Utc::now()).await?))
-    })
-    .await
+async fn session(State(service): Shared, Caller(project): Caller, id: Name) -> Answer {
+    let Path(id) = id.map_err(unreadable)?;
+    let answer = sessions::answer(&service.pool, &service.redis, &project, &id, Utc::now());
+    Ok(Json(in_time(answer).await?).into_response())
 }
 
-async fn query(State(service): Shared, Caller(project): Caller, Query(params): Params) -> Response {
-    observed("query", async {
-        let sql = params.get("sql").ok_or_else(|| sql::missing("the parameter 'sql' is missing"))?;
-        run_sql(&service, &project, sql).await
-    })
-    .await
+async fn query(State(service): Shared, Caller(project): Caller, params: Params) -> Answer {
+    let Query(params) = params.map_err(unreadable)?;
+    let sql = params.get("sql").ok_or_else(|| sql::missing("the parameter 'sql' is missing"))?;
+    run_sql(&service, &project, sql).await
 }
 
-async fn post_query(State(service): Shared, Caller(project): Caller, body: Result<Bytes, BytesRejection>) -> Response {
+async fn post_query(State(service): Shared, Caller(project): Caller, body: Result<Bytes, BytesRejection>) -> Answer {
     #[derive(Deserialize)]
     struct Body {
         sql: String,
     }
-    observed("query", async {
-        let body = body.map_err(|error| sql::missing(&error.to_string()))?;
-        let body: Body = serde_json::from_slice(&body).map_err(|error| sql::missing(&error.to_string()))?;
-        run_sql(&service, &project, &body.sql).await
-    })
-    .await
+    let body = body.map_err(|error| sql::missing(&error.to_string()))?;
+    let body: Body = serde_json::from_slice(&body).map_err(|error| sql::missing(&error.to_string()))?;
+    run_sql(&service, &project, &body.sql).await
 }
 
-async fn run_sql(service: &Service, project: &Project, sql: &str) -> Result<impl IntoResponse + use<>, Problem> {
+async fn run_sql(service: &Service, project: &Project, sql: &str) -> Answer {
     let answer = service.sql.run(project, sql).await?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], answer))
+    Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response())
+}
+
+/// A path or parameters that are not text.
+fn unreadable(error: impl std::fmt::Display) -> Problem {
+    let detail = format!("{error}; percent-encode the URL's parts as UTF-8");
+    Problem::new(StatusCode::BAD_REQUEST, "bad-url", "Bad URL", detail)
 }
 
 /// The project of the caller's key.
@@ -125,23 +119,24 @@ impl FromRequestParts<Arc<Service>> for Caller {
     async fn from_request_parts(parts: &mut Parts, service: &Arc<Service>) -> Result<Self, Problem> {
         let key = service.keys.authenticate(credential(&parts.headers), Utc::now()).await?;
         key.require(Scope::Read)?;
-        let project = projects::load(&service.pool, &key.project).await.map_err(postgres::problem)?;
+        let load = projects::load(&service.pool, &key.project);
+        let project = in_time(async { load.await.map_err(postgres::problem) }).await?;
         project.map(Self).ok_or_else(|| {
             Problem::new(StatusCode::NOT_FOUND, "no-project", "No such project", "the key's project has been deleted")
         })
     }
 }
 
-/// Counts and times an answer.
-async fn observed<T: IntoResponse>(
-    endpoint: &'static str,
-    answer: impl Future<Output = Result<T, Problem>>,
-) -> Response {
+/// Counts and times every answer of an endpoint, refusals too.
+async fn observed(request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let response = match answer.await {
-        Ok(answer) => answer.into_response(),
-        Err(problem) => problem.into_response(),
+    let endpoint = match request.uri().path().split('/').nth(2) {
+        Some("metrics") if request.uri().path() == "/v1/metrics" => "metrics_list",
+        Some("metrics") => "metrics",
+        Some("sessions") => "sessions",
+        _ => "query",
     };
+    let response = next.run(request).await;
     let status = response.status().as_u16().to_string();
     ::metrics::counter!("analytics_api_requests_total", "endpoint" => endpoint, "status" => status).increment(1);
     ::metrics::histogram!("analytics_api_latency_seconds", "endpoint" => endpoint).record(started.elapsed());

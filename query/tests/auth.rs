@@ -31,6 +31,23 @@ async fn a_read_key_is_needed() {
 }
 
 #[tokio::test]
+async fn refusals_are_problems_and_are_counted() {
+    let api = Api::start().await;
+    let write_key = new_key(&api.stack, &api.stack.project, "write").await;
+    for path in ["/v1/sessions/%FF", "/v1/metrics/%FF", "/v1/metrics/events?startTime=%FF", "/v1/query?sql=%FF"] {
+        let (status, problem) = api.get(path).await;
+        assert_eq!((status, &problem["status"]), (400, &Value::from(400)), "{path}: {problem}");
+    }
+    assert_eq!(api.get_as("tm_nobodys", "/v1/sessions/s").await.0, 401);
+    assert_eq!(api.get_as(&write_key, "/v1/metrics").await.0, 403);
+    let metrics = api.client.get(format!("{}/metrics", api.base)).send().await.unwrap().text().await.unwrap();
+    for (endpoint, status) in [("sessions", 401), ("metrics_list", 403), ("sessions", 400), ("metrics", 400)] {
+        let line = format!("analytics_api_requests_total{{endpoint=\"{endpoint}\",status=\"{status}\"}}");
+        assert!(metrics.contains(&line), "{line} is missing in\n{metrics}");
+    }
+}
+
+#[tokio::test]
 async fn a_revoked_key_stops_working_within_five_seconds() {
     let api = Api::start().await;
     assert_eq!(api.get("/v1/metrics").await.0, 200);

@@ -145,6 +145,13 @@ async fn all_but_reads_of_the_own_tables_are_refused_and_touch_nothing() {
         "SELECT 1 / 0".to_owned(),
         "SELECT CAST('x' AS integer)".to_owned(),
         "SELECT repeat('x', 2000000000)".to_owned(),
+        format!("SELECT replace('x', 'x', '{}')", "y".repeat(100)),
+        "SELECT regexp_replace('x', 'x', 'yy')".to_owned(),
+        "SELECT overlay('x' placing 'yy' from 1)".to_owned(),
+        "SELECT array_to_string(string_to_array('xx', NULL), 'yyyy')".to_owned(),
+        "SELECT encode(encode('x', 'hex'), 'hex')".to_owned(),
+        "SELECT string_agg(session_id, ',') FROM sessions".to_owned(),
+        "SELECT array_agg(session_id) FROM sessions".to_owned(),
         "SELEC 1".to_owned(),
         String::new(),
     ] {
@@ -235,4 +242,33 @@ async fn long_chains_do_not_break_the_planner() {
     }
     let deep = format!("SELECT {}1", "1 + ".repeat(900));
     assert_eq!(api.sql(&deep).await.0, 400);
+}
+
+#[tokio::test]
+async fn large_values_cannot_be_made_of_small_ones() {
+    let api = with_sessions(Config::default(), 1).await;
+    let text = |bytes: usize| "x".repeat(bytes);
+    let doubled =
+        (0..32).fold("SELECT 'xxxxxxxx' AS a".to_owned(), |sql, _| format!("SELECT a || a AS a FROM ({sql})"));
+    let ctes: Vec<String> = (1..32).map(|i| format!("c{i} AS (SELECT concat(a, a) AS a FROM c{})", i - 1)).collect();
+    for sql in [
+        format!("SELECT octet_length(replace('{}', 'x', '{}'))", text(100_000), text(100_000)),
+        format!("SELECT octet_length(regexp_replace('{}', 'x', '{}', 'g'))", text(4_000), text(4_000)),
+        doubled,
+        format!("WITH c0 AS (SELECT 'x' AS a), {} SELECT octet_length(a) FROM c31", ctes.join(", ")),
+        "WITH RECURSIVE r AS (SELECT 'x' AS a UNION ALL SELECT a || a FROM r) SELECT max(octet_length(a)) FROM r"
+            .to_owned(),
+        format!("SELECT {} FROM sessions", vec!["session_id"; 101].join(", ")),
+        format!("SELECT '{}'", text(8_193)),
+    ] {
+        let (status, problem) = api.sql(&sql).await;
+        assert_eq!(
+            (status, &problem["type"]),
+            (400, &json!("urn:tidemill:problem:bad-sql")),
+            "{}: {problem}",
+            &sql[..60.min(sql.len())]
+        );
+    }
+    let joined = api.rows("SELECT upper(session_id) || '-' || concat(user_id, 1) AS a FROM sessions").await;
+    assert_eq!(joined, json!([{ "a": "S0-u1" }]));
 }

@@ -9,7 +9,7 @@ use tidemill_common::home::home_partition;
 use tidemill_common::kafka::{Outgoing, Producer, Record};
 use tidemill_common::names::{dlq_topic, processed_topic};
 use tidemill_common::registry::{Registry, RegistryError};
-use tidemill_common::verdict::Rejection;
+use tidemill_common::verdict::{Rejection, TOO_LARGE};
 
 /// Header: the partition in the project's events topic where a record comes from.
 pub const SOURCE_PARTITION: &str = "source-partition";
@@ -87,7 +87,7 @@ pub fn stray(record: &Record, home: i32) -> Emission {
     }
 }
 
-/// A dead letter: the record as it came, with why and from where.
+/// A dead letter: the record as it came (but for one that is too large), with why and from where.
 pub fn dead_letter(project: &str, dlq_partitions: i32, record: &Record, rejection: &Rejection) -> Emission {
     let partition = match &record.key {
         Some(key) => home_partition(key, dlq_partitions),
@@ -98,7 +98,10 @@ pub fn dead_letter(project: &str, dlq_partitions: i32, record: &Record, rejectio
     headers.push((STAGE, rejection.stage.to_owned()));
     headers.push((REASON, rejection.reason.to_owned()));
     headers.push((DETAIL, rejection.detail.clone()));
-    Emission { topic: dlq_topic(project), partition, key: record.key.clone(), value: record.value.clone(), headers }
+    // What is too large to be sent on still stands at its origin.
+    let fits = rejection.reason != TOO_LARGE;
+    let (key, value) = if fits { (record.key.clone(), record.value.clone()) } else { (None, Vec::new()) };
+    Emission { topic: dlq_topic(project), partition, key, value, headers }
 }
 
 /// Sends everything and waits for all acknowledgements.

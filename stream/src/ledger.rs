@@ -48,6 +48,8 @@ pub struct Advance {
 /// The positions of these partitions; those that are new begin at the given offsets.
 pub async fn open(pool: &PgPool, places: &[(Place, i64)]) -> Result<HashMap<Place, Position>, sqlx::Error> {
     let mut connection = pool.acquire().await?;
+    let mut places: Vec<&(Place, i64)> = places.iter().collect();
+    places.sort(); // like every insert
     let columns = Columns::of(places.iter().map(|(place, _)| place));
     let begins: Vec<i64> = places.iter().map(|(_, begin)| *begin).collect();
     sqlx::query(

@@ -49,7 +49,8 @@ pub async fn run(
     let redis = Redis::new(&connections.redis_url)?;
     let registry = Registry::new(&connections.registry_url)?;
     let decoder = Decoder::new(registry.clone());
-    watch(&health, &shutdown, &pool, &redis);
+    let history = History::new(connections.kafka.clone());
+    watch(&health, &shutdown, &history, &pool, &redis);
     let worker = Worker {
         consumer: GroupConsumer::join(
             &connections.kafka,
@@ -61,7 +62,7 @@ pub async fn run(
         preparer: Preparer {
             pool: pool.clone(),
             kafka: connections.kafka.clone(),
-            history: History::new(connections.kafka.clone()),
+            history,
             decoder: decoder.clone(),
             on_gap: config.on_gap,
             shutdown: shutdown.clone(),
@@ -86,9 +87,18 @@ pub async fn run(
     Ok(ended?)
 }
 
-fn watch(health: &Health, shutdown: &CancellationToken, pool: &PgPool, redis: &Redis) {
-    health.set(worker::CHECK, true, Ok(()));
+fn watch(health: &Health, shutdown: &CancellationToken, history: &History, pool: &PgPool, redis: &Redis) {
+    let history = history.clone();
+    health.set(worker::BATCHES, true, Ok(()));
+    health.set(worker::PARTITIONS, true, Ok(()));
     let (pool, redis) = (pool.clone(), redis.clone());
+    health.watch("kafka", true, shutdown, move || {
+        let history = history.clone();
+        async move {
+            let asked = tokio::task::spawn_blocking(move || history.ping().map_err(|error| error.to_string()));
+            asked.await.unwrap_or_else(|error| Err(error.to_string()))
+        }
+    });
     health.watch("postgres", true, shutdown, move || {
         let pool = pool.clone();
         async move { sqlx::query("SELECT 1").execute(&pool).await.map(drop) }

@@ -4,8 +4,10 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::DateTime;
 use sqlx::PgPool;
 use tidemill_common::codec::Decoder;
+use tidemill_common::dead_letters::unknown_schemas;
 use tidemill_common::first_sight::SeenStore;
 use tidemill_common::kafka::{History, KafkaConfig, TopicPartition, topic_incarnations};
 use tidemill_common::names::project_of;
@@ -18,6 +20,8 @@ use crate::fold::rollups::Changes;
 use crate::ledger::{self, Advance, Place, Position};
 use crate::sort::Transient;
 use crate::store::Touched;
+
+type Places = HashMap<TopicPartition, (Place, Arc<Project>)>;
 
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -51,79 +55,75 @@ pub struct Preparer {
     pub shutdown: CancellationToken,
 }
 
-/// What stops the worker, since only a person can decide.
-#[derive(Debug, thiserror::Error)]
-pub enum LiveError {
-    /// Wait and try again.
-    #[error(transparent)]
-    Transient(#[from] Transient),
-    /// The log does not fit the ledger.
-    #[error(
-        "{topic}/{partition}: the ledger stands at offset {next}, but the log holds {low} to {high}: {missing} \
-         records can never be counted. To go on behind the gap, start the worker with \
-         TIDEMILL_STREAM__ON_GAP=skip"
-    )]
-    Gap {
-        /// The topic.
-        topic: String,
-        /// The partition.
-        partition: i32,
-        /// The ledger's position.
-        next: i64,
-        /// The log's first offset.
-        low: i64,
-        /// The log's next offset.
-        high: i64,
-        /// How many were lost.
-        missing: i64,
-    },
+/// Stores of partitions that are not live, each with the incarnation of its topic; worth keeping until those
+/// come back.
+pub type Parked = HashMap<TopicPartition, (String, SeenStore)>;
+
+/// What preparing gives.
+#[derive(Default)]
+pub struct Prepared {
+    /// The partitions that can be counted.
+    pub live: HashMap<TopicPartition, Live>,
+    /// What Redis may not show yet.
+    pub touched: Touched,
+    /// Partitions about which a person has to decide: which, and what to do.
+    pub stuck: Vec<String>,
 }
 
 impl Preparer {
-    /// Makes partitions live; those of unknown projects are left out. Also gives what Redis may not show yet.
+    /// Makes partitions live. Those of unknown projects are left out, and those whose log does not fit their
+    /// ledger; the others do not wait for them.
     pub async fn prepare(
         &self,
         partitions: &BTreeSet<TopicPartition>,
-        seen: &mut HashMap<TopicPartition, SeenStore>,
-    ) -> Result<(HashMap<TopicPartition, Live>, Touched), LiveError> {
+        parked: &mut Parked,
+    ) -> Result<Prepared, Transient> {
+        let mut prepared = Prepared::default();
         let places = self.places(partitions).await?;
         if places.is_empty() {
-            return Ok(Default::default());
+            return Ok(prepared);
         }
-        let bounds = self.bounds(places.keys().cloned().collect()).await?;
+        let lows = self.bounds(&places).await?;
         let begins: Vec<(Place, i64)> =
-            places.iter().map(|(at, (place, _))| (place.clone(), bounds.get(at).map_or(0, |(low, _)| *low))).collect();
-        let positions = ledger::open(&self.pool, &begins).await.map_err(Transient::from)?;
+            places.iter().filter_map(|(at, (place, _))| Some((place.clone(), lows.get(at)?.0))).collect();
+        let positions = ledger::open(&self.pool, &begins).await?;
+        // Asked again: another worker may have counted what came since.
+        let bounds = self.bounds(&places).await?;
+        let dead = self.dead_letters(&places).await?;
         let mut fills = Vec::new();
         let mut live = HashMap::new();
         for (at, (place, project)) in places {
             let (Some(&position), Some(&bounds)) = (positions.get(&place), bounds.get(&at)) else { continue };
-            let position = self.bridge_gap(&place, position, bounds).await?;
+            let position = match self.bridge_gap(&place, position, bounds).await? {
+                Ok(position) => position,
+                Err(gap) => {
+                    tracing::error!(%gap, "a partition is stuck");
+                    prepared.stuck.push(gap);
+                    continue;
+                }
+            };
+            let kept = parked.remove(&at).filter(|(incarnation, _)| *incarnation == place.incarnation);
             fills.push(Fill {
                 at: at.clone(),
                 next: position.next,
                 again_from: position.projected.min(position.next),
                 partitions: project.partitions,
                 window_ms: project.dedupe_window_ms,
-                seen: seen.remove(&at).unwrap_or_else(|| SeenStore::new(project.dedupe_window_ms)),
+                dead: dead.get(&at).cloned().unwrap_or_default(),
+                seen: kept.map_or_else(|| SeenStore::new(project.dedupe_window_ms), |(_, seen)| seen),
             });
             live.insert(at, (place, project, position));
         }
         let (mut stores, touched) = self.fill(fills).await?;
-        let live = live
-            .into_iter()
-            .filter_map(|(at, (place, project, position))| {
-                let seen = stores.remove(&at)?;
-                Some((at, Live { place, project, next: position.next, projected: position.projected, seen }))
-            })
-            .collect();
-        Ok((live, touched))
+        prepared.touched = touched;
+        for (at, (place, project, position)) in live {
+            let Some(seen) = stores.remove(&at) else { continue };
+            prepared.live.insert(at, Live { place, project, next: position.next, projected: position.projected, seen });
+        }
+        Ok(prepared)
     }
 
-    async fn places(
-        &self,
-        partitions: &BTreeSet<TopicPartition>,
-    ) -> Result<HashMap<TopicPartition, (Place, Arc<Project>)>, Transient> {
+    async fn places(&self, partitions: &BTreeSet<TopicPartition>) -> Result<Places, Transient> {
         let topics: BTreeSet<String> = partitions.iter().map(|at| at.topic.to_string()).collect();
         let mut projects = HashMap::new();
         for topic in topics {
@@ -133,7 +133,7 @@ impl Preparer {
             }
         }
         if projects.is_empty() {
-            return Ok(HashMap::new());
+            return Ok(Places::new());
         }
         let incarnations = self.incarnations(projects.keys().cloned().collect()).await?;
         let place = |at: &TopicPartition| {
@@ -146,7 +146,8 @@ impl Preparer {
         Ok(partitions.iter().filter_map(place).collect())
     }
 
-    async fn incarnations(&self, topics: Vec<String>) -> Result<HashMap<String, String>, Transient> {
+    /// The topics' ids; those that do not exist are left out.
+    pub async fn incarnations(&self, topics: Vec<String>) -> Result<HashMap<String, String>, Transient> {
         let kafka = self.kafka.clone();
         let ask = move || {
             let names: Vec<&str> = topics.iter().map(String::as_str).collect();
@@ -155,39 +156,58 @@ impl Preparer {
         Ok(blocking(ask).await??)
     }
 
-    async fn bounds(&self, partitions: Vec<TopicPartition>) -> Result<HashMap<TopicPartition, (i64, i64)>, Transient> {
+    async fn bounds(&self, places: &Places) -> Result<HashMap<TopicPartition, (i64, i64)>, Transient> {
+        let partitions: Vec<TopicPartition> = places.keys().cloned().collect();
         let history = self.history.clone();
         Ok(blocking(move || history.bounds(&partitions)).await??)
     }
 
-    /// Retention may have passed the ledger's position; or the log is not the one that was counted.
-    async fn bridge_gap(&self, place: &Place, position: Position, bounds: (i64, i64)) -> Result<Position, LiveError> {
-        let (low, high) = bounds;
-        if (low..=high).contains(&position.next) {
-            return Ok(position);
+    async fn dead_letters(&self, places: &Places) -> Result<HashMap<TopicPartition, BTreeSet<i64>>, Transient> {
+        let topics: BTreeSet<_> = places.values().map(|(place, _)| (&place.topic, &place.incarnation)).collect();
+        let mut dead = HashMap::new();
+        for (topic, incarnation) in topics {
+            dead.extend(unknown_schemas(&self.pool, topic, incarnation).await?);
         }
-        let missing = if position.next < low { low - position.next } else { 0 };
-        if self.on_gap == OnGap::Stop || position.next > high {
-            let (topic, partition, next) = (place.topic.clone(), place.partition, position.next);
-            return Err(LiveError::Gap { topic, partition, next, low, high, missing });
+        Ok(dead)
+    }
+
+    /// Retention may have passed the ledger's position, or the log may have lost its end: then it is for a
+    /// person to decide, and the inner error says what.
+    async fn bridge_gap(
+        &self,
+        place: &Place,
+        position: Position,
+        (low, high): (i64, i64),
+    ) -> Result<Result<Position, String>, Transient> {
+        let (next, at) = (position.next, format!("{}/{}", place.topic, place.partition));
+        if next > high {
+            return Ok(Err(format!(
+                "{at}: the ledger has counted up to offset {next}, but the log ends at {high}: it has lost its end. \
+                 Restore the topic, or count it anew: delete its row from `ledger`"
+            )));
         }
-        tracing::error!(?place, next = position.next, low, missing, "skipping records that retention has deleted");
-        let step = Advance {
-            place: place.clone(),
-            start: position.next,
-            next: low,
-            projected: low,
-            as_of: chrono::Utc::now(),
-        };
-        let skip = async {
-            let mut tx = self.pool.begin().await?;
-            let moved = ledger::advance(&mut tx, &[step]).await?;
-            tx.commit().await.map(|()| moved)
-        };
-        match skip.await.map_err(Transient::from)? {
-            true => Ok(Position { next: low, projected: low }),
-            false => Err(Transient::NotReady(format!("{} moved meanwhile", place.topic)).into()),
+        if next >= low {
+            return Ok(Ok(position));
         }
+        if self.on_gap == OnGap::Stop {
+            return Ok(Err(format!(
+                "{at}: the ledger has counted up to offset {next}, but the log begins at {low}: {} records were \
+                 deleted by retention before they were counted. To go on behind them, start the worker with \
+                 TIDEMILL_STREAM__ON_GAP=skip",
+                low - next
+            )));
+        }
+        tracing::error!(%at, next, low, "skipping records that retention has deleted");
+        // Nothing is said of a time up to which all is counted.
+        let as_of = DateTime::UNIX_EPOCH;
+        let step = Advance { place: place.clone(), start: next, next: low, projected: low, as_of };
+        let mut tx = self.pool.begin().await?;
+        let moved = ledger::advance(&mut tx, &[step]).await?;
+        tx.commit().await?;
+        if !moved {
+            return Err(Transient::NotReady(format!("{at} has moved meanwhile")));
+        }
+        Ok(Ok(Position { next: low, projected: low }))
     }
 
     async fn fill(&self, fills: Vec<Fill>) -> Result<(HashMap<TopicPartition, SeenStore>, Touched), Transient> {

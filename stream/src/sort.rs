@@ -5,19 +5,21 @@ use std::time::{Duration, Instant};
 
 use chrono::DateTime;
 use rdkafka::error::KafkaError;
-use tidemill_common::codec::{DecodeError, Decoder};
-use tidemill_common::first_sight::{SeenStore, fingerprint};
-use tidemill_common::kafka::{Record, TopicPartition};
-use tidemill_common::projects::Project;
+use tidemill_common::codec::{DecodeError, Decoder, schema_id};
+use tidemill_common::first_sight::fingerprint;
+use tidemill_common::kafka::Record;
 use tidemill_common::registry::RegistryError;
-use tidemill_common::verdict::{Rejection, Verdict, judge};
+use tidemill_common::verdict::{Rejection, Verdict, fits, judge};
 
 use crate::emit::{self, Emission, Emitter};
-use crate::ledger::Place;
+use crate::live::Live;
 use crate::store::{Counted, DeadLetter};
 
 /// Pause between two questions for an unknown schema.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// From so many unknown schemas on, those that nobody has named for a while are forgotten.
+const MOST_UNKNOWN: usize = 10_000;
+const FORGET: Duration = Duration::from_secs(600);
 
 /// A transient failure: wait, then start again from the ledger. It never makes a dead letter.
 #[derive(Debug, thiserror::Error)]
@@ -62,25 +64,46 @@ pub struct Sorter {
     decoder: Decoder,
     emitter: Emitter,
     unknown_wait: Duration,
-    unknown_since: HashMap<u32, Instant>,
+    unknown: HashMap<u32, Unknown>,
+}
+
+/// A schema id that the registry does not know.
+struct Unknown {
+    since: Instant,
+    asked: Instant,
 }
 
 impl Sorter {
     /// A sorter that gives up on an unknown schema after `unknown_wait`.
     pub fn new(decoder: Decoder, emitter: Emitter, unknown_wait: Duration) -> Self {
-        Self { decoder, emitter, unknown_wait, unknown_since: HashMap::new() }
+        Self { decoder, emitter, unknown_wait, unknown: HashMap::new() }
     }
 
-    /// Sorts one record of a live partition.
-    pub async fn sort(
+    /// Sorts the records of a live partition, in order; gives how many. It stops before a record whose schema
+    /// is not known yet: its partition has to wait, the others do not.
+    pub async fn sort(&mut self, records: &[Record], live: &mut Live, sorted: &mut Sorted) -> Result<usize, Transient> {
+        for (taken, record) in records.iter().enumerate() {
+            let Some(verdict) = self.judge(record, live.project.partitions).await? else {
+                // All unknown schemas behind it are asked for at the same time, not one after the other.
+                for later in &records[taken + 1..] {
+                    self.judge(later, live.project.partitions).await?;
+                }
+                return Ok(taken);
+            };
+            self.place(record, verdict, live, sorted).await?;
+        }
+        Ok(records.len())
+    }
+
+    async fn place(
         &mut self,
         record: &Record,
-        place: &Place,
-        project: &Project,
-        seen: &mut SeenStore,
+        verdict: Verdict,
+        live: &mut Live,
         sorted: &mut Sorted,
     ) -> Result<(), Transient> {
-        match self.judge(record, project).await? {
+        let Live { place, project, seen, .. } = live;
+        match verdict {
             Verdict::Valid(event) => {
                 if seen.sight(fingerprint(&event.event_id), record.offset, record.append_ms) {
                     sorted.emissions.push(self.emitter.processed(&project.id, record, &event).await?);
@@ -112,22 +135,35 @@ impl Sorter {
         Ok(())
     }
 
-    /// The verdict; an unknown schema is asked for again for a while, since a registry may come back with
-    /// less than it had.
-    async fn judge(&mut self, record: &Record, project: &Project) -> Result<Verdict, DecodeError> {
-        loop {
-            match judge(&self.decoder, record, project.partitions).await {
-                Err(DecodeError::UnknownSchema(id)) => {
-                    let since = *self.unknown_since.entry(id).or_insert_with(Instant::now);
-                    if since.elapsed() >= self.unknown_wait {
-                        return Ok(Verdict::Rejected(Rejection::unknown_schema(id)));
-                    }
-                    let at = TopicPartition { topic: record.topic.clone(), partition: record.partition };
-                    tracing::warn!(schema = id, ?at, offset = record.offset, "unknown schema id, asking again");
-                    tokio::time::sleep(ASK_AGAIN).await;
+    /// The verdict; none while a schema is unknown and may still come, since a registry may be late or may
+    /// have come back with less than it had.
+    async fn judge(&mut self, record: &Record, partitions: i32) -> Result<Option<Verdict>, DecodeError> {
+        let id = if fits(record) { schema_id(&record.value).ok() } else { None };
+        let asked_lately = |unknown: &&Unknown| unknown.asked.elapsed() < ASK_AGAIN;
+        if let Some(unknown) = id.and_then(|id| self.unknown.get(&id)).filter(asked_lately) {
+            return Ok(self.give_up(id.unwrap_or_default(), unknown.since));
+        }
+        match judge(&self.decoder, record, partitions).await {
+            Err(DecodeError::UnknownSchema(id)) => {
+                let now = Instant::now();
+                if self.unknown.len() >= MOST_UNKNOWN {
+                    self.unknown.retain(|_, unknown| unknown.asked.elapsed() < FORGET);
                 }
-                other => return other,
+                let unknown = self.unknown.entry(id).or_insert(Unknown { since: now, asked: now });
+                unknown.asked = now;
+                let since = unknown.since;
+                tracing::warn!(schema = id, topic = %record.topic, record.partition, record.offset, "unknown schema id");
+                Ok(self.give_up(id, since))
+            }
+            Err(error) => Err(error),
+            Ok(verdict) => {
+                id.map(|id| self.unknown.remove(&id));
+                Ok(Some(verdict))
             }
         }
+    }
+
+    fn give_up(&self, id: u32, since: Instant) -> Option<Verdict> {
+        (since.elapsed() >= self.unknown_wait).then(|| Verdict::Rejected(Rejection::unknown_schema(id)))
     }
 }

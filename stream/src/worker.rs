@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use chrono::DateTime;
 use metrics::{counter, gauge, histogram};
 use sqlx::PgPool;
-use tidemill_common::first_sight::SeenStore;
 use tidemill_common::http::Health;
 use tidemill_common::kafka::{GroupConsumer, GroupEvent, Producer, Record, TopicPartition};
 use tokio_util::sync::CancellationToken;
@@ -14,18 +13,26 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::emit;
 use crate::ledger::{self, Advance};
-use crate::live::{Live, LiveError, Preparer};
+use crate::live::{Live, Parked, Preparer};
 use crate::project::Projector;
 use crate::sort::{Sorted, Sorter, Transient};
 use crate::store::{self, Batch};
 
 /// How often the worker looks after what is not about records.
 const TICK: Duration = Duration::from_secs(1);
+/// How often the worker makes sure that its topics are still the same ones.
+const TOPICS: Duration = Duration::from_secs(10);
 /// Pause after a transient failure, doubled up to `LONGEST_PAUSE`.
 const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// The name of the check that says whether the worker gets on.
-pub const CHECK: &str = "worker";
+/// A transaction without an answer for this long counts as one with an unknown outcome.
+const COMMIT: Duration = Duration::from_secs(30);
+/// Pause before a partition with an unknown schema is tried again.
+const HELD: Duration = Duration::from_secs(1);
+/// The check that says whether batches go through.
+pub const BATCHES: &str = "batches";
+/// The check that says whether the assigned partitions can be counted.
+pub const PARTITIONS: &str = "partitions";
 
 /// A stream worker.
 pub struct Worker {
@@ -47,23 +54,27 @@ pub(crate) struct State {
     live: HashMap<TopicPartition, Live>,
     /// Ours, but not live: new, of an unknown project, or to be read from the ledger anew.
     waiting: BTreeSet<TopicPartition>,
-    /// Stores of partitions that are not live; they are worth keeping until those come back.
-    seen: HashMap<TopicPartition, SeenStore>,
+    parked: Parked,
+    /// Failures since the last batch that went through, or the last partitions made ready.
     failures: u32,
+    batch_failed: bool,
     retry_at: Option<Instant>,
 }
 
 impl Worker {
-    /// Works until shutdown. An error is one that only a person can resolve.
-    pub async fn run(mut self) -> Result<(), LiveError> {
+    /// Works until shutdown. An error is one that only a new process gets over.
+    pub async fn run(mut self) -> Result<(), Transient> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut topics = tokio::time::interval(TOPICS);
+        topics.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let shutdown = self.shutdown.clone();
         let ended = loop {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break Ok(()),
-                _ = tick.tick() => self.look_after().await,
+                _ = tick.tick() => self.project().await,
+                _ = topics.tick() => self.check_topics().await,
                 event = self.consumer.next() => match event {
                     Some(GroupEvent::Record(record)) => {
                         let records = self.collect(record).await;
@@ -73,8 +84,9 @@ impl Worker {
                     None => break Ok(()),
                 },
             }
-            if let Err(error) = self.go_live().await {
-                break Err(error);
+            self.go_live().await;
+            if let Some(error) = self.producer.fatal_error() {
+                break Err(Transient::NotReady(format!("the kafka producer has to be started anew: {error}")));
             }
             let live = self.state.live.len() as f64;
             gauge!("tidemill_stream_live_partitions", "group" => self.config.group.clone()).set(live);
@@ -101,6 +113,8 @@ impl Worker {
         match event {
             GroupEvent::Assigned(partitions) => {
                 tracing::info!(partitions = partitions.len(), "partitions assigned");
+                // What went to other workers is theirs to know.
+                self.state.parked.retain(|at, _| partitions.contains(at));
                 self.state.waiting.extend(partitions);
                 self.state.retry_at = None;
             }
@@ -124,8 +138,8 @@ impl Worker {
         let started = Instant::now();
         match self.apply_batch(records).await {
             Ok(true) => {
-                self.state.failures = 0;
-                self.health.set(CHECK, true, Ok(()));
+                (self.state.failures, self.state.batch_failed) = (0, false);
+                self.health.set(BATCHES, true, Ok(()));
                 histogram!("analytics_processing_duration_seconds").record(started.elapsed().as_secs_f64());
             }
             Ok(false) => {
@@ -138,7 +152,8 @@ impl Worker {
             Err(error) => {
                 // Nothing is lost and nothing turns into a dead letter: it is read again.
                 self.state.reset();
-                self.pause(&error);
+                self.state.batch_failed = true;
+                self.pause(BATCHES, &error);
             }
         }
     }
@@ -149,20 +164,21 @@ impl Worker {
         let by_partition = self.state.ours(records);
         let mut sorted = Sorted::default();
         let mut steps = Vec::new();
+        let mut held = Vec::new();
         for (at, records) in &by_partition {
             let Some(live) = self.state.live.get_mut(at) else { continue };
-            for record in records {
-                self.sorter.sort(record, &live.place, &live.project, &mut live.seen, &mut sorted).await?;
+            let taken = self.sorter.sort(records, live, &mut sorted).await?;
+            steps.extend(live.step(&records[..taken]));
+            if taken < records.len() {
+                held.push(at);
             }
-            steps.extend(live.step(records));
-        }
-        if steps.is_empty() {
-            return Ok(true);
         }
         emit::send(&self.producer, &sorted.emissions).await?;
         let batch = Batch { steps, events: sorted.events, dead_letters: sorted.dead_letters };
-        let Some(touched) = store::commit(&self.pool, &batch).await? else { return Ok(false) };
+        let committed = within(COMMIT, store::commit(&self.pool, &batch)).await?;
+        let Some(touched) = committed else { return Ok(false) };
         self.state.advance(&batch.steps);
+        self.state.hold(&held);
         self.projector.add(touched);
         self.project().await;
         self.consumer.commit(self.state.positions(by_partition.keys()));
@@ -173,59 +189,84 @@ impl Worker {
         Ok(true)
     }
 
-    /// Brings Redis level, if it can be reached.
+    /// Brings Redis level, if it can be reached, and has the ledger know.
     async fn project(&mut self) {
-        if self.projector.flush().await {
-            self.state.live.values_mut().for_each(|live| live.projected = live.next);
+        if !self.projector.flush().await {
+            return;
         }
-    }
-
-    /// Every second: what waits for Redis, and what the ledger should know of it.
-    async fn look_after(&mut self) {
-        self.project().await;
-        let marks: Vec<_> = self.state.live.values().map(|live| (live.place.clone(), live.projected)).collect();
-        if let Err(error) = ledger::mark_projected(&self.pool, &marks).await {
+        let mut marks = Vec::new();
+        for live in self.state.live.values_mut().filter(|live| live.projected != live.next) {
+            live.projected = live.next;
+            marks.push((live.place.clone(), live.next));
+        }
+        if marks.is_empty() {
+            return;
+        }
+        marks.sort();
+        if let Err(error) = within(COMMIT, ledger::mark_projected(&self.pool, &marks)).await {
+            // Then more is projected again than need be.
             tracing::debug!(%error, "projection marks not written");
         }
     }
 
+    /// A topic that was deleted and made again is another log, which the client may take for the old one when
+    /// it is as long.
+    async fn check_topics(&mut self) {
+        let topics: BTreeSet<String> = self.state.live.keys().map(|at| at.topic.to_string()).collect();
+        if topics.is_empty() {
+            return;
+        }
+        let Ok(now) = self.preparer.incarnations(topics.into_iter().collect()).await else { return };
+        let changed = |live: &Live| now.get(&live.place.topic).is_some_and(|id| *id != live.place.incarnation);
+        if self.state.live.values().any(changed) {
+            tracing::warn!("a topic was made again; reading the ledger anew");
+            self.state.reset();
+        }
+    }
+
     /// Makes waiting partitions live, when it is time to try.
-    async fn go_live(&mut self) -> Result<(), LiveError> {
+    async fn go_live(&mut self) {
         let state = &mut self.state;
         if state.waiting.is_empty() || state.retry_at.is_some_and(|at| Instant::now() < at) {
-            return Ok(());
+            return;
         }
-        let prepared = match self.preparer.prepare(&state.waiting, &mut state.seen).await {
+        let prepared = match self.preparer.prepare(&state.waiting, &mut state.parked).await {
             Ok(prepared) => prepared,
-            Err(LiveError::Transient(error)) => {
-                self.pause(&error);
-                return Ok(());
-            }
-            Err(gap) => return Err(gap),
+            Err(error) => return self.pause(PARTITIONS, &error),
         };
-        let (live, touched) = prepared;
-        self.projector.add(touched);
-        for (at, live) in live {
-            tracing::info!(topic = %at.topic, partition = at.partition, next = live.next, sightings = live.seen.len(), "live");
-            self.consumer.start(&at, live.next);
+        self.projector.add(prepared.touched);
+        for (at, live) in prepared.live {
+            let (next, sightings) = (live.next, live.seen.len());
+            tracing::info!(topic = %at.topic, partition = at.partition, next, sightings, "live");
+            self.consumer.start(&at, next);
             state.waiting.remove(&at);
             state.live.insert(at, live);
         }
-        // Left are those of projects that are not in Postgres (yet).
+        // Left are those of projects that are not in Postgres (yet), and those that are stuck.
         state.retry_at = Some(Instant::now() + 2 * TICK);
-        state.failures = 0;
-        self.health.set(CHECK, true, Ok(()));
-        Ok(())
+        if !state.batch_failed {
+            state.failures = 0;
+        }
+        let stuck = if prepared.stuck.is_empty() { Ok(()) } else { Err(prepared.stuck.join("; ")) };
+        self.health.set(PARTITIONS, true, stuck);
     }
 
     /// What waits is left alone for a while; what is live goes on.
-    fn pause(&mut self, error: &Transient) {
+    fn pause(&mut self, check: &'static str, error: &Transient) {
         let pause = (PAUSE * 2u32.saturating_pow(self.state.failures.min(10))).min(LONGEST_PAUSE);
         tracing::warn!(%error, ?pause, "partitions wait, then go on from the ledger");
-        self.health.set(CHECK, true, Err(error.to_string()));
+        self.health.set(check, true, Err(error.to_string()));
         counter!("tidemill_stream_failures_total").increment(1);
         self.state.failures += 1;
         self.state.retry_at = Some(Instant::now() + pause);
+    }
+}
+
+/// Postgres' answer, or an error after `limit`: a connection may be gone without a word.
+async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Transient> {
+    match tokio::time::timeout(limit, asked).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(Transient::NotReady(format!("postgres: no answer within {} s", limit.as_secs()))),
     }
 }
 
@@ -272,7 +313,16 @@ impl State {
 
     fn park(&mut self, at: &TopicPartition) {
         if let Some(live) = self.live.remove(at) {
-            self.seen.insert(at.clone(), live.seen);
+            self.parked.insert(at.clone(), (live.place.incarnation, live.seen));
+        }
+    }
+
+    /// These partitions are tried again from where they stand, in a while.
+    fn hold(&mut self, partitions: &[&TopicPartition]) {
+        for at in partitions {
+            self.park(at);
+            self.waiting.insert((*at).clone());
+            self.retry_at = Some(Instant::now() + HELD);
         }
     }
 

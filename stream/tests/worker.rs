@@ -19,8 +19,11 @@ use tokio_util::sync::CancellationToken;
 
 /// 2024-03-01T00:00:00Z
 const T0: i64 = 1_709_251_200;
+/// Unknown schema ids in one partition; they are waited for together, not one after the other.
+const UNKNOWN: u8 = 30;
 
 struct Running {
+    url: String,
     shutdown: CancellationToken,
     task: JoinHandle<anyhow::Result<()>>,
 }
@@ -50,8 +53,9 @@ async fn worker(stack: &Stack, group: &str) -> Running {
     };
     let shutdown = CancellationToken::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
     let task = tokio::spawn(tidemill_stream::run(config, stack.connections.clone(), listener, shutdown.clone()));
-    Running { shutdown, task }
+    Running { url, shutdown, task }
 }
 
 /// Waits until a worker of this group counts all partitions.
@@ -168,13 +172,17 @@ async fn copies_strays_and_garbage() {
     }
     // Not Avro; an unknown schema; a datum cut short; an invalid event.
     stack.send_raw(0, None, b"not avro").await;
-    stack.send_raw(1, Some(b"k"), &[0, 0x7f, 0xff, 0xff, 0xff, 1, 2, 3]).await;
+    for id in 0..UNKNOWN {
+        stack.send_raw(1, Some(b"k"), &[0, 0x7f, 0xff, 0xff, id, 1, 2, 3]).await;
+    }
+    // Larger than can be sent on with headers.
+    stack.send_raw(3, Some(b"k"), &vec![0; 1_020_000]).await;
     let whole = stack.encoder.encode(&events[0]);
     stack.send_raw(2, Some(b"k"), &whole[..whole.len() / 2]).await;
     let ancient = event("ancient", "view", 0);
     stack.send(&ancient).await;
 
-    let worker = worker(&stack, "a").await;
+    let running = worker(&stack, "a").await;
     let all: Vec<Event> = events.iter().chain([&stray]).cloned().collect();
     eventually("all is counted", || async { counted(&stack).await == all.len() as i64 }).await;
     drained(&stack).await;
@@ -183,14 +191,16 @@ async fn copies_strays_and_garbage() {
     let letters =
         sqlx::query("SELECT reason, stage FROM dead_letters ORDER BY reason").fetch_all(&stack.pool).await.unwrap();
     let reasons: Vec<(String, String)> = letters.iter().map(|row| (row.get(0), row.get(1))).collect();
-    let expected =
-        [("bad-datum", "decode"), ("invalid", "validate"), ("not-avro", "decode"), ("unknown-schema", "decode")];
-    assert_eq!(reasons, expected.map(|(reason, stage)| (reason.to_owned(), stage.to_owned())));
+    let mut expected =
+        vec![("bad-datum", "decode"), ("invalid", "validate"), ("not-avro", "decode"), ("too-large", "decode")];
+    expected.extend([("unknown-schema", "decode"); UNKNOWN as usize]);
+    let expected: Vec<_> = expected.into_iter().map(|(reason, stage)| (reason.to_owned(), stage.to_owned())).collect();
+    assert_eq!(reasons, expected);
 
     // The dead letters name their origin, and hold the record as it came.
     let source = stack.records(&events_topic(&stack.project)).await;
     let dead = stack.records(&dlq_topic(&stack.project)).await;
-    assert_eq!(dead.len(), 4);
+    assert_eq!(dead.len(), 4 + UNKNOWN as usize);
     for letter in &dead {
         let header = |name: &str| {
             let (_, value) = letter.headers.iter().find(|(key, _)| key == name).expect(name);
@@ -200,7 +210,11 @@ async fn copies_strays_and_garbage() {
         let (partition, offset): (i32, i64) =
             (header("source-partition").parse().unwrap(), header("source-offset").parse().unwrap());
         let origin = source.iter().find(|r| (r.partition, r.offset) == (partition, offset)).expect("origin");
-        assert_eq!((&origin.value, &origin.key), (&letter.value, &letter.key));
+        if header("reason") == "too-large" {
+            assert!(letter.value.is_empty() && letter.key.is_none(), "it stands at its origin");
+        } else {
+            assert_eq!((&origin.value, &origin.key), (&letter.value, &letter.key));
+        }
         assert!(!header("reason").is_empty() && !header("detail").is_empty());
     }
 
@@ -215,7 +229,64 @@ async fn copies_strays_and_garbage() {
     let mut ids: Vec<String> = all.iter().map(|event| event.event_id.clone()).collect();
     ids.sort();
     assert_eq!(processed, ids);
+    running.stop().await;
+
+    // A worker that starts anew reads all of it again, and judges it as it was judged.
+    let running = worker(&stack, "b").await;
+    stack.send(&event("later", "view", T0)).await;
+    stack.send(&events[0]).await;
+    eventually("it goes on behind the garbage", || async { counted(&stack).await == all.len() as i64 + 1 }).await;
+    drained(&stack).await;
+    assert_eq!(counted(&stack).await, all.len() as i64 + 1);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_postgres_cannot_store_stops_nobody() {
+    let stack = Stack::new().await;
+    let mut hostile = event("e-1", "page", T0);
+    (hostile.user_id, hostile.session_id) = (Some("u".into()), Some("s".into()));
+    hostile.properties = Some(r#"{"page":"a\u0000b"}"#.to_owned());
+    stack.send(&hostile).await;
+    let worker = worker(&stack, "a").await;
+    drained(&stack).await;
+    let page: String = sqlx::query_scalar("SELECT current_page FROM sessions").fetch_one(&stack.pool).await.unwrap();
+    assert_eq!(page, "a\u{fffd}b");
     worker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_does_not_fit_its_ledger_waits_for_a_person_and_nobody_for_it() {
+    let stack = Stack::new().await;
+    stack.send_all(&traffic(40, 5)).await;
+    let running = worker(&stack, "a").await;
+    drained(&stack).await;
+    running.stop().await;
+    sqlx::query("UPDATE ledger SET next_offset = 1000000 WHERE partition = 0").execute(&stack.pool).await.unwrap();
+    let running = worker(&stack, "b").await;
+    let before = counted(&stack).await;
+    let more: Vec<Event> = (0..40).map(|i| event(&format!("more-{i}"), "view", T0)).collect();
+    stack.send_all(&more).await;
+    let elsewhere = more.iter().filter(|e| home_partition(e.event_id.as_bytes(), PARTITIONS) != 0).count() as i64;
+    eventually("the other partitions go on", || async { counted(&stack).await == before + elsewhere }).await;
+    let health = reqwest::get(format!("{}/health", running.url)).await.unwrap();
+    assert_eq!(health.status(), 503);
+    assert!(health.text().await.unwrap().contains("it has lost its end"), "and health says what to do");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_made_again_is_another_log() {
+    let stack = Stack::new().await;
+    let events = traffic(200, 5);
+    stack.send_all(&events).await;
+    let running = worker(&stack, "a").await;
+    drained(&stack).await;
+    stack.delete_topics(&stack.project).await;
+    stack.create_topics(&stack.project).await;
+    stack.send_all(&events).await;
+    eventually("what the new log holds is counted too", || async { counted(&stack).await == 400 }).await;
+    running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -113,6 +113,19 @@ impl Stack {
         .await;
     }
 
+    /// Deletes a project's topics, and waits until they are gone.
+    pub async fn delete_topics(&self, project: &str) {
+        let names = [events_topic(project), processed_topic(project), dlq_topic(project)];
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let admin = self.admin();
+        admin.delete_topics(&names, &AdminOptions::new()).await.expect("delete topics");
+        eventually("topics are gone", || async {
+            let metadata = admin.inner().fetch_metadata(None, Duration::from_secs(5));
+            metadata.is_ok_and(|metadata| metadata.topics().iter().all(|topic| !names.contains(&topic.name())))
+        })
+        .await;
+    }
+
     /// This test's project.
     pub async fn project(&self) -> projects::Project {
         projects::load(&self.pool, &self.project).await.unwrap().expect("this test's project")

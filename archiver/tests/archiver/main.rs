@@ -2,6 +2,8 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on must fail loudly
 
 mod commits;
+mod files;
+mod given_up;
 mod group;
 mod once;
 mod reader;

@@ -6,7 +6,9 @@ use rand::Rng;
 use tidemill_common::home::home_partition;
 use tidemill_testkit::{PARTITIONS, event, eventually};
 
-use crate::support::{World, archived, config, ends, events_with_copies, first_sights, rows, start, table_positions};
+use crate::support::{
+    World, archived, config, ends, events_with_copies, first_sights, rows, send_to, start, table_positions,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn copies_strays_and_garbage_leave_no_row() {
@@ -60,6 +62,25 @@ async fn a_full_buffer_does_not_wait() {
     world.send_all(&events_with_copies(0, 50)).await;
     eventually("two full buffers are committed", || async { rows(&world, &world.project).await.len() == 40 }).await;
     archiver.kill().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_buffers_together_have_a_limit_too() {
+    let world = World::new().await;
+    let small = format!("{}-small", world.project);
+    world.create_project(&small).await;
+    let mut config = config(&world, "a");
+    config.commit_interval_ms = 3_600_000;
+    config.max_bytes_total = 4_000;
+    let archiver = start(&world, config).await;
+    send_to(&world, &small, &[event("small", "click", 1_700_000_000)]).await;
+    let waiting = format!("tidemill_archiver_buffered_rows{{project=\"{small}\"}} 1\n");
+    eventually("it is buffered", || async { archiver.get("/metrics").await.contains(&waiting) }).await;
+    world.send_all(&events_with_copies(0, 500)).await;
+    eventually("the largest is committed", || async { !rows(&world, &world.project).await.is_empty() }).await;
+    assert_eq!(rows(&world, &small).await, []);
+    archiver.stop().await;
+    assert_eq!(rows(&world, &small).await.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::time::Duration;
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Int32Type, Int64Type};
@@ -9,8 +10,10 @@ use futures::TryStreamExt;
 use tidemill_archiver::positions::{self, Positions};
 use tidemill_archiver::table::Tables;
 use tidemill_archiver::{Config, run};
+use tidemill_common::config::Connections;
 use tidemill_common::event::Event;
-use tidemill_common::kafka::{History, TopicPartition};
+use tidemill_common::home::home_partition;
+use tidemill_common::kafka::{History, Outgoing, TopicPartition, topic_incarnations};
 use tidemill_common::names::events_topic;
 use tidemill_testkit::{PARTITIONS, Stack, event, eventually};
 use tokio::net::TcpListener;
@@ -85,7 +88,12 @@ pub fn config(world: &World, group: &str) -> Config {
 
 /// Starts an archiver.
 pub async fn start(world: &World, config: Config) -> Archiver {
-    let (shutdown, connections) = (CancellationToken::new(), world.connections.clone());
+    start_with(config, world.connections.clone()).await
+}
+
+/// Starts an archiver on these components.
+pub async fn start_with(config: Config, connections: Connections) -> Archiver {
+    let shutdown = CancellationToken::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let task = tokio::spawn(run(config, connections, listener, shutdown.clone()));
@@ -127,6 +135,44 @@ pub async fn ends(world: &World, project: &str) -> BTreeMap<i32, i64> {
         (0..PARTITIONS).map(|partition| TopicPartition { topic: topic.clone(), partition }).collect();
     let bounds = tokio::task::spawn_blocking(move || history.bounds(&partitions)).await.unwrap().unwrap();
     bounds.into_iter().filter(|(_, (_, high))| *high > 0).map(|(at, (_, high))| (at.partition, high)).collect()
+}
+
+/// Kafka's id of the project's topic.
+pub async fn incarnation(world: &World) -> String {
+    let (kafka, topic) = (world.connections.kafka.clone(), events_topic(&world.project));
+    let ask = move || {
+        let mut found = topic_incarnations(&kafka, &[&topic], Duration::from_secs(10)).unwrap();
+        found.remove(&topic).unwrap()
+    };
+    tokio::task::spawn_blocking(ask).await.unwrap()
+}
+
+/// The stream gives up on records of a partition.
+pub async fn give_up(world: &World, partition: i32, offsets: &[i64]) {
+    sqlx::query(
+        "INSERT INTO dead_letters
+             (project, topic, topic_incarnation, partition, \"offset\", append_time, stage, reason, detail)
+         SELECT $1, $2, $3, $4, o, now(), 'decode', 'unknown-schema', '' FROM unnest($5::bigint[]) AS o",
+    )
+    .bind(&world.project)
+    .bind(events_topic(&world.project))
+    .bind(incarnation(world).await)
+    .bind(partition)
+    .bind(offsets)
+    .execute(&world.pool)
+    .await
+    .unwrap();
+}
+
+/// Sends events to another project.
+pub async fn send_to(world: &World, project: &str, events: &[Event]) {
+    let topic = events_topic(project);
+    for event in events {
+        let (key, value) = (event.event_id.as_bytes(), world.encoder.encode(event));
+        let partition = home_partition(key, PARTITIONS);
+        let record = Outgoing { topic: &topic, partition, key: Some(key), value: &value, headers: Vec::new() };
+        world.producer.send(&record).await.unwrap();
+    }
 }
 
 /// Waits until a project's table has passed all that its log holds now.

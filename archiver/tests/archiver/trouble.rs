@@ -5,12 +5,16 @@ use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::topic_partition_list::Offset;
 use tidemill_archiver::OnGap;
+use tidemill_archiver::commit::commit;
+use tidemill_archiver::positions::{Position, Positions};
 use tidemill_archiver::table::identifier;
-use tidemill_common::kafka::topic_incarnations;
 use tidemill_common::names::events_topic;
 use tidemill_testkit::{event, eventually};
 
-use crate::support::{World, archived, config, events_with_copies, first_sights, rows, start, table_positions};
+use crate::support::{
+    World, archived, config, ends, events_with_copies, first_sights, give_up, incarnation, rows, send_to, start,
+    table_positions,
+};
 
 /// Deletes a partition's records before an offset, as retention does.
 async fn delete_before(world: &World, partition: i32, offset: i64) {
@@ -51,15 +55,6 @@ async fn a_gap_is_named_and_stops_until_a_person_decides() {
 /// A record that names a schema which the registry does not have.
 const UNKNOWN: &[u8] = b"\0\x7f\xff\xff\xffwhatever";
 
-async fn incarnation(world: &World) -> String {
-    let (kafka, topic) = (world.connections.kafka.clone(), events_topic(&world.project));
-    let ask = move || {
-        let mut found = topic_incarnations(&kafka, &[&topic], std::time::Duration::from_secs(10)).unwrap();
-        found.remove(&topic).unwrap()
-    };
-    tokio::task::spawn_blocking(ask).await.unwrap()
-}
-
 /// The stream passes an offset.
 async fn pass(world: &World, partition: i32, offset: i64) {
     sqlx::query(
@@ -70,23 +65,6 @@ async fn pass(world: &World, partition: i32, offset: i64) {
     .bind(incarnation(world).await)
     .bind(partition)
     .bind(offset + 1)
-    .execute(&world.pool)
-    .await
-    .unwrap();
-}
-
-/// The stream makes a record a dead letter.
-async fn give_up(world: &World, partition: i32, offset: i64) {
-    sqlx::query(
-        "INSERT INTO dead_letters
-             (project, topic, topic_incarnation, partition, \"offset\", append_time, stage, reason, detail)
-         VALUES ($1, $2, $3, $4, $5, now(), 'decode', 'unknown-schema', '')",
-    )
-    .bind(&world.project)
-    .bind(events_topic(&world.project))
-    .bind(incarnation(world).await)
-    .bind(partition)
-    .bind(offset)
     .execute(&world.pool)
     .await
     .unwrap();
@@ -103,7 +81,7 @@ async fn an_unknown_schema_waits_for_the_stream_to_give_the_record_up() {
         [0, 2, 3].iter().all(|partition| at.contains_key(partition)) && !at.contains_key(&1)
     })
     .await;
-    give_up(&world, partition, offset).await;
+    give_up(&world, partition, &[offset]).await;
     pass(&world, partition, offset).await;
     archived(&world, &world.project).await;
     archiver.stop().await;
@@ -121,6 +99,29 @@ async fn what_only_the_archiver_cannot_read_stops_it() {
     assert!(error.contains(&format!("partition 1 offset {offset}")), "{error}");
     let rows = rows(&world, &world.project).await;
     assert_eq!(rows, first_sights(&world, |id| id.starts_with("e-")).await, "what came before it is archived");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_that_was_cut_is_shown_until_it_is_restored() {
+    let world = World::new().await;
+    let known = world.tables.load_or_create(&world.project).await.unwrap();
+    let ahead = Position { incarnation: incarnation(&world).await, next: 5 };
+    let (catalog, topic) = (world.tables.catalog().await.unwrap(), events_topic(&world.project));
+    commit(catalog, &known, &topic, &Positions::from([(2, ahead)]), &[]).await.unwrap();
+    let archiver = start(&world, config(&world, "a")).await;
+    eventually("health says what is wrong and what to do", || async {
+        let health = archiver.get("/health").await;
+        let wrong = health.contains("partition 2: the table is at offset 5, but the log ends at 0");
+        health.starts_with("HTTP/1.1 503") && wrong && health.contains("Restore the log")
+    })
+    .await;
+    world.send_all(&events_with_copies(0, 100)).await;
+    assert!(ends(&world, &world.project).await[&2] > 5);
+    archived(&world, &world.project).await;
+    archiver.stop().await;
+    let mut expected = first_sights(&world, |_| true).await;
+    expected.retain(|(partition, offset, _)| *partition != 2 || *offset >= 5);
+    assert_eq!(rows(&world, &world.project).await, expected);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -146,20 +147,7 @@ async fn projects_fail_alone() {
     .await;
 
     // A project that is made after its topic is found.
-    let topic = events_topic(&late);
-    let record = |key: &str| (key.to_owned(), world.encoder.encode(&event(key, "click", 1_700_000_000)));
-    for (key, value) in [record("a"), record("b"), record("c")] {
-        let partition = tidemill_common::home::home_partition(key.as_bytes(), tidemill_testkit::PARTITIONS);
-        let headers = Vec::new();
-        let record = tidemill_common::kafka::Outgoing {
-            topic: &topic,
-            partition,
-            key: Some(key.as_bytes()),
-            value: &value,
-            headers,
-        };
-        world.producer.send(&record).await.unwrap();
-    }
+    send_to(&world, &late, &["a", "b", "c"].map(|id| event(id, "click", 1_700_000_000))).await;
     world.insert_project(&late).await;
     archived(&world, &late).await;
     assert_eq!(rows(&world, &late).await.len(), 3);

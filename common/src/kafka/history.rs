@@ -41,6 +41,11 @@ impl History {
         Self { kafka, asking: Arc::default() }
     }
 
+    /// Whether the brokers answer.
+    pub fn ping(&self) -> KafkaResult<()> {
+        self.asking()?.fetch_metadata(Some("events.ping"), Duration::from_secs(2)).map(drop)
+    }
+
     /// The first offset that the log still holds, and the one that the next record will get.
     pub fn bounds(&self, partitions: &[TopicPartition]) -> KafkaResult<HashMap<TopicPartition, (i64, i64)>> {
         let consumer = self.asking()?;
@@ -116,9 +121,9 @@ fn read_topic<E: From<KafkaError>>(
         }
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => {
-                heard = Instant::now();
                 let record = Record::new(Arc::clone(topic), &message);
                 let Some(&to) = open.get(&record.partition) else { continue };
+                heard = Instant::now();
                 if record.offset + 1 >= to {
                     open.remove(&record.partition);
                 }

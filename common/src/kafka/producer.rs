@@ -50,6 +50,8 @@ impl Producer {
             .set("acks", "all")
             .set("enable.idempotence", "true")
             .set("compression.type", "snappy")
+            // The brokers' usual limit, less what a batch adds; the client's own default is lower.
+            .set("message.max.bytes", "1048000")
             .set("linger.ms", "2")
             .set("delivery.timeout.ms", delivery_timeout.as_millis().to_string());
         config

@@ -59,9 +59,9 @@ pub async fn names(pool: &PgPool, project: &Project) -> Result<Vec<String>, Prob
 
 /// Answers a request.
 pub async fn answer(service: &Service, project: &Project, request: Request) -> Result<Answer, Problem> {
-    // Before the data is read, so that it never promises more than the data holds.
+    // Before the data is read, from Redis too, so that it never promises more than the data holds.
     let fresh = service.freshness.of(project).await.map_err(postgres::problem)?;
-    let hot = if fresh.redis_lags { HashMap::new() } else { hot_windows(service, project, &request).await };
+    let hot = if fresh.redis_is_even { hot_windows(service, project, &request).await } else { HashMap::new() };
     let series = series(&service.pool, project, &request.source).await?;
     let grouped = request.source == Source::EachEventType;
     let mut points: Vec<(i64, Point)> = hot

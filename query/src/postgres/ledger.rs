@@ -18,16 +18,18 @@ pub struct Entry {
     pub as_of: DateTime<Utc>,
 }
 
-/// The stream's places in a project's log. A topic that was made again has new rows beside the old ones; the
-/// row that counted last is the living one.
-pub async fn ledger(pool: &PgPool, project: &Project) -> Result<Vec<Entry>, sqlx::Error> {
+/// The stream's places in a project's log. A topic that was made again has new rows beside the old ones, whose
+/// offsets mean nothing in it: only those of `incarnation` count. While that is not known, the row that counted
+/// last is taken.
+pub async fn ledger(pool: &PgPool, project: &Project, incarnation: Option<&str>) -> Result<Vec<Entry>, sqlx::Error> {
     sqlx::query_as(
         "SELECT DISTINCT ON (partition) partition, next_offset, projected_offset, as_of FROM ledger
-         WHERE view = 'stream' AND generation = $1 AND topic = $2
+         WHERE view = 'stream' AND generation = $1 AND topic = $2 AND ($3::text IS NULL OR topic_incarnation = $3)
          ORDER BY partition, as_of DESC",
     )
     .bind(project.generation)
     .bind(events_topic(&project.id))
+    .bind(incarnation)
     .fetch_all(pool)
     .await
 }

@@ -14,6 +14,22 @@ pub use ledger::{Entry, ledger};
 pub use rollups::{Rollup, Series, event_types, rollups};
 pub use sessions::{COLUMNS, Comparison, Condition, Interval, Kind, Scan, Value, intervals};
 
+/// The reads of one request may take this long.
+const READS: Duration = Duration::from_secs(5);
+
+/// The same pool, whose statements Postgres ends after [`READS`], so that none goes on for nobody.
+pub fn limited(pool: PgPool) -> PgPool {
+    let options = pool.connect_options().as_ref().clone();
+    pool.set_connect_options(options.options([("statement_timeout", READS.as_millis().to_string())]));
+    pool
+}
+
+/// Gives up after [`READS`]: a Postgres that does not answer must not hold requests for ever.
+pub async fn in_time<T>(reads: impl Future<Output = Result<T, Problem>>) -> Result<T, Problem> {
+    let late = |_| Err(Problem::unavailable("Postgres", format!("no answer within {} s", READS.as_secs())));
+    tokio::time::timeout(READS, reads).await.unwrap_or_else(late)
+}
+
 /// Why Postgres gave no answer, for the caller.
 pub fn problem(error: sqlx::Error) -> Problem {
     Problem::unavailable("Postgres", error)

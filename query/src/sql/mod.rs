@@ -4,6 +4,7 @@
 mod answer;
 mod context;
 mod error;
+mod growth;
 mod guard;
 mod idents;
 mod sessions_table;

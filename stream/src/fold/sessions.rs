@@ -10,6 +10,9 @@ use tidemill_common::event::Event;
 /// The longest pause within a session, in microseconds. Exactly this long still belongs together.
 pub const GAP: i64 = 30 * 60 * 1_000_000;
 
+/// Longest name of a page that is kept, in characters.
+const MAX_PAGE: usize = 1_024;
+
 /// A value and the time of the event it comes from, in microseconds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct At {
@@ -93,10 +96,16 @@ pub fn merge(mut parts: Vec<Session>) -> Vec<Session> {
 /// The name of the page that an event shows: none, or one without a name (`Some(None)`).
 fn page(event: &Event) -> Option<Option<String>> {
     let properties: Option<Value> = event.properties.as_deref().and_then(|text| serde_json::from_str(text).ok());
-    let text = |name: &str| properties.as_ref()?.get(name)?.as_str().map(str::to_owned);
+    let text = |name: &str| properties.as_ref()?.get(name)?.as_str().map(storable);
     let named = text("page");
     let viewed = matches!(event.event_type.as_str(), "page" | "page_view" | "pageview" | "screen");
     (named.is_some() || viewed).then(|| named.or_else(|| text("path")).or_else(|| text("url")))
+}
+
+/// What a producer writes into its properties may be of any length, and may hold U+0000, which Postgres cannot
+/// store; neither may keep everybody's batch from going through.
+fn storable(text: &str) -> String {
+    text.chars().take(MAX_PAGE).map(|c| if c == '\0' { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 fn is_conversion(event_type: &str) -> bool {
@@ -156,6 +165,15 @@ mod tests {
         assert_eq!(Session::of(&event(0, "page_view", None, None)).page_views, 1);
         assert_eq!(Session::of(&event(0, "click", None, Some("home"))).page_views, 1);
         assert_eq!(Session::of(&event(0, "click", None, None)).page_views, 0);
+    }
+
+    #[test]
+    fn names_of_pages_can_be_stored() {
+        let mut hostile = event(0, "page", None, None);
+        hostile.properties = Some(format!("{{\"page\":\"a\\u0000{}\"}}", "b".repeat(5_000)));
+        let page = Session::of(&hostile).page.expect("a page").value;
+        assert!(page.starts_with("a\u{fffd}b"));
+        assert_eq!(page.chars().count(), MAX_PAGE);
     }
 
     /// First and last event, number of events, user and page.

@@ -93,20 +93,15 @@ async fn load(
     parts: &BTreeMap<SessionKey, Vec<Session>>,
 ) -> Result<BTreeMap<SessionKey, Vec<Session>>, sqlx::Error> {
     let reach = TimeDelta::microseconds(GAP);
-    let ranges = parts.iter().map(|(key, parts)| {
-        let first = parts.first().map_or(0, |part| part.first_event_at);
-        let last = parts.iter().map(|part| part.last_event_at).max().unwrap_or(0);
-        (key, utc(first) - reach, utc(last) + reach)
-    });
     let (mut projects, mut ids, mut from, mut to) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for (key, first, last) in ranges {
+    for (key, part) in parts.iter().flat_map(|(key, parts)| parts.iter().map(move |part| (key, part))) {
         projects.push(&*key.0);
         ids.push(&*key.1);
-        from.push(first);
-        to.push(last);
+        from.push(utc(part.first_event_at) - reach);
+        to.push(utc(part.last_event_at) + reach);
     }
     let rows = sqlx::query(
-        "SELECT s.project, s.session_id, s.first_event_at, s.last_event_at, s.total_events, s.page_views,
+        "SELECT DISTINCT s.project, s.session_id, s.first_event_at, s.last_event_at, s.total_events, s.page_views,
                 s.conversions, s.user_id, s.user_at, s.current_page, s.page_at
          FROM sessions s JOIN unnest($2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[])
               AS k(project, session_id, reach_from, reach_to)
