@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use futures::future::join_all;
-use serde_json::value::RawValue;
 use tidemill_common::auth::ApiKey;
 use tidemill_common::kafka::Outgoing;
 use tidemill_common::names::events_topic;
@@ -13,23 +12,28 @@ use crate::claims::{Claim, Found};
 use crate::gateway::Gateway;
 use crate::keys::Stored;
 use crate::outcome::{Answered, Fate, Firsts, Outcome};
-use crate::stages::{EncodedEvent, RawEvent, Receipt, ValidEvent};
+use crate::stages::{EncodedEvent, RawEvent, Receipt, Refused, ValidEvent};
 
 /// After a failure of our own.
 const SOON: Duration = Duration::from_secs(1);
 
-/// Admits events: parse → validate → encode → claim → produce → confirm or release. Each gets its answer,
-/// in order.
-pub async fn admit(gateway: &Gateway, caller: &ApiKey, receipt: &Receipt, events: &[&RawValue]) -> Vec<Answered> {
+/// Admits events that were parsed: limit → validate → encode → claim → produce → confirm or release. Each gets
+/// its answer, in order.
+pub async fn admit(
+    gateway: &Gateway,
+    caller: &ApiKey,
+    receipt: &Receipt,
+    events: Vec<Result<RawEvent<'_>, Refused>>,
+) -> Vec<Answered> {
     metrics::histogram!("analytics_batch_size_histogram").record(events.len() as f64);
     let granted = gateway.limits.take(&caller.prefix, caller.rate_limit, events.len());
     let mut answers: Vec<Option<Answered>> = Vec::with_capacity(events.len());
     let mut valid: Vec<ValidEvent> = Vec::with_capacity(events.len());
-    for (index, event) in events.iter().enumerate() {
-        match RawEvent::parse(event) {
+    for (index, event) in events.into_iter().enumerate() {
+        match event {
             Err(refused) => answers.push(Some(refused.into())),
             Ok(raw) if index >= granted.events => {
-                answers.push(Some(answered(raw.event_id, Outcome::Limited(granted.retry_after))));
+                answers.push(Some(answered(raw.event_id.into_owned(), Outcome::Limited(granted.retry_after))));
             }
             Ok(raw) => match raw.validate(receipt) {
                 Err(refused) => answers.push(Some(refused.into())),

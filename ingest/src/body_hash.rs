@@ -16,7 +16,7 @@ pub struct BodyHash([u8; 16]);
 
 impl BodyHash {
     /// The hash of an event.
-    pub fn of(event: &RawEvent) -> Self {
+    pub fn of(event: &RawEvent<'_>) -> Self {
         let mut sha = Sha256::new();
         text(&mut sha, Some(&event.event_id));
         text(&mut sha, Some(&event.event_type));

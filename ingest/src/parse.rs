@@ -1,6 +1,8 @@
 //! JSON to events. What is not JSON fails the request; what is not an event fails only itself, naming its
 //! field.
 
+use std::borrow::Cow;
+
 use chrono::DateTime;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -41,14 +43,14 @@ struct Fields<'a> {
 
 const NAMES: [&str; 7] = ["eventId", "eventType", "timestamp", "userId", "sessionId", "eventAction", "properties"];
 
-impl RawEvent {
+impl<'a> RawEvent<'a> {
     /// The event in a JSON object. Fields with other names are ignored.
-    pub fn parse(json: &RawValue) -> Result<Self, Refused> {
+    pub fn parse(json: &'a RawValue) -> Result<Self, Refused> {
         let fields = fields(json.get()).map_err(|invalid| Refused { event_id: None, invalid })?;
         let event_id = required("eventId", fields.event_id).map_err(|invalid| Refused { event_id: None, invalid })?;
         match rest(&fields) {
             Ok(rest) => Ok(Self { event_id, ..rest }),
-            Err(invalid) => Err(Refused { event_id: Some(event_id), invalid }),
+            Err(invalid) => Err(Refused { event_id: Some(event_id.into_owned()), invalid }),
         }
     }
 }
@@ -68,9 +70,9 @@ fn fields(json: &str) -> Result<Fields<'_>, Invalid> {
     })
 }
 
-fn rest(fields: &Fields<'_>) -> Result<RawEvent, Invalid> {
+fn rest<'a>(fields: &Fields<'a>) -> Result<RawEvent<'a>, Invalid> {
     Ok(RawEvent {
-        event_id: String::new(),
+        event_id: Cow::default(),
         event_type: required("eventType", fields.event_type)?,
         timestamp: fields.timestamp.map(timestamp).transpose()?,
         user_id: optional("userId", fields.user_id)?,
@@ -80,20 +82,25 @@ fn rest(fields: &Fields<'_>) -> Result<RawEvent, Invalid> {
     })
 }
 
-fn required(field: &'static str, json: Option<&RawValue>) -> Result<String, Invalid> {
+fn required<'a>(field: &'static str, json: Option<&'a RawValue>) -> Result<Cow<'a, str>, Invalid> {
     optional(field, json)?.ok_or_else(|| Invalid::new(field, "is missing; every event must have it"))
 }
 
-fn optional(field: &'static str, json: Option<&RawValue>) -> Result<Option<String>, Invalid> {
+fn optional<'a>(field: &'static str, json: Option<&'a RawValue>) -> Result<Option<Cow<'a, str>>, Invalid> {
     json.map(|json| string(field, json)).transpose()
 }
 
-fn string(field: &'static str, json: &RawValue) -> Result<String, Invalid> {
-    if !json.get().starts_with('"') {
+fn string<'a>(field: &'static str, json: &'a RawValue) -> Result<Cow<'a, str>, Invalid> {
+    let text = json.get();
+    let Some(inner) = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
         return Err(Invalid::new(field, format!("must be a string, but is {}", kind(json))));
+    };
+    if !inner.contains('\\') {
+        return Ok(Cow::Borrowed(inner));
     }
     // A string can still hold half of a surrogate pair, which is no character.
-    serde_json::from_str(json.get()).map_err(|_| Invalid::new(field, "must be a string of Unicode characters"))
+    let unescaped: Result<String, _> = serde_json::from_str(text);
+    unescaped.map(Cow::Owned).map_err(|_| Invalid::new(field, "must be a string of Unicode characters"))
 }
 
 fn timestamp(json: &RawValue) -> Result<i64, Invalid> {
@@ -107,9 +114,9 @@ fn timestamp(json: &RawValue) -> Result<i64, Invalid> {
     }
 }
 
-fn object(json: &RawValue) -> Result<String, Invalid> {
+fn object(json: &RawValue) -> Result<Cow<'_, str>, Invalid> {
     if json.get().starts_with('{') {
-        return Ok(json.get().to_owned());
+        return Ok(Cow::Borrowed(json.get()));
     }
     Err(Invalid::new("properties", format!("must be a JSON object, but is {}", kind(json))))
 }
@@ -129,7 +136,7 @@ fn kind(json: &RawValue) -> &'static str {
 mod tests {
     use super::*;
 
-    fn parse(json: &str) -> Result<RawEvent, Refused> {
+    fn parse(json: &str) -> Result<RawEvent<'_>, Refused> {
         RawEvent::parse(serde_json::from_str(json).expect("test JSON"))
     }
 

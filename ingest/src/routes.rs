@@ -22,7 +22,7 @@ use crate::body;
 use crate::gateway::Gateway;
 use crate::overload::{Overload, Share};
 use crate::parse;
-use crate::stages::Receipt;
+use crate::stages::{RawEvent, Receipt};
 
 /// What the gateway serves.
 pub fn routes(gateway: Arc<Gateway>, health: &Health) -> Router {
@@ -71,10 +71,12 @@ async fn events(State(gateway): State<Arc<Gateway>>, request: Request) -> Respon
 async fn respond(gateway: &Gateway, caller: &ApiKey, receipt: &Receipt, body: &[u8], _share: Share) -> Response {
     match parse::json(body) {
         Err(error) => body::bad(format!("the body is not JSON: {error}")).into_response(),
-        Ok(parse::Body::One(event)) => match admit(gateway, caller, receipt, &[event]).await.pop() {
-            Some(answered) => answer::one(answered),
-            None => Problem::internal("an event without an answer").into_response(),
-        },
+        Ok(parse::Body::One(event)) => {
+            match admit(gateway, caller, receipt, vec![RawEvent::parse(event)]).await.pop() {
+                Some(answered) => answer::one(answered),
+                None => Problem::internal("an event without an answer").into_response(),
+            }
+        }
         Ok(parse::Body::Many(events)) if events.is_empty() => {
             body::bad("the array is empty; send at least one event".to_owned()).into_response()
         }
@@ -82,7 +84,10 @@ async fn respond(gateway: &Gateway, caller: &ApiKey, receipt: &Receipt, body: &[
             let (sent, most) = (events.len(), gateway.config.max_events);
             body::too_large(format!("the array has {sent} events; send at most {most} at once")).into_response()
         }
-        Ok(parse::Body::Many(events)) => answer::many(admit(gateway, caller, receipt, &events).await),
+        Ok(parse::Body::Many(events)) => {
+            let events = events.into_iter().map(RawEvent::parse).collect();
+            answer::many(admit(gateway, caller, receipt, events).await)
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! How far an event has got: `RawEvent` → `ValidEvent` → `EncodedEvent`.
 
+use std::borrow::Cow;
+
 use tidemill_common::codec::Encoder;
 use tidemill_common::event::{Event, Invalid};
 use tidemill_common::home::home_partition;
@@ -11,22 +13,23 @@ use crate::body_hash::BodyHash;
 const MAX_PROPERTIES: usize = 900_000;
 
 /// An event as its producer sent it: the right types, nothing else checked, nothing filled in.
+/// It borrows from the request wherever a value stands there as it is.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub struct RawEvent {
+pub struct RawEvent<'a> {
     /// `eventId`
-    pub event_id: String,
+    pub event_id: Cow<'a, str>,
     /// `eventType`
-    pub event_type: String,
+    pub event_type: Cow<'a, str>,
     /// `timestamp`, in microseconds.
     pub timestamp: Option<i64>,
     /// `userId`
-    pub user_id: Option<String>,
+    pub user_id: Option<Cow<'a, str>>,
     /// `sessionId`
-    pub session_id: Option<String>,
+    pub session_id: Option<Cow<'a, str>>,
     /// `eventAction`
-    pub event_action: Option<String>,
-    /// `properties`, as it was written: numbers keep their text.
-    pub properties: Option<String>,
+    pub event_action: Option<Cow<'a, str>>,
+    /// `properties`: the text of a JSON object, as it was written, so that numbers keep theirs.
+    pub properties: Option<Cow<'a, str>>,
 }
 
 /// What the gateway adds to the events of a request.
@@ -69,19 +72,19 @@ pub struct EncodedEvent {
     pub value: Vec<u8>,
 }
 
-impl RawEvent {
+impl RawEvent<'_> {
     /// Checks the rules, and fills in what the gateway knows.
     pub fn validate(self, receipt: &Receipt) -> Result<ValidEvent, Refused> {
         let body = BodyHash::of(&self);
         let event = Event {
-            event_id: self.event_id,
-            event_type: self.event_type,
+            event_id: self.event_id.into_owned(),
+            event_type: self.event_type.into_owned(),
             timestamp: self.timestamp.unwrap_or(receipt.at),
             received_at: Some(receipt.at),
-            user_id: self.user_id,
-            session_id: self.session_id,
-            event_action: self.event_action,
-            properties: self.properties,
+            user_id: self.user_id.map(Cow::into_owned),
+            session_id: self.session_id.map(Cow::into_owned),
+            event_action: self.event_action.map(Cow::into_owned),
+            properties: self.properties.map(Cow::into_owned),
             client_address: receipt.client_address.clone(),
             user_agent: receipt.user_agent.clone(),
         };
