@@ -1,135 +1,185 @@
-//! The path of one request's events, from JSON to their answers. It must run to its end: its caller gives it
-//! a task of its own, so that a client that hangs up cannot leave it between claim and confirm.
+//! The path of a request's events, from parsed to answered:
+//!
+//! `admit` (limit → validate → encode) → `claim` (one round trip for many requests) → `produce` → `settle`
+//! (confirm or release, again one round trip for many) → answer.
+//!
+//! From the claim on, events belong to the gateway and not to their request: a client that hangs up cannot
+//! leave them between claim and confirm.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures::future::join_all;
 use tidemill_common::auth::ApiKey;
-use tidemill_common::kafka::Outgoing;
-use tidemill_common::names::events_topic;
+use tidemill_common::kafka::{Deliveries, Outgoing};
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::sync::CancellationToken;
 
-use crate::claims::{Claim, Found};
+use crate::flight::{Flight, SOON};
 use crate::gateway::Gateway;
-use crate::keys::Stored;
-use crate::outcome::{Answered, Fate, Firsts, Outcome};
-use crate::stages::{EncodedEvent, RawEvent, Receipt, Refused, ValidEvent};
+use crate::outcome::{Answered, Fate, Outcome};
+use crate::overload::Share;
+use crate::parse::Parsed;
+use crate::stages::{Encoded, Receipt};
 
-/// After a failure of our own.
-const SOON: Duration = Duration::from_secs(1);
+/// Round trips to Redis under way at once, for claims and for settling each: what comes meanwhile shares the
+/// next one.
+const ROUND_TRIPS: usize = 4;
+/// Most events that share a round trip; a larger request has one of its own.
+const SHARED: usize = 2_000;
 
-/// Admits events that were parsed: limit → validate → encode → claim → produce → confirm or release. Each gets
-/// its answer, in order.
+/// Admits events that were parsed; gives an answer for each, in order. The share is held until they are settled.
 pub async fn admit(
     gateway: &Gateway,
     caller: &ApiKey,
     receipt: &Receipt,
-    events: Vec<Result<RawEvent<'_>, Refused>>,
+    events: Vec<Parsed<'_>>,
+    share: &Arc<Share>,
 ) -> Vec<Answered> {
-    metrics::histogram!("analytics_batch_size_histogram").record(events.len() as f64);
+    gateway.meters.batch(events.len());
+    let encoder = gateway.schemas.encoder(&caller.project).await;
     let granted = gateway.limits.take(&caller.prefix, caller.rate_limit, events.len());
     let mut answers: Vec<Option<Answered>> = Vec::with_capacity(events.len());
-    let mut valid: Vec<ValidEvent> = Vec::with_capacity(events.len());
+    let mut encoded = Encoded::with_capacity(events.len(), share.bytes());
     for (index, event) in events.into_iter().enumerate() {
-        match event {
-            Err(refused) => answers.push(Some(refused.into())),
-            Ok(raw) if index >= granted.events => {
-                answers.push(Some(answered(raw.event_id.into_owned(), Outcome::Limited(granted.retry_after))));
+        let raw = match event {
+            Ok(raw) => raw,
+            Err(refused) => {
+                answers.push(Some(refused.into()));
+                continue;
             }
-            Ok(raw) => match raw.validate(receipt) {
-                Err(refused) => answers.push(Some(refused.into())),
-                Ok(event) => {
-                    gateway.event_types.count(event.event_type());
-                    answers.push(None);
-                    valid.push(event);
-                }
-            },
+        };
+        let outcome = match &encoder {
+            _ if index >= granted.events => Some(Outcome::Limited(granted.retry_after)),
+            Err(_) => Some(Outcome::Retry(SOON)),
+            Ok(encoder) => encoded.push(&raw, receipt, *encoder, caller.partitions).err().map(Outcome::Invalid),
+        };
+        if outcome.is_none() {
+            gateway.event_types.count(&raw.event_type);
         }
+        answers.push(outcome.map(|outcome| Answered { event_id: Some(raw.event_id.into_owned()), outcome }));
     }
-    let mut delivered = deliver(gateway, caller, valid).await.into_iter();
+    if encoded.events().is_empty() {
+        return answers.into_iter().flatten().collect();
+    }
+    let mut delivered = deliver(gateway, caller, encoded, share).await.into_iter();
     answers.into_iter().map(|answer| answer.or_else(|| delivered.next()).expect("one for each valid event")).collect()
 }
 
 /// Brings valid events into the log; gives their answers, in order.
-async fn deliver(gateway: &Gateway, caller: &ApiKey, events: Vec<ValidEvent>) -> Vec<Answered> {
-    if events.is_empty() {
-        return Vec::new();
+async fn deliver(gateway: &Gateway, caller: &ApiKey, encoded: Encoded, share: &Arc<Share>) -> Vec<Answered> {
+    let log = gateway.incarnations.log(&caller.project);
+    let lanes = &gateway.lanes;
+    let (flight, outcomes) =
+        Flight::new(log, encoded, token(), lanes.delivered.clone(), Arc::clone(share), gateway.tasks.token());
+    let _ = lanes.claims.send(Arc::clone(&flight)); // the receiver lives as long as the gateway
+    let outcomes = outcomes.await.unwrap_or_else(|_| vec![Outcome::Retry(SOON); flight.encoded.events().len()]);
+    gateway.meters.outcomes(&outcomes);
+    let events = flight.encoded.events().iter().map(|event| Some(flight.encoded.id(event).to_owned()));
+    events.zip(outcomes).map(|(event_id, outcome)| Answered { event_id, outcome }).collect()
+}
+
+/// Where requests wait to be claimed and settled together.
+pub struct Lanes {
+    claims: mpsc::UnboundedSender<Arc<Flight>>,
+    delivered: mpsc::UnboundedSender<Arc<Flight>>,
+}
+
+/// The other ends.
+pub struct LaneEnds {
+    claims: mpsc::UnboundedReceiver<Arc<Flight>>,
+    delivered: mpsc::UnboundedReceiver<Arc<Flight>>,
+}
+
+impl Lanes {
+    /// Empty lanes. What is in them is bounded by the requests' shares.
+    pub fn new() -> (Self, LaneEnds) {
+        let (claims, claims_end) = mpsc::unbounded_channel();
+        let (delivered, delivered_end) = mpsc::unbounded_channel();
+        (Self { claims, delivered }, LaneEnds { claims: claims_end, delivered: delivered_end })
     }
-    let encoder = match gateway.schemas.encoder(&caller.project).await {
-        Ok(encoder) => encoder,
-        Err(error) => {
-            tracing::warn!(%error, project = &*caller.project, "events wait for their schema id");
-            let answer = |event: ValidEvent| answered(event.into_event_id(), Outcome::Retry(SOON));
-            return events.into_iter().map(answer).collect();
+}
+
+impl LaneEnds {
+    /// Works for all requests until it is told to stop.
+    pub fn work(self, gateway: &Arc<Gateway>, stop: &CancellationToken) {
+        let claims = together(self.claims, Arc::clone(gateway), |gateway, flights| async move {
+            let found = gateway.claims.claim(&flights).await;
+            for (flight, found) in flights.iter().zip(found) {
+                produce(&gateway, flight, &flight.claimed(found));
+            }
+        });
+        let delivered = together(self.delivered, Arc::clone(gateway), settle);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(claims));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(delivered));
+    }
+}
+
+/// Takes what waits, as much as may share a round trip, and has it worked on beside the next.
+async fn together<F>(
+    mut lane: mpsc::UnboundedReceiver<Arc<Flight>>,
+    gateway: Arc<Gateway>,
+    work: impl Fn(Arc<Gateway>, Vec<Arc<Flight>>) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let room = Arc::new(Semaphore::new(ROUND_TRIPS));
+    loop {
+        let permit = Arc::clone(&room).acquire_owned().await.expect("never closed");
+        let Some(first) = lane.recv().await else { return };
+        let mut events = first.encoded.events().len();
+        let mut flights = vec![first];
+        while events < SHARED
+            && let Ok(next) = lane.try_recv()
+        {
+            events += next.encoded.events().len();
+            flights.push(next);
         }
+        let work = work(Arc::clone(&gateway), flights);
+        tokio::spawn(async move {
+            work.await;
+            drop(permit);
+        });
+    }
+}
+
+/// Sends the events that are new home. The client tells the flight of each delivery.
+fn produce(gateway: &Gateway, flight: &Arc<Flight>, new: &[usize]) {
+    gateway.meters.queue_depth.increment(new.len() as f64);
+    for &number in new {
+        let event = flight.first(number);
+        let record = Outgoing {
+            topic: &flight.log.topic,
+            partition: event.partition,
+            key: Some(flight.encoded.id(event).as_bytes()),
+            value: flight.encoded.value(event),
+            headers: Vec::new(),
+        };
+        let deliveries = Arc::clone(flight) as Arc<dyn Deliveries>;
+        if let Err(error) = gateway.producer.enqueue(&record, deliveries, number) {
+            Arc::clone(flight).delivered(number, Err(error));
+        }
+    }
+}
+
+/// Confirms what was delivered, gives the other claims back, and answers.
+async fn settle(gateway: Arc<Gateway>, flights: Vec<Arc<Flight>>) {
+    let fates = |flight: Arc<Flight>| {
+        let firsts = 0..flight.firsts.at.len();
+        let ours = firsts.clone().filter(|&number| flight.is_ours(number)).count();
+        gateway.meters.queue_depth.decrement(ours as f64);
+        let fates: Vec<Fate> = firsts.map(|number| flight.fate(number)).collect();
+        (flight, fates)
     };
-    let events: Vec<EncodedEvent> = events.into_iter().map(|event| event.encode(&encoder, caller.partitions)).collect();
-    let firsts = Firsts::of(&events);
-    let topic = events_topic(&caller.project);
-    let incarnation = gateway.incarnations.of(&topic);
-
-    let ids: Vec<&str> = firsts.at.iter().map(|&at| events[at].event_id.as_str()).collect();
-    let found = gateway.claims.claim(&caller.project, &ids, &incarnation).await;
-    let produced = firsts.at.iter().zip(found).map(async |(&at, found)| match found {
-        Found::Stored(stored) => (Fate::Known(stored), None),
-        Found::InFlight { retry_after } => (Fate::Open(retry_after), None),
-        Found::New(claim) => (produce(gateway, &topic, &incarnation, &events[at]).await, Some(claim)),
-    });
-    let fates = settle(gateway, join_all(produced).await).await;
-
-    let outcomes = firsts.outcomes(&events, &fates);
-    count(&outcomes);
-    events.into_iter().zip(outcomes).map(|(event, outcome)| answered(event.event_id, outcome)).collect()
-}
-
-/// Sends one event home and waits for its delivery. An error says nothing about whether it is in the log.
-async fn produce(gateway: &Gateway, topic: &str, incarnation: &str, event: &EncodedEvent) -> Fate {
-    let depth = metrics::gauge!("analytics_queue_depth");
-    depth.increment(1.0);
-    let record = Outgoing {
-        topic,
-        partition: event.partition,
-        key: Some(event.event_id.as_bytes()),
-        value: &event.value,
-        headers: Vec::new(),
-    };
-    let delivery = gateway.producer.send(&record).await;
-    depth.decrement(1.0);
-    match delivery {
-        Ok((partition, offset)) => {
-            Fate::Delivered(Stored { incarnation: incarnation.to_owned(), partition, offset, body: event.body })
-        }
-        Err(error) => {
-            tracing::debug!(%error, topic, "not delivered");
-            Fate::Open(SOON)
-        }
+    let settled: Vec<(Arc<Flight>, Vec<Fate>)> = flights.into_iter().map(fates).collect();
+    gateway.claims.settle(&settled).await;
+    for (flight, fates) in settled {
+        flight.answer(&fates);
     }
 }
 
-/// Confirms what was delivered and gives the other claims back.
-async fn settle(gateway: &Gateway, produced: Vec<(Fate, Option<Claim>)>) -> Vec<Fate> {
-    let (mut delivered, mut failed) = (Vec::new(), Vec::new());
-    let mut fates = Vec::with_capacity(produced.len());
-    for (fate, claim) in produced {
-        match (&fate, claim) {
-            (Fate::Delivered(stored), Some(claim)) => delivered.push((claim, stored.clone())),
-            (_, Some(claim)) => failed.push(claim),
-            (_, None) => {}
-        }
-        fates.push(fate);
-    }
-    if !failed.is_empty() {
-        tracing::warn!(events = failed.len(), "events could not be delivered to Kafka; their senders must retry");
-    }
-    tokio::join!(gateway.claims.confirm(delivered), gateway.claims.release(failed));
-    fates
-}
-
-fn count(outcomes: &[Outcome]) {
-    let of = |wanted: fn(&Outcome) -> bool| outcomes.iter().filter(|outcome| wanted(outcome)).count() as u64;
-    metrics::counter!("analytics_events_queued_total").increment(of(|o| matches!(o, Outcome::Accepted(_))));
-    metrics::counter!("tidemill_event_ids_reused_total").increment(of(|o| matches!(o, Outcome::Reused)));
-}
-
-fn answered(event_id: String, outcome: Outcome) -> Answered {
-    Answered { event_id: Some(event_id), outcome }
+/// Differs between all requests of all gateways.
+fn token() -> String {
+    static PROCESS: std::sync::LazyLock<u64> = std::sync::LazyLock::new(|| uuid::Uuid::new_v4().as_u64_pair().0);
+    static REQUEST: AtomicU64 = AtomicU64::new(0);
+    format!("{:x}-{:x}", *PROCESS, REQUEST.fetch_add(1, Ordering::Relaxed))
 }

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use tidemill_common::problem::Problem;
 
-use crate::outcome::{Answered, Outcome};
+use crate::outcome::{Answered, Outcome, Position};
 
 /// The answer to a single event that is in the log.
 #[derive(Serialize)]
@@ -16,7 +16,7 @@ use crate::outcome::{Answered, Outcome};
 struct Accepted {
     event_id: Option<String>,
     status: &'static str,
-    position: String,
+    position: Position,
 }
 
 /// One of several events. Every member is always there.
@@ -26,7 +26,7 @@ struct Item {
     index: usize,
     event_id: Option<String>,
     status: &'static str,
-    position: Option<String>,
+    position: Option<Position>,
     error: Option<Problem>,
 }
 
@@ -45,7 +45,7 @@ pub fn one(answered: Answered) -> Response {
         Outcome::Duplicate(position) => {
             let detail = "this event is in the log already; nothing is to be done";
             let problem = Problem::new(StatusCode::CONFLICT, "duplicate", "Duplicate event", detail);
-            named(problem.position(position), event_id).into_response()
+            named(problem.position(position.to_string()), event_id).into_response()
         }
         other => match problem(&other) {
             Some(problem) => named(problem, event_id).into_response(),
@@ -139,9 +139,10 @@ mod tests {
     #[test]
     fn each_outcome_has_its_status() {
         let wait = Duration::from_millis(2_100);
+        let position = Position { partition: 0, offset: 1 };
         let table = [
-            (Outcome::Accepted("0:1".into()), 202, None),
-            (Outcome::Duplicate("0:1".into()), 409, None),
+            (Outcome::Accepted(position), 202, None),
+            (Outcome::Duplicate(position), 409, None),
             (Outcome::Reused, 409, None),
             (Outcome::Invalid(Invalid::new("eventId", "is missing")), 422, None),
             (Outcome::Limited(wait), 429, Some("3")),
@@ -158,7 +159,8 @@ mod tests {
     #[test]
     fn several_are_told_to_retry_only_when_all_are() {
         let wait = Duration::from_secs(1);
-        let (retry, accepted) = (answered(Outcome::Retry(wait)), answered(Outcome::Accepted("0:1".into())));
+        let position = Position { partition: 0, offset: 1 };
+        let (retry, accepted) = (answered(Outcome::Retry(wait)), answered(Outcome::Accepted(position)));
         assert_eq!(many(vec![retry.clone(), retry.clone()]).status(), StatusCode::SERVICE_UNAVAILABLE);
         let mixed = many(vec![retry, accepted]);
         assert_eq!(mixed.status(), StatusCode::ACCEPTED);

@@ -1,105 +1,153 @@
 //! The hash of an event as its producer sent it: the same eventId with another hash is another event.
 //!
 //! It covers the producer's own fields in one order, before anything is filled in, and does not depend on
-//! the order of keys in `properties` or on white space: a retry may be serialised anew.
+//! the order of keys in `properties` or on white space: a retry may be serialised anew. It need not withstand
+//! attack: who can make events collide can as well send the same one.
 
 use std::fmt;
 
-use serde_json::Value;
-use sha2::{Digest, Sha256};
+use serde::de::{DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
+use xxhash_rust::xxh3::{xxh3_128, xxh3_128_with_seed};
 
 use crate::stages::RawEvent;
 
-/// The first 16 bytes of a SHA-256.
+/// 128 bits of XXH3.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BodyHash([u8; 16]);
+pub struct BodyHash(u128);
 
 impl BodyHash {
     /// The hash of an event.
     pub fn of(event: &RawEvent<'_>) -> Self {
-        let mut sha = Sha256::new();
-        text(&mut sha, Some(&event.event_id));
-        text(&mut sha, Some(&event.event_type));
-        text(&mut sha, event.timestamp.map(|at| at.to_string()).as_deref());
-        text(&mut sha, event.user_id.as_deref());
-        text(&mut sha, event.session_id.as_deref());
-        text(&mut sha, event.event_action.as_deref());
-        match &event.properties {
-            None => sha.update([0]),
-            // What is nested too deeply for a tree, or has numbers beyond it, counts as it was written.
-            Some(properties) => match serde_json::from_str(properties) {
-                Ok(tree) => value(&mut sha, &tree),
-                Err(_) => text(&mut sha, Some(properties)),
-            },
+        let texts = [
+            Some(&event.event_id),
+            Some(&event.event_type),
+            event.user_id.as_ref(),
+            event.session_id.as_ref(),
+            event.event_action.as_ref(),
+        ];
+        let mut hash = scalar(Kind::Time, &event.timestamp.unwrap_or(i64::MIN).to_le_bytes());
+        for text in texts {
+            hash = chain(hash, text.map_or(ABSENT, |text| scalar(Kind::String, text.as_bytes())));
         }
-        let mut hash = [0; 16];
-        hash.copy_from_slice(&sha.finalize()[..16]);
-        Self(hash)
+        Self(chain(hash, event.properties.as_deref().map_or(ABSENT, properties)))
     }
 
     /// A hash as it was displayed.
     pub fn read(hex: &str) -> Option<Self> {
         let right = hex.len() == 32 && hex.bytes().all(|b| b.is_ascii_hexdigit());
-        right.then(|| u128::from_str_radix(hex, 16).ok()).flatten().map(|number| Self(number.to_be_bytes()))
+        right.then(|| u128::from_str_radix(hex, 16).ok()).flatten().map(Self)
     }
 }
 
 impl fmt::Display for BodyHash {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:032x}", u128::from_be_bytes(self.0))
+        write!(f, "{:032x}", self.0)
     }
 }
 
-/// Lengths stand before texts, so that no two lists of fields look alike.
-fn text(sha: &mut Sha256, text: Option<&str>) {
-    match text {
-        None => sha.update([0]),
-        Some(text) => {
-            sha.update([1]);
-            sha.update((text.len() as u64).to_be_bytes());
-            sha.update(text);
-        }
+/// Keeps values of different types apart.
+#[derive(Clone, Copy)]
+enum Kind {
+    Time = 1,
+    String,
+    Unsigned,
+    Signed,
+    Float,
+    Null,
+    False,
+    True,
+    Array,
+    Object,
+    Text,
+}
+
+const ABSENT: u128 = 0;
+
+fn scalar(kind: Kind, bytes: &[u8]) -> u128 {
+    xxh3_128_with_seed(bytes, kind as u64)
+}
+
+/// Depends on the order of its arguments.
+fn chain(before: u128, next: u128) -> u128 {
+    let mut bytes = [0; 32];
+    bytes[..16].copy_from_slice(&before.to_le_bytes());
+    bytes[16..].copy_from_slice(&next.to_le_bytes());
+    xxh3_128(&bytes)
+}
+
+fn properties(json: &str) -> u128 {
+    let mut reader = serde_json::Deserializer::from_str(json);
+    // What is nested too deeply for a reader, or has numbers beyond it, counts as it was written.
+    JsonValue.deserialize(&mut reader).unwrap_or_else(|_| scalar(Kind::Text, json.as_bytes()))
+}
+
+/// Hashes a JSON value while it is read, without building it.
+struct JsonValue;
+
+impl<'de> DeserializeSeed<'de> for JsonValue {
+    type Value = u128;
+
+    fn deserialize<D: Deserializer<'de>>(self, reader: D) -> Result<u128, D::Error> {
+        reader.deserialize_any(self)
     }
 }
 
-fn value(sha: &mut Sha256, tree: &Value) {
-    match tree {
-        Value::Null => sha.update([2]),
-        Value::Bool(truth) => sha.update([3, u8::from(*truth)]),
-        Value::Number(number) => {
-            sha.update([4]);
-            text(sha, Some(&number.to_string()));
+impl<'de> Visitor<'de> for JsonValue {
+    type Value = u128;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<u128, E> {
+        Ok(if value { Kind::True as u128 } else { Kind::False as u128 })
+    }
+
+    fn visit_unit<E>(self) -> Result<u128, E> {
+        Ok(Kind::Null as u128)
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<u128, E> {
+        Ok(scalar(Kind::Unsigned, &value.to_le_bytes()))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<u128, E> {
+        Ok(scalar(Kind::Signed, &value.to_le_bytes()))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<u128, E> {
+        Ok(scalar(Kind::Float, &value.to_le_bytes()))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<u128, E> {
+        Ok(scalar(Kind::String, value.as_bytes()))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<u128, A::Error> {
+        let mut hash = Kind::Array as u128;
+        while let Some(item) = items.next_element_seed(JsonValue)? {
+            hash = chain(hash, item);
         }
-        Value::String(string) => {
-            sha.update([5]);
-            text(sha, Some(string));
+        Ok(hash)
+    }
+
+    /// A sum, so that the order of the keys does not matter.
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<u128, A::Error> {
+        let mut sum = Kind::Object as u128;
+        while let Some(key) = entries.next_key_seed(JsonValue)? {
+            sum = sum.wrapping_add(chain(key, entries.next_value_seed(JsonValue)?));
         }
-        Value::Array(items) => {
-            sha.update([6]);
-            sha.update((items.len() as u64).to_be_bytes());
-            items.iter().for_each(|item| value(sha, item));
-        }
-        Value::Object(map) => {
-            // serde_json's map keeps another order when some crate turns on `preserve_order`.
-            let mut entries: Vec<_> = map.iter().collect();
-            entries.sort_unstable_by_key(|(key, _)| key.as_str());
-            sha.update([7]);
-            sha.update((entries.len() as u64).to_be_bytes());
-            for (key, item) in entries {
-                text(sha, Some(key));
-                value(sha, item);
-            }
-        }
+        Ok(scalar(Kind::Object, &sum.to_le_bytes()))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::parse;
 
     fn hash(json: &str) -> BodyHash {
-        let raw = serde_json::from_str(json).expect("test JSON");
-        BodyHash::of(&RawEvent::parse(raw).expect("test event"))
+        BodyHash::of(&parse::one(json).expect("test JSON").expect("test event"))
     }
 
     #[test]
@@ -125,6 +173,18 @@ mod tests {
             r#"{"eventId":"e","eventType":"t","properties":{"a":1}}"#,
             r#"{"eventId":"e","eventType":"t","properties":{"a":"1"}}"#,
             r#"{"eventId":"e","eventType":"t","properties":{"a":[1]}}"#,
+            r#"{"eventId":"e","eventType":"t","properties":{"a":1.0}}"#,
+            r#"{"eventId":"e","eventType":"t","properties":{"a":-1}}"#,
+            r#"{"eventId":"e","eventType":"t","properties":{"a":null}}"#,
+            r#"{"eventId":"e","eventType":"t","properties":{"a":true}}"#,
+            r#"{"eventId":"e","eventType":"t","properties":{"a":{}}}"#,
+            r#"{"eventId":"e","eventType":"t","properties":{"a":[]}}"#,
+            r#"{"eventId":"e","eventType":"t","properties":{"b":1}}"#,
+            r#"{"eventId":"e","eventType":"t","properties":{"a":1,"b":2}}"#,
+            r#"{"eventId":"e","eventType":"t","properties":{"a":2,"b":1}}"#,
+            r#"{"eventId":"e","eventType":"t","properties":{"a":[1,2]}}"#,
+            r#"{"eventId":"e","eventType":"t","properties":{"a":[2,1]}}"#,
+            r#"{"eventId":"e","eventType":"t","properties":{"a":{"a":1}}}"#,
         ];
         for (i, one) in bodies.iter().enumerate() {
             for (j, other) in bodies.iter().enumerate() {

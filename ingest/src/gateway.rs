@@ -16,11 +16,13 @@ use tidemill_common::registry::Registry;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::admit::Lanes;
 use crate::claims::Claims;
 use crate::config::Config;
 use crate::event_types::EventTypes;
 use crate::incarnations::Incarnations;
 use crate::limit::Limits;
+use crate::meters::Meters;
 use crate::overload::Overload;
 use crate::schemas::Schemas;
 use crate::sql;
@@ -53,19 +55,25 @@ pub struct Gateway {
     pub overload: Overload,
     /// Counters.
     pub event_types: EventTypes,
-    /// Requests whose client may have gone.
+    /// What is measured.
+    pub meters: Meters,
+    /// Where requests wait to be claimed and settled together.
+    pub lanes: Lanes,
+    /// Events between claim and confirm.
     pub tasks: TaskTracker,
+    stop_lanes: CancellationToken,
     pool: PgPool,
     redis: Redis,
     kafka: KafkaConfig,
 }
 
 impl Gateway {
-    /// Sets up clients; they connect when they are first used.
-    pub fn new(config: Config, connections: &Connections) -> anyhow::Result<Self> {
+    /// Sets up clients; they connect when they are first used. Needs a tokio runtime.
+    pub fn new(config: Config, connections: &Connections) -> anyhow::Result<Arc<Self>> {
         let pool = postgres::pool(&connections.database_url, DATABASE_CONNECTIONS)?;
         let redis = Redis::new(&connections.redis_url)?;
-        Ok(Self {
+        let (lanes, ends) = Lanes::new();
+        let gateway = Arc::new(Self {
             keys: Keys::new(pool.clone()),
             limits: Limits::default(),
             schemas: Schemas::new(Registry::new(&connections.registry_url)?),
@@ -74,12 +82,17 @@ impl Gateway {
             incarnations: Incarnations::default(),
             overload: Overload::new(config.max_requests, config.max_bytes_in_flight),
             event_types: EventTypes::default(),
+            meters: Meters::new(),
+            lanes,
+            stop_lanes: CancellationToken::new(),
             tasks: TaskTracker::new(),
             pool,
             redis,
             kafka: connections.kafka.clone(),
             config,
-        })
+        });
+        ends.work(&gateway, &gateway.stop_lanes);
+        Ok(gateway)
     }
 
     /// Starts what runs beside the requests, until shutdown.
@@ -125,13 +138,14 @@ impl Gateway {
         });
     }
 
-    /// Waits for requests whose clients have gone, then until the producer holds nothing: dropping it before
+    /// Waits for events whose clients have gone, then until the producer holds nothing: dropping it before
     /// would throw records away.
     pub async fn drain(&self) -> anyhow::Result<()> {
         self.tasks.close();
         if tokio::time::timeout(DRAIN, self.tasks.wait()).await.is_err() {
             tracing::warn!(requests = self.tasks.len(), "some requests did not end in time");
         }
+        self.stop_lanes.cancel();
         let flushed = self.producer.flush(DRAIN).await;
         fatal(&self.producer)?;
         Ok(flushed?)

@@ -5,8 +5,11 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use tidemill_common::kafka::{KafkaConfig, topic_incarnations};
+use tidemill_common::names::events_topic;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
+
+use crate::flight::Log;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// A topic that is deleted and made again is noticed after this time.
@@ -14,23 +17,25 @@ const REFRESH: Duration = Duration::from_secs(60);
 /// Between two questions, however many new topics come.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Incarnations by topic. Cheap to clone.
+/// Logs by project. Cheap to clone.
 #[derive(Clone, Default)]
 pub struct Incarnations {
-    /// Blank until known.
-    known: Arc<RwLock<HashMap<String, String>>>,
+    /// Incarnations are blank until known.
+    known: Arc<RwLock<HashMap<Arc<str>, Log>>>,
     new_topic: Arc<Notify>,
 }
 
 impl Incarnations {
-    /// A topic's incarnation, blank if it is not known yet.
-    pub fn of(&self, topic: &str) -> String {
-        if let Some(incarnation) = self.known.read().expect("no holder panics").get(topic) {
-            return incarnation.clone();
+    /// The log of a project.
+    pub fn log(&self, project: &Arc<str>) -> Log {
+        if let Some(log) = self.known.read().expect("no holder panics").get(project) {
+            return log.clone();
         }
-        self.known.write().expect("no holder panics").entry(topic.to_owned()).or_default();
+        let log =
+            Log { project: Arc::clone(project), topic: events_topic(project).into(), incarnation: Arc::default() };
+        self.known.write().expect("no holder panics").entry(Arc::clone(project)).or_insert_with(|| log.clone());
         self.new_topic.notify_one();
-        String::new()
+        log
     }
 
     /// Keeps them up to date until shutdown.
@@ -47,13 +52,20 @@ impl Incarnations {
     }
 
     async fn refresh(&self, kafka: KafkaConfig) {
-        let topics: Vec<String> = self.known.read().expect("no holder panics").keys().cloned().collect();
+        let topics: Vec<Arc<str>> =
+            self.known.read().expect("no holder panics").values().map(|log| Arc::clone(&log.topic)).collect();
         let ask = move || {
-            let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+            let names: Vec<&str> = topics.iter().map(AsRef::as_ref).collect();
             topic_incarnations(&kafka, &names, TIMEOUT)
         };
         match tokio::task::spawn_blocking(ask).await {
-            Ok(Ok(found)) => self.known.write().expect("no holder panics").extend(found),
+            Ok(Ok(found)) => {
+                for log in self.known.write().expect("no holder panics").values_mut() {
+                    if let Some(incarnation) = found.get(&*log.topic) {
+                        log.incarnation = incarnation.as_str().into();
+                    }
+                }
+            }
             Ok(Err(error)) => tracing::warn!(%error, "topic ids are not known; confirmations go without them"),
             Err(error) => tracing::error!(%error, "asking for topic ids failed"),
         }

@@ -3,7 +3,7 @@
 //! `event:{project}:{eventId}` holds `P:<token>` while the event is in flight, and
 //! `C:<topic incarnation>:<partition>:<offset>:<body hash>` once it is in the log.
 
-use std::fmt;
+use std::fmt::Write;
 
 use crate::body_hash::BodyHash;
 
@@ -15,9 +15,13 @@ pub const CONFIRMED_MS: u64 = 24 * 3_600 * 1_000;
 pub const RELEASE: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
 
-/// The key of an event.
-pub fn event(project: &str, event_id: &str) -> String {
-    format!("event:{project}:{event_id}")
+/// Writes the key of an event.
+pub fn event(project: &str, event_id: &str, key: &mut String) {
+    key.clear();
+    key.push_str("event:");
+    key.push_str(project);
+    key.push(':');
+    key.push_str(event_id);
 }
 
 /// The value of a claim.
@@ -26,10 +30,8 @@ pub fn claimed(token: &str) -> String {
 }
 
 /// Where an event stands in the log.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stored {
-    /// The topic's incarnation; blank if it was not known when the event was confirmed.
-    pub incarnation: String,
     /// Its partition.
     pub partition: i32,
     /// Its offset.
@@ -39,15 +41,10 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// As clients see it.
-    pub fn position(&self) -> String {
-        format!("{}:{}", self.partition, self.offset)
-    }
-}
-
-impl fmt::Display for Stored {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "C:{}:{}:{}:{}", self.incarnation, self.partition, self.offset, self.body)
+    /// The value of a confirmation. The topic's incarnation is blank if it is not known.
+    pub fn write(&self, incarnation: &str, value: &mut String) {
+        value.clear();
+        write!(value, "C:{incarnation}:{}:{}:{}", self.partition, self.offset, self.body).expect("a String grows");
     }
 }
 
@@ -56,8 +53,8 @@ impl fmt::Display for Stored {
 pub enum Held<'a> {
     /// A claim, by its token.
     Claimed(&'a str),
-    /// A confirmation.
-    Stored(Stored),
+    /// A confirmation, and the incarnation of the topic that it is about.
+    Stored(Stored, &'a str),
     /// Nothing that we wrote.
     Unknown,
 }
@@ -67,21 +64,23 @@ impl<'a> Held<'a> {
     pub fn read(value: &'a str) -> Self {
         match value.split_once(':') {
             Some(("P", token)) => Held::Claimed(token),
-            Some(("C", rest)) => stored(rest).map_or(Held::Unknown, Held::Stored),
+            Some(("C", rest)) => {
+                stored(rest).map_or(Held::Unknown, |(stored, incarnation)| Held::Stored(stored, incarnation))
+            }
             _ => Held::Unknown,
         }
     }
 }
 
-fn stored(text: &str) -> Option<Stored> {
+fn stored(text: &str) -> Option<(Stored, &str)> {
     let mut parts = text.split(':');
+    let incarnation = parts.next()?;
     let stored = Stored {
-        incarnation: parts.next()?.to_owned(),
         partition: parts.next()?.parse().ok()?,
         offset: parts.next()?.parse().ok()?,
         body: BodyHash::read(parts.next()?)?,
     };
-    parts.next().is_none().then_some(stored)
+    parts.next().is_none().then_some((stored, incarnation))
 }
 
 #[cfg(test)]
@@ -90,11 +89,11 @@ mod tests {
 
     #[test]
     fn values_are_read_as_they_are_written() {
-        let stored =
-            Stored { incarnation: "kQ-_9w".into(), partition: 3, offset: 41, body: BodyHash::of(&Default::default()) };
-        let text = stored.to_string();
+        let stored = Stored { partition: 3, offset: 41, body: BodyHash::of(&Default::default()) };
+        let mut text = String::new();
+        stored.write("kQ-_9w", &mut text);
         assert!(text.starts_with("C:kQ-_9w:3:41:"), "{text}");
-        assert_eq!(Held::read(&text), Held::Stored(stored));
+        assert_eq!(Held::read(&text), Held::Stored(stored, "kQ-_9w"));
         assert_eq!(Held::read(&claimed("t")), Held::Claimed("t"));
     }
 

@@ -1,6 +1,6 @@
 //! The gateway: takes events over HTTP and answers for each of them once its fate is known.
 //!
-//! The path of a request: `routes` (authenticate, read the body) → `admit` (parse → validate → encode →
+//! The path of a request: `routes` (authenticate, read the body) → `parse` → `admit` (limit → validate → encode →
 //! claim → produce → confirm or release) → `answer`.
 
 mod admit;
@@ -11,10 +11,12 @@ mod body_hash;
 mod claims;
 mod config;
 mod event_types;
+mod flight;
 mod gateway;
 mod incarnations;
 mod keys;
 mod limit;
+mod meters;
 mod outcome;
 mod overload;
 mod parse;
@@ -28,6 +30,7 @@ use std::sync::Arc;
 
 use tidemill_common::config::Connections;
 use tidemill_common::http::{self, Health};
+use tidemill_common::telemetry;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -42,8 +45,9 @@ pub async fn run(
     listener: TcpListener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
+    telemetry::metrics(); // whoever looks up a meter before it is installed gets one that counts nothing
     let (health, shutdown) = (Health::new(), shutdown.child_token());
-    let gateway = Arc::new(Gateway::new(config, &connections)?);
+    let gateway = Gateway::new(config, &connections)?;
     gateway.start(&health, &shutdown)?;
     tracing::info!(address = %listener.local_addr()?, "ingest is listening");
     http::serve(listener, routes::routes(Arc::clone(&gateway), &health), shutdown).await?;

@@ -1,20 +1,22 @@
 //! What becomes of an event: every one of a request ends in exactly one [`Outcome`].
 
+use std::fmt;
 use std::time::Duration;
 
+use serde::{Serialize, Serializer};
 use tidemill_common::event::Invalid;
 
 use crate::body_hash::BodyHash;
 use crate::keys::Stored;
-use crate::stages::{EncodedEvent, Refused};
+use crate::stages::{Encoded, Refused};
 
 /// What an event is answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// All in-sync replicas hold it, here.
-    Accepted(String),
+    Accepted(Position),
     /// It was in the log already, here.
-    Duplicate(String),
+    Duplicate(Position),
     /// Its eventId belongs to another event.
     Reused,
     /// It is not an event.
@@ -23,6 +25,33 @@ pub enum Outcome {
     Limited(Duration),
     /// Nothing is known of it yet: send it again.
     Retry(Duration),
+}
+
+/// Where an event is: `<partition>:<offset>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// The partition.
+    pub partition: i32,
+    /// The offset.
+    pub offset: i64,
+}
+
+impl fmt::Display for Position {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.partition, self.offset)
+    }
+}
+
+impl Serialize for Position {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl From<&Stored> for Position {
+    fn from(stored: &Stored) -> Self {
+        Self { partition: stored.partition, offset: stored.offset }
+    }
 }
 
 /// An event's answer.
@@ -41,7 +70,7 @@ impl From<Refused> for Answered {
 }
 
 /// What became of an eventId in one request.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     /// This request brought it into the log.
     Delivered(Stored),
@@ -55,10 +84,8 @@ impl Fate {
     /// The outcome of one event with this id: the first of the request, or a copy of that one.
     fn outcome(&self, event: BodyHash, first: BodyHash, is_first: bool) -> Outcome {
         match self {
-            Fate::Delivered(stored) if is_first => Outcome::Accepted(stored.position()),
-            Fate::Delivered(stored) | Fate::Known(stored) if event == stored.body => {
-                Outcome::Duplicate(stored.position())
-            }
+            Fate::Delivered(stored) if is_first => Outcome::Accepted(stored.into()),
+            Fate::Delivered(stored) | Fate::Known(stored) if event == stored.body => Outcome::Duplicate(stored.into()),
             Fate::Open(retry_after) if event == first => Outcome::Retry(*retry_after),
             _ => Outcome::Reused,
         }
@@ -76,11 +103,15 @@ pub struct Firsts {
 
 impl Firsts {
     /// Finds them.
-    pub fn of(events: &[EncodedEvent]) -> Self {
+    pub fn of(encoded: &Encoded) -> Self {
+        let events = encoded.events();
+        if events.len() == 1 {
+            return Self { at: vec![0], of: vec![0] };
+        }
         let mut seen = std::collections::HashMap::with_capacity(events.len());
         let mut firsts = Self { at: Vec::with_capacity(events.len()), of: Vec::with_capacity(events.len()) };
         for (index, event) in events.iter().enumerate() {
-            let first = *seen.entry(event.event_id.as_str()).or_insert_with(|| {
+            let first = *seen.entry(encoded.id(event)).or_insert_with(|| {
                 firsts.at.push(index);
                 firsts.at.len() - 1
             });
@@ -90,33 +121,36 @@ impl Firsts {
     }
 
     /// The outcome of each event, from the fates of the firsts.
-    pub fn outcomes(&self, events: &[EncodedEvent], fates: &[Fate]) -> Vec<Outcome> {
-        let outcome = |(index, event): (usize, &EncodedEvent)| {
+    pub fn outcomes(&self, encoded: &Encoded, fates: &[Fate]) -> Vec<Outcome> {
+        let events = encoded.events();
+        let outcome = |index: usize| {
             let first = self.of[index];
             let at = self.at[first];
-            fates[first].outcome(event.body, events[at].body, at == index)
+            fates[first].outcome(events[index].body, events[at].body, at == index)
         };
-        events.iter().enumerate().map(outcome).collect()
+        (0..events.len()).map(outcome).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stages::RawEvent;
+    use tidemill_common::codec::Encoder;
+
+    use crate::stages::{RawEvent, Receipt};
 
     fn body(event_type: &str) -> BodyHash {
         BodyHash::of(&RawEvent { event_type: event_type.into(), ..RawEvent::default() })
     }
 
     fn stored(body: BodyHash) -> Stored {
-        Stored { incarnation: String::new(), partition: 3, offset: 7, body }
+        Stored { partition: 3, offset: 7, body }
     }
 
     #[test]
     fn copies_share_the_fate_of_the_first() {
         let (same, other) = (body("a"), body("b"));
-        let position = || "3:7".to_owned();
+        let position = || Position { partition: 3, offset: 7 };
         let wait = Duration::from_secs(1);
         let delivered = Fate::Delivered(stored(same));
         assert_eq!(delivered.outcome(same, same, true), Outcome::Accepted(position()));
@@ -134,8 +168,13 @@ mod tests {
 
     #[test]
     fn each_id_is_claimed_once() {
-        let event = |id: &str| EncodedEvent { event_id: id.into(), partition: 0, body: body(id), value: vec![] };
-        let firsts = Firsts::of(&[event("a"), event("b"), event("a"), event("c"), event("b")]);
+        let receipt = Receipt { at: 1_800_000_000_000_000, client_address: None, user_agent: None };
+        let mut encoded = Encoded::default();
+        for id in ["a", "b", "a", "c", "b"] {
+            let raw = RawEvent { event_id: id.into(), event_type: "t".into(), ..RawEvent::default() };
+            encoded.push(&raw, &receipt, Encoder::new(1), 6).expect("valid");
+        }
+        let firsts = Firsts::of(&encoded);
         assert_eq!(firsts, Firsts { at: vec![0, 1, 3], of: vec![0, 1, 0, 2, 1] });
     }
 }

@@ -43,6 +43,11 @@ impl Overload {
 }
 
 impl Share {
+    /// The bytes it has room for.
+    pub fn bytes(&self) -> usize {
+        self.bytes.num_permits()
+    }
+
     /// Makes room for more bytes of the body; says whether there was room.
     #[must_use]
     pub fn grow(&mut self, bytes: usize) -> bool {

@@ -1,37 +1,81 @@
 //! JSON to events. What is not JSON fails the request; what is not an event fails only itself, naming its
 //! field.
+//!
+//! The text is gone through once. Each field is kept as it stands there and looked into afterwards, so that an
+//! error can name it.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use chrono::DateTime;
 use serde::Deserialize;
+use serde::de::{Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 use tidemill_common::event::Invalid;
 
 use crate::stages::{RawEvent, Refused};
 
-/// The events of a body, not yet looked into.
+/// An event, or why something is none.
+pub type Parsed<'a> = Result<RawEvent<'a>, Refused>;
+
+/// The events of a body.
 #[derive(Debug)]
 pub enum Body<'a> {
     /// One event.
-    One(&'a RawValue),
+    One(Parsed<'a>),
     /// An array of events.
-    Many(Vec<&'a RawValue>),
+    Many(Vec<Parsed<'a>>),
 }
 
-/// Splits a JSON body. The error says where the JSON breaks.
-pub fn json(body: &[u8]) -> Result<Body<'_>, serde_json::Error> {
-    match body.iter().find(|byte| !byte.is_ascii_whitespace()) {
-        Some(b'[') => serde_json::from_slice(body).map(Body::Many),
-        _ => serde_json::from_slice(body).map(Body::One),
+/// The events in a JSON body. The error says where the JSON breaks.
+pub fn json(body: &[u8]) -> Result<Body<'_>, NotJson> {
+    let text = std::str::from_utf8(body).map_err(|error| NotJson(error.to_string()))?;
+    match text.bytes().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'[') => many(text).map(Body::Many),
+        _ => one(text).map(Body::One),
     }
 }
 
-/// The fields of an event, each still to be looked into so that an error can name it. `null` is absent.
-#[derive(Deserialize)]
-#[serde(rename_all = "camelCase")]
+/// What a reader stumbles over may still be JSON, and then costs only the event it stands in.
+fn many(text: &str) -> Result<Vec<Parsed<'_>>, NotJson> {
+    if let Ok(elements) = serde_json::from_str::<Vec<Element<'_>>>(text) {
+        return Ok(elements.into_iter().map(Element::into_event).collect());
+    }
+    let elements: Vec<&RawValue> = serde_json::from_str(text).map_err(NotJson::from)?;
+    elements.into_iter().map(|element| one(element.get())).collect()
+}
+
+/// The event in a JSON text.
+pub fn one(text: &str) -> Result<Parsed<'_>, NotJson> {
+    match serde_json::from_str::<Element<'_>>(text) {
+        Ok(element) => Ok(element.into_event()),
+        Err(error) => match serde_json::from_str::<&RawValue>(text) {
+            Ok(_) => Ok(Err(nameless(Invalid::new("event", error.to_string())))),
+            Err(error) => Err(error.into()),
+        },
+    }
+}
+
+/// Where and why a text is not JSON.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NotJson(String);
+
+impl From<serde_json::Error> for NotJson {
+    fn from(error: serde_json::Error) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// A JSON value that should be an event.
+enum Element<'a> {
+    Object(Fields<'a>),
+    Other,
+}
+
+/// The fields of an event, each still to be looked into. `null` is absent.
+#[derive(Default)]
 struct Fields<'a> {
-    #[serde(borrow)]
     event_id: Option<&'a RawValue>,
     event_type: Option<&'a RawValue>,
     timestamp: Option<&'a RawValue>,
@@ -39,47 +83,129 @@ struct Fields<'a> {
     session_id: Option<&'a RawValue>,
     event_action: Option<&'a RawValue>,
     properties: Option<&'a RawValue>,
+    /// The name of a field that stands there twice.
+    twice: Option<&'static str>,
 }
 
-const NAMES: [&str; 7] = ["eventId", "eventType", "timestamp", "userId", "sessionId", "eventAction", "properties"];
+#[derive(Deserialize)]
+#[serde(field_identifier, rename_all = "camelCase")]
+enum Name {
+    EventId,
+    EventType,
+    Timestamp,
+    UserId,
+    SessionId,
+    EventAction,
+    Properties,
+    #[serde(other)]
+    Unknown,
+}
 
-impl<'a> RawEvent<'a> {
-    /// The event in a JSON object. Fields with other names are ignored.
-    pub fn parse(json: &'a RawValue) -> Result<Self, Refused> {
-        let fields = fields(json.get()).map_err(|invalid| Refused { event_id: None, invalid })?;
-        let event_id = required("eventId", fields.event_id).map_err(|invalid| Refused { event_id: None, invalid })?;
-        match rest(&fields) {
-            Ok(rest) => Ok(Self { event_id, ..rest }),
+impl<'de: 'a, 'a> Deserialize<'de> for Element<'a> {
+    fn deserialize<D: Deserializer<'de>>(reader: D) -> Result<Self, D::Error> {
+        reader.deserialize_any(ElementVisitor)
+    }
+}
+
+struct ElementVisitor;
+
+impl<'de> Visitor<'de> for ElementVisitor {
+    type Value = Element<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Element<'de>, A::Error> {
+        let mut fields = Fields::default();
+        while let Some(name) = entries.next_key::<Name>()? {
+            let (field, name) = match name {
+                Name::EventId => (&mut fields.event_id, "eventId"),
+                Name::EventType => (&mut fields.event_type, "eventType"),
+                Name::Timestamp => (&mut fields.timestamp, "timestamp"),
+                Name::UserId => (&mut fields.user_id, "userId"),
+                Name::SessionId => (&mut fields.session_id, "sessionId"),
+                Name::EventAction => (&mut fields.event_action, "eventAction"),
+                Name::Properties => (&mut fields.properties, "properties"),
+                Name::Unknown => {
+                    entries.next_value::<IgnoredAny>()?;
+                    continue;
+                }
+            };
+            if field.replace(entries.next_value()?).is_some() {
+                fields.twice = Some(name);
+            }
+        }
+        Ok(Element::Object(fields))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Element<'de>, A::Error> {
+        while items.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Element::Other)
+    }
+
+    fn visit_bool<E>(self, _: bool) -> Result<Element<'de>, E> {
+        Ok(Element::Other)
+    }
+
+    fn visit_u64<E>(self, _: u64) -> Result<Element<'de>, E> {
+        Ok(Element::Other)
+    }
+
+    fn visit_i64<E>(self, _: i64) -> Result<Element<'de>, E> {
+        Ok(Element::Other)
+    }
+
+    fn visit_f64<E>(self, _: f64) -> Result<Element<'de>, E> {
+        Ok(Element::Other)
+    }
+
+    fn visit_str<E>(self, _: &str) -> Result<Element<'de>, E> {
+        Ok(Element::Other)
+    }
+
+    fn visit_unit<E>(self) -> Result<Element<'de>, E> {
+        Ok(Element::Other)
+    }
+}
+
+impl<'a> Element<'a> {
+    fn into_event(self) -> Parsed<'a> {
+        let Element::Object(fields) = self else {
+            return Err(nameless(Invalid::new("event", "must be a JSON object")));
+        };
+        if let Some(name) = fields.twice {
+            return Err(nameless(Invalid::new(name, "must stand only once in an event")));
+        }
+        let event_id = required("eventId", fields.event_id).map_err(nameless)?;
+        match fields.rest() {
+            Ok(rest) => Ok(RawEvent { event_id, ..rest }),
             Err(invalid) => Err(Refused { event_id: Some(event_id.into_owned()), invalid }),
         }
     }
 }
 
-fn fields(json: &str) -> Result<Fields<'_>, Invalid> {
-    // serde would take an array for a struct's fields in order.
-    if !json.starts_with('{') {
-        return Err(Invalid::new("event", "must be a JSON object"));
-    }
-    serde_json::from_str(json).map_err(|error| {
-        let error = error.to_string();
-        let twice = NAMES.into_iter().find(|name| error.contains(&format!("duplicate field `{name}`")));
-        match twice {
-            Some(name) => Invalid::new(name, "must stand only once in an event"),
-            None => Invalid::new("event", error),
-        }
-    })
+fn nameless(invalid: Invalid) -> Refused {
+    Refused { event_id: None, invalid }
 }
 
-fn rest<'a>(fields: &Fields<'a>) -> Result<RawEvent<'a>, Invalid> {
-    Ok(RawEvent {
-        event_id: Cow::default(),
-        event_type: required("eventType", fields.event_type)?,
-        timestamp: fields.timestamp.map(timestamp).transpose()?,
-        user_id: optional("userId", fields.user_id)?,
-        session_id: optional("sessionId", fields.session_id)?,
-        event_action: optional("eventAction", fields.event_action)?,
-        properties: fields.properties.map(object).transpose()?,
-    })
+impl<'a> Fields<'a> {
+    /// All but the eventId.
+    fn rest(&self) -> Result<RawEvent<'a>, Invalid> {
+        Ok(RawEvent {
+            event_id: Cow::default(),
+            event_type: required("eventType", self.event_type)?,
+            timestamp: present(self.timestamp).map(timestamp).transpose()?,
+            user_id: optional("userId", self.user_id)?,
+            session_id: optional("sessionId", self.session_id)?,
+            event_action: optional("eventAction", self.event_action)?,
+            properties: present(self.properties).map(object).transpose()?,
+        })
+    }
+}
+
+fn present(json: Option<&RawValue>) -> Option<&RawValue> {
+    json.filter(|json| json.get() != "null")
 }
 
 fn required<'a>(field: &'static str, json: Option<&'a RawValue>) -> Result<Cow<'a, str>, Invalid> {
@@ -87,15 +213,16 @@ fn required<'a>(field: &'static str, json: Option<&'a RawValue>) -> Result<Cow<'
 }
 
 fn optional<'a>(field: &'static str, json: Option<&'a RawValue>) -> Result<Option<Cow<'a, str>>, Invalid> {
-    json.map(|json| string(field, json)).transpose()
+    present(json).map(|json| string(field, json)).transpose()
 }
 
-fn string<'a>(field: &'static str, json: &'a RawValue) -> Result<Cow<'a, str>, Invalid> {
+/// The text of a JSON string: as it stands there, if nothing in it is escaped.
+pub fn string<'a>(field: &'static str, json: &'a RawValue) -> Result<Cow<'a, str>, Invalid> {
     let text = json.get();
     let Some(inner) = text.strip_prefix('"').and_then(|rest| rest.strip_suffix('"')) else {
         return Err(Invalid::new(field, format!("must be a string, but is {}", kind(json))));
     };
-    if !inner.contains('\\') {
+    if memchr::memchr(b'\\', inner.as_bytes()).is_none() {
         return Ok(Cow::Borrowed(inner));
     }
     // A string can still hold half of a surrogate pair, which is no character.
@@ -103,7 +230,8 @@ fn string<'a>(field: &'static str, json: &'a RawValue) -> Result<Cow<'a, str>, I
     unescaped.map(Cow::Owned).map_err(|_| Invalid::new(field, "must be a string of Unicode characters"))
 }
 
-fn timestamp(json: &RawValue) -> Result<i64, Invalid> {
+/// Microseconds since 1970.
+pub fn timestamp(json: &RawValue) -> Result<i64, Invalid> {
     let text = string("timestamp", json)?;
     match DateTime::parse_from_rfc3339(&text) {
         Ok(time) => Ok(time.timestamp_micros()),
@@ -136,8 +264,8 @@ fn kind(json: &RawValue) -> &'static str {
 mod tests {
     use super::*;
 
-    fn parse(json: &str) -> Result<RawEvent<'_>, Refused> {
-        RawEvent::parse(serde_json::from_str(json).expect("test JSON"))
+    fn parse(json: &str) -> Parsed<'_> {
+        one(json).expect("test JSON")
     }
 
     #[test]
@@ -150,6 +278,14 @@ mod tests {
     fn times_are_read_with_their_zone() {
         let event = parse(r#"{"eventId":"e","eventType":"t","timestamp":"2026-01-31T13:00:00.000001+01:00"}"#);
         assert_eq!(event.expect("valid").timestamp, Some(1_769_860_800_000_001));
+    }
+
+    #[test]
+    fn texts_are_copied_only_where_they_are_escaped() {
+        let event = parse(r#"{"eventId":"e","eventType":"t\u0075","userId":null}"#).expect("valid");
+        assert!(matches!(event.event_id, Cow::Borrowed("e")));
+        assert_eq!(event.event_type, "tu");
+        assert_eq!(event.user_id, None);
     }
 
     #[test]
@@ -170,6 +306,13 @@ mod tests {
             (r#"{"eventId":"e","eventType":"t","properties":"{}"}"#, "properties"),
             (r#"["e","t",null,null,null,null,null]"#, "event"),
             ("17", "event"),
+            ("-1.5", "event"),
+            ("\"e\"", "event"),
+            ("true", "event"),
+            ("null", "event"),
+            ("1e400", "event"),
+            ("\"\\ud800\"", "event"),
+            ("{\"\\ud800\":1}", "event"),
         ];
         for (json, field) in table {
             assert_eq!(parse(json).expect_err(json).invalid.field, field, "{json}");
@@ -186,6 +329,10 @@ mod tests {
     fn a_body_is_one_event_or_an_array() {
         assert!(matches!(json(b" {}").expect("JSON"), Body::One(_)));
         assert!(matches!(json(b"\n[{},1]").expect("JSON"), Body::Many(events) if events.len() == 2));
+        let Body::Many(events) = json(br#"[{"\ud800":1},{"eventId":"e","eventType":"t"}]"#).expect("JSON") else {
+            panic!("it is an array")
+        };
+        assert!(events[0].is_err() && events[1].is_ok(), "an odd event costs its neighbours nothing");
         assert!(json(b"").is_err());
         assert!(json(b"{\"a\":").is_err());
         assert!(json(b"[{}] x").is_err());

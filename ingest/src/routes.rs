@@ -20,9 +20,10 @@ use crate::answer;
 use crate::auth;
 use crate::body;
 use crate::gateway::Gateway;
+use crate::meters::EndpointMeters;
 use crate::overload::{Overload, Share};
 use crate::parse;
-use crate::stages::{RawEvent, Receipt};
+use crate::stages::Receipt;
 
 /// What the gateway serves.
 pub fn routes(gateway: Arc<Gateway>, health: &Health) -> Router {
@@ -59,24 +60,16 @@ async fn events(State(gateway): State<Arc<Gateway>>, request: Request) -> Respon
         Ok(read) => read,
         Err(problem) => return problem.into_response(),
     };
-    // A client that hangs up drops this handler, but not the task.
-    let tasks = gateway.tasks.clone();
-    match tasks.spawn(async move { respond(&gateway, &caller, &receipt, &body, share).await }).await {
-        Ok(response) => response,
-        Err(error) => Problem::internal(error).into_response(),
-    }
+    respond(&gateway, &caller, &receipt, &body, &Arc::new(share)).await
 }
 
-/// Holds the request's share until it is answered, be its client there or not.
-async fn respond(gateway: &Gateway, caller: &ApiKey, receipt: &Receipt, body: &[u8], _share: Share) -> Response {
+async fn respond(gateway: &Gateway, caller: &ApiKey, receipt: &Receipt, body: &[u8], share: &Arc<Share>) -> Response {
     match parse::json(body) {
         Err(error) => body::bad(format!("the body is not JSON: {error}")).into_response(),
-        Ok(parse::Body::One(event)) => {
-            match admit(gateway, caller, receipt, vec![RawEvent::parse(event)]).await.pop() {
-                Some(answered) => answer::one(answered),
-                None => Problem::internal("an event without an answer").into_response(),
-            }
-        }
+        Ok(parse::Body::One(event)) => match admit(gateway, caller, receipt, vec![event], share).await.pop() {
+            Some(answered) => answer::one(answered),
+            None => Problem::internal("an event without an answer").into_response(),
+        },
         Ok(parse::Body::Many(events)) if events.is_empty() => {
             body::bad("the array is empty; send at least one event".to_owned()).into_response()
         }
@@ -84,10 +77,7 @@ async fn respond(gateway: &Gateway, caller: &ApiKey, receipt: &Receipt, body: &[
             let (sent, most) = (events.len(), gateway.config.max_events);
             body::too_large(format!("the array has {sent} events; send at most {most} at once")).into_response()
         }
-        Ok(parse::Body::Many(events)) => {
-            let events = events.into_iter().map(RawEvent::parse).collect();
-            answer::many(admit(gateway, caller, receipt, events).await)
-        }
+        Ok(parse::Body::Many(events)) => answer::many(admit(gateway, caller, receipt, events, share).await),
     }
 }
 
@@ -106,11 +96,11 @@ async fn refuse(problem: Problem, overload: &Overload, headers: &HeaderMap, body
 }
 
 async fn measure(request: Request, next: Next) -> Response {
+    static EVENTS: EndpointMeters = EndpointMeters::new("/v1/events");
+    static COLLECT: EndpointMeters = EndpointMeters::new("/collect");
     let started = Instant::now();
-    let endpoint = if request.uri().path() == "/collect" { "/collect" } else { "/v1/events" };
+    let endpoint = if request.uri().path() == "/collect" { &COLLECT } else { &EVENTS };
     let response = next.run(request).await;
-    let status = response.status().as_u16().to_string();
-    metrics::counter!("analytics_api_requests_total", "endpoint" => endpoint, "status" => status).increment(1);
-    metrics::histogram!("analytics_api_latency_seconds", "endpoint" => endpoint).record(started.elapsed());
+    endpoint.answered(response.status().as_u16(), started.elapsed());
     response
 }

@@ -2,7 +2,7 @@
 //! registry.
 
 use std::collections::HashMap;
-use std::sync::{Arc, RwLock};
+use std::sync::RwLock;
 use std::time::Duration;
 
 use tidemill_common::breaker::{Breaker, Failure};
@@ -17,7 +17,7 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 pub struct Schemas {
     registry: Registry,
     breaker: Breaker,
-    encoders: RwLock<HashMap<String, Arc<Encoder>>>,
+    encoders: RwLock<HashMap<String, Encoder>>,
 }
 
 impl Schemas {
@@ -27,14 +27,17 @@ impl Schemas {
     }
 
     /// The encoder of a project's events.
-    pub async fn encoder(&self, project: &str) -> Result<Arc<Encoder>, Failure<RegistryError>> {
+    pub async fn encoder(&self, project: &str) -> Result<Encoder, Failure<RegistryError>> {
         if let Some(encoder) = self.encoders.read().expect("no holder panics").get(project) {
-            return Ok(Arc::clone(encoder));
+            return Ok(*encoder);
         }
         let subject = format!("{}-value", events_topic(project));
-        let id = self.breaker.call(self.registry.register(&subject, EVENT_SCHEMA)).await?;
-        let encoder = Arc::new(Encoder::new(id));
-        self.encoders.write().expect("no holder panics").insert(project.to_owned(), Arc::clone(&encoder));
+        let register = self.registry.register(&subject, EVENT_SCHEMA);
+        let id = self.breaker.call(register).await.inspect_err(|error| {
+            tracing::warn!(%error, project, "events wait for their schema id");
+        })?;
+        let encoder = Encoder::new(id);
+        self.encoders.write().expect("no holder panics").insert(project.to_owned(), encoder);
         Ok(encoder)
     }
 }

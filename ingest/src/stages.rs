@@ -1,9 +1,9 @@
-//! How far an event has got: `RawEvent` → `ValidEvent` → `EncodedEvent`.
+//! How far an event has got: `RawEvent` → `EncodedEvent`, and what goes with it.
 
 use std::borrow::Cow;
 
 use tidemill_common::codec::Encoder;
-use tidemill_common::event::{Event, Invalid};
+use tidemill_common::event::{EventRef, Invalid};
 use tidemill_common::home::home_partition;
 
 use crate::body_hash::BodyHash;
@@ -52,76 +52,112 @@ pub struct Refused {
     pub invalid: Invalid,
 }
 
-/// An event that keeps the rules.
-#[derive(Debug)]
-pub struct ValidEvent {
-    event: Event,
-    body: BodyHash,
+/// Events as they go into the log, one behind the other: a request's events are copied once, into here.
+#[derive(Debug, Default)]
+pub struct Encoded {
+    values: Vec<u8>,
+    events: Vec<EncodedEvent>,
 }
 
-/// An event as it goes into the log.
-#[derive(Debug)]
+/// One event as it goes into the log.
+#[derive(Debug, Clone, Copy)]
 pub struct EncodedEvent {
-    /// Its id, the record's key.
-    pub event_id: String,
     /// Where all copies of it meet.
     pub partition: i32,
     /// Tells its copies from other events with its id.
     pub body: BodyHash,
-    /// Framed Avro.
-    pub value: Vec<u8>,
+    id: (usize, usize),
+    value: (usize, usize),
 }
 
 impl RawEvent<'_> {
-    /// Checks the rules, and fills in what the gateway knows.
-    pub fn validate(self, receipt: &Receipt) -> Result<ValidEvent, Refused> {
-        let body = BodyHash::of(&self);
-        let event = Event {
-            event_id: self.event_id.into_owned(),
-            event_type: self.event_type.into_owned(),
+    /// With what the gateway knows, if it keeps the rules.
+    fn fill_in<'a>(&'a self, receipt: &'a Receipt) -> Result<EventRef<'a>, Invalid> {
+        let event = EventRef {
+            event_id: &self.event_id,
+            event_type: &self.event_type,
             timestamp: self.timestamp.unwrap_or(receipt.at),
             received_at: Some(receipt.at),
-            user_id: self.user_id.map(Cow::into_owned),
-            session_id: self.session_id.map(Cow::into_owned),
-            event_action: self.event_action.map(Cow::into_owned),
-            properties: self.properties.map(Cow::into_owned),
-            client_address: receipt.client_address.clone(),
-            user_agent: receipt.user_agent.clone(),
+            user_id: self.user_id.as_deref(),
+            session_id: self.session_id.as_deref(),
+            event_action: self.event_action.as_deref(),
+            properties: self.properties.as_deref(),
+            client_address: receipt.client_address.as_deref(),
+            user_agent: receipt.user_agent.as_deref(),
         };
-        match event.validate(receipt.at).and_then(|()| fits_a_record(&event)) {
-            Ok(()) => Ok(ValidEvent { event, body }),
-            Err(invalid) => Err(Refused { event_id: Some(event.event_id), invalid }),
-        }
+        event.validate(receipt.at)?;
+        fits_a_record(&event)?;
+        Ok(event)
     }
 }
 
 /// All other fields are bounded by the rules.
-fn fits_a_record(event: &Event) -> Result<(), Invalid> {
-    let bytes = event.properties.as_ref().map_or(0, String::len);
+fn fits_a_record(event: &EventRef<'_>) -> Result<(), Invalid> {
+    let bytes = event.properties.map_or(0, str::len);
     if bytes <= MAX_PROPERTIES {
         return Ok(());
     }
     Err(Invalid::new("properties", format!("must have at most {MAX_PROPERTIES} bytes, but has {bytes}")))
 }
 
-impl ValidEvent {
-    /// Its type.
-    pub fn event_type(&self) -> &str {
-        &self.event.event_type
+impl Encoded {
+    /// Room for so many events from a body of this size.
+    pub fn with_capacity(events: usize, bytes: usize) -> Self {
+        Self { values: Vec::with_capacity(bytes), events: Vec::with_capacity(events) }
     }
 
-    /// The record that goes into the log.
-    pub fn encode(self, encoder: &Encoder, partitions: i32) -> EncodedEvent {
-        EncodedEvent {
-            value: encoder.encode(&self.event),
-            partition: home_partition(self.event.event_id.as_bytes(), partitions),
-            event_id: self.event.event_id,
-            body: self.body,
+    /// Checks the rules, fills in what the gateway knows and writes the event behind the others.
+    pub fn push(
+        &mut self,
+        raw: &RawEvent<'_>,
+        receipt: &Receipt,
+        encoder: Encoder,
+        partitions: i32,
+    ) -> Result<(), Invalid> {
+        let event = raw.fill_in(receipt)?;
+        let start = self.values.len();
+        encoder.encode_into(&event, &mut self.values);
+        let id = start + Encoder::EVENT_ID + if event.event_id.len() < 64 { 1 } else { 2 };
+        self.events.push(EncodedEvent {
+            partition: home_partition(event.event_id.as_bytes(), partitions),
+            body: BodyHash::of(raw),
+            id: (id, id + event.event_id.len()),
+            value: (start, self.values.len()),
+        });
+        Ok(())
+    }
+
+    /// The events, in order.
+    pub fn events(&self) -> &[EncodedEvent] {
+        &self.events
+    }
+
+    /// An event's id, the record's key.
+    pub fn id(&self, event: &EncodedEvent) -> &str {
+        std::str::from_utf8(&self.values[event.id.0..event.id.1]).expect("it was written from a str")
+    }
+
+    /// An event's record: framed Avro.
+    pub fn value(&self, event: &EncodedEvent) -> &[u8] {
+        &self.values[event.value.0..event.value.1]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_every_length_are_found_again() {
+        let receipt = Receipt { at: 1_800_000_000_000_000, client_address: None, user_agent: None };
+        let mut encoded = Encoded::default();
+        let ids: Vec<String> = (1..=128).chain([32]).map(|n| "ä".repeat(n)).collect();
+        for id in &ids {
+            let raw = RawEvent { event_id: id.into(), event_type: "t".into(), ..RawEvent::default() };
+            encoded.push(&raw, &receipt, Encoder::new(1), 6).expect("valid");
         }
-    }
-
-    /// Its id, when there is nothing else left to do with it.
-    pub fn into_event_id(self) -> String {
-        self.event.event_id
+        let found: Vec<&str> = encoded.events().iter().map(|event| encoded.id(event)).collect();
+        assert_eq!(found, ids);
+        assert!(encoded.events().iter().all(|event| encoded.value(event).starts_with(&[0, 0, 0, 0, 1])));
     }
 }

@@ -13,7 +13,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 
 pub use group::{GroupConsumer, GroupEvent};
 pub use history::{History, Span};
-pub use producer::{Outgoing, Producer};
+pub use producer::{Deliveries, Delivery, Outgoing, Producer};
 pub use topic_id::topic_incarnations;
 
 /// Where Kafka is.

@@ -1,13 +1,14 @@
-//! A producer whose every send is awaited.
+//! A producer that tells of every record's delivery.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::future::join_all;
-use rdkafka::ClientConfig;
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
-use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::future_producer::DeliveryFuture;
-use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
+use rdkafka::message::{Header, Message, OwnedHeaders};
+use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
+use rdkafka::{ClientConfig, ClientContext};
+use tokio::sync::oneshot;
 
 use super::KafkaConfig;
 
@@ -30,18 +31,50 @@ pub struct Outgoing<'a> {
     pub headers: Vec<(&'a str, String)>,
 }
 
+/// Partition and offset of a record once all in-sync replicas hold it. An error means that nothing is known.
+pub type Delivery = Result<(i32, i64), KafkaError>;
+
+/// Is told what became of records, by the number each was sent with, on the client's own thread: it must not
+/// block.
+pub trait Deliveries: Send + Sync {
+    /// What became of the record with this number.
+    fn delivered(self: Arc<Self>, number: usize, delivery: Delivery);
+}
+
+/// What a record carries through the client.
+struct Opaque {
+    deliveries: Arc<dyn Deliveries>,
+    number: usize,
+}
+
+struct Context;
+
+impl ClientContext for Context {}
+
+impl ProducerContext for Context {
+    type DeliveryOpaque = Box<Opaque>;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, opaque: Box<Opaque>) {
+        let delivery = match result {
+            Ok(message) => Ok((message.partition(), message.offset())),
+            Err((error, _)) => Err(error.clone()),
+        };
+        opaque.deliveries.delivered(opaque.number, delivery);
+    }
+}
+
 /// An idempotent producer with `acks=all`. Any error means that the outcome is unknown: the record may or
 /// may not be in the log. Cheap to clone.
 #[derive(Clone)]
 pub struct Producer {
-    inner: FutureProducer,
+    inner: Arc<ThreadedProducer<Context>>,
 }
 
 impl Producer {
     /// A producer whose records are delivered, or given up, within `delivery_timeout`.
     pub fn new(kafka: &KafkaConfig, delivery_timeout: Duration) -> KafkaResult<Self> {
-        let inner = Self::config(kafka, delivery_timeout).create()?;
-        Ok(Self { inner })
+        let inner = Self::config(kafka, delivery_timeout).create_with_context(Context)?;
+        Ok(Self { inner: Arc::new(inner) })
     }
 
     fn config(kafka: &KafkaConfig, delivery_timeout: Duration) -> ClientConfig {
@@ -53,59 +86,71 @@ impl Producer {
             // The brokers' usual limit, less what a batch adds; the client's own default is lower.
             .set("message.max.bytes", "1048000")
             .set("linger.ms", "2")
+            // The caller bounds what is in flight; this only has to hold it.
+            .set("queue.buffering.max.messages", "2000000")
             .set("delivery.timeout.ms", delivery_timeout.as_millis().to_string());
         config
     }
 
     /// Sends a record and gives its partition and offset once all in-sync replicas hold it.
     pub async fn send(&self, record: &Outgoing<'_>) -> Result<(i32, i64), KafkaError> {
-        let delivery = self.enqueue(record).await?;
-        match delivery.await {
-            Ok(Ok(delivered)) => Ok((delivered.partition, delivered.offset)),
-            Ok(Err((error, _))) => Err(error),
-            Err(_) => Err(KafkaError::Canceled),
-        }
+        let (awaited, done) = Awaited::new(1);
+        self.enqueue_patiently(record, &awaited, 0).await?;
+        done.await.unwrap_or(Err(KafkaError::Canceled))
     }
 
     /// Sends all records and waits for all of them; the first error counts.
     pub async fn send_all(&self, records: &[Outgoing<'_>]) -> Result<(), KafkaError> {
-        let mut deliveries = Vec::with_capacity(records.len());
-        for record in records {
-            deliveries.push(self.enqueue(record).await?);
+        if records.is_empty() {
+            return Ok(());
         }
-        for delivery in join_all(deliveries).await {
-            match delivery {
-                Ok(Ok(_)) => {}
-                Ok(Err((error, _))) => return Err(error),
-                Err(_) => return Err(KafkaError::Canceled),
-            }
+        let (awaited, done) = Awaited::new(records.len());
+        for (number, record) in records.iter().enumerate() {
+            self.enqueue_patiently(record, &awaited, number).await?;
         }
-        Ok(())
+        done.await.unwrap_or(Err(KafkaError::Canceled)).map(drop)
     }
 
-    /// Puts a record into the client's queue; a full queue is waited for briefly, never for ever.
-    async fn enqueue(&self, record: &Outgoing<'_>) -> Result<DeliveryFuture, KafkaError> {
+    /// A full queue is waited for briefly, never for ever.
+    async fn enqueue_patiently(
+        &self,
+        record: &Outgoing<'_>,
+        awaited: &Arc<Awaited>,
+        number: usize,
+    ) -> Result<(), KafkaError> {
+        const FULL: KafkaError = KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull);
         for _ in 0..QUEUE_TRIES {
-            let mut message =
-                FutureRecord::<[u8], [u8]>::to(record.topic).partition(record.partition).payload(record.value);
-            if let Some(key) = record.key {
-                message = message.key(key);
-            }
-            if !record.headers.is_empty() {
-                let headers = record.headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
-                    headers.insert(Header { key, value: Some(value) })
-                });
-                message = message.headers(headers);
-            }
-            match self.inner.send_result(message) {
-                Ok(delivery) => return Ok(delivery),
-                Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => {
-                    tokio::time::sleep(QUEUE_WAIT).await
-                }
-                Err((error, _)) => return Err(error),
+            match self.enqueue(record, Arc::clone(awaited) as Arc<dyn Deliveries>, number) {
+                Err(error) if error == FULL => tokio::time::sleep(QUEUE_WAIT).await,
+                enqueued => return enqueued,
             }
         }
-        Err(KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull))
+        Err(FULL)
+    }
+
+    /// Puts a record into the client's queue, at once or not at all. Of one that is in the queue, `deliveries`
+    /// will be told.
+    pub fn enqueue(
+        &self,
+        record: &Outgoing<'_>,
+        deliveries: Arc<dyn Deliveries>,
+        number: usize,
+    ) -> Result<(), KafkaError> {
+        let opaque = Box::new(Opaque { deliveries, number });
+        let mut message = BaseRecord::<[u8], [u8], _>::with_opaque_to(record.topic, opaque)
+            .partition(record.partition)
+            .payload(record.value);
+        if let Some(key) = record.key {
+            message = message.key(key);
+        }
+        if !record.headers.is_empty() {
+            let headers = record
+                .headers
+                .iter()
+                .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
+            message = message.headers(headers);
+        }
+        self.inner.send(message).map_err(|(error, _)| error)
     }
 
     /// Why this producer can never send again, if so. Only a new one can: an idempotent producer that no longer
@@ -121,7 +166,37 @@ impl Producer {
 
     /// Waits until nothing is in flight. Dropping a producer before would throw records away.
     pub async fn flush(&self, timeout: Duration) -> KafkaResult<()> {
-        let inner = self.inner.clone();
+        let inner = Arc::clone(&self.inner);
         tokio::task::spawn_blocking(move || inner.flush(timeout)).await.unwrap_or(Err(KafkaError::Canceled))
+    }
+}
+
+/// Waits for some records; the first error counts, else the last delivery.
+struct Awaited {
+    left: AtomicUsize,
+    first_error: Mutex<Option<KafkaError>>,
+    done: Mutex<Option<oneshot::Sender<Delivery>>>,
+}
+
+impl Awaited {
+    fn new(records: usize) -> (Arc<Self>, oneshot::Receiver<Delivery>) {
+        let (done, receiver) = oneshot::channel();
+        let (first_error, done) = (Mutex::default(), Mutex::new(Some(done)));
+        (Arc::new(Self { left: AtomicUsize::new(records), first_error, done }), receiver)
+    }
+}
+
+impl Deliveries for Awaited {
+    fn delivered(self: Arc<Self>, _: usize, delivery: Delivery) {
+        if let Err(error) = &delivery {
+            self.first_error.lock().expect("no holder panics").get_or_insert(error.clone());
+        }
+        if self.left.fetch_sub(1, Ordering::AcqRel) > 1 {
+            return;
+        }
+        let error = self.first_error.lock().expect("no holder panics").take();
+        if let Some(done) = self.done.lock().expect("no holder panics").take() {
+            let _ = done.send(error.map_or(delivery, Err)); // nobody may be waiting any more
+        }
     }
 }

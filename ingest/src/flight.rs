@@ -1,0 +1,148 @@
+//! A request's events on their way into the log. What happens to them is in `admit`; this is where it is noted.
+
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use tidemill_common::kafka::{Deliveries, Delivery};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use crate::claims::Found;
+use crate::keys::Stored;
+use crate::outcome::{Fate, Firsts, Outcome};
+use crate::overload::Share;
+use crate::stages::{Encoded, EncodedEvent};
+
+/// After a failure of our own.
+pub const SOON: Duration = Duration::from_secs(1);
+
+const PENDING: i64 = -1;
+const FAILED: i64 = -2;
+
+/// Where a project's events go.
+#[derive(Debug, Clone)]
+pub struct Log {
+    /// Whose events they are.
+    pub project: Arc<str>,
+    /// The topic.
+    pub topic: Arc<str>,
+    /// The topic's incarnation; blank if it is not known yet.
+    pub incarnation: Arc<str>,
+}
+
+/// The valid events of one request, from their claim to their answer.
+pub struct Flight {
+    /// Where they go.
+    pub log: Log,
+    /// All of them.
+    pub encoded: Encoded,
+    /// The first of each eventId: these are claimed and produced.
+    pub firsts: Firsts,
+    /// Stands in this request's claims.
+    pub token: String,
+    /// What the claim of each first found.
+    found: OnceLock<Vec<Found>>,
+    /// The offset of each first.
+    offsets: Box<[AtomicI64]>,
+    /// Deliveries that are still to come.
+    left: AtomicUsize,
+    /// Where it goes once all have come.
+    delivered: mpsc::UnboundedSender<Arc<Flight>>,
+    answer: Mutex<Option<oneshot::Sender<Vec<Outcome>>>>,
+    _share: Arc<Share>,
+    _running: TaskTrackerToken,
+}
+
+impl Flight {
+    /// Ready to be claimed, and where its outcomes will come out, one for each event.
+    pub fn new(
+        log: Log,
+        encoded: Encoded,
+        token: String,
+        delivered: mpsc::UnboundedSender<Arc<Flight>>,
+        share: Arc<Share>,
+        running: TaskTrackerToken,
+    ) -> (Arc<Self>, oneshot::Receiver<Vec<Outcome>>) {
+        let firsts = Firsts::of(&encoded);
+        let (answer, outcomes) = oneshot::channel();
+        let flight = Self {
+            offsets: firsts.at.iter().map(|_| AtomicI64::new(PENDING)).collect(),
+            log,
+            encoded,
+            firsts,
+            token,
+            found: OnceLock::new(),
+            left: AtomicUsize::new(0),
+            delivered,
+            answer: Mutex::new(Some(answer)),
+            _share: share,
+            _running: running,
+        };
+        (Arc::new(flight), outcomes)
+    }
+
+    /// The event that is a request's first with its id.
+    pub fn first(&self, number: usize) -> &EncodedEvent {
+        &self.encoded.events()[self.firsts.at[number]]
+    }
+
+    /// Notes what the claims found; gives the numbers of the events to produce. With none, it is done.
+    pub fn claimed(self: &Arc<Self>, found: Vec<Found>) -> Vec<usize> {
+        let new: Vec<usize> = (0..found.len()).filter(|&number| matches!(found[number], Found::New)).collect();
+        self.left.store(new.len(), Ordering::Release);
+        let _ = self.found.set(found); // claimed once
+        if new.is_empty() {
+            self.done();
+        }
+        new
+    }
+
+    fn done(self: &Arc<Self>) {
+        let _ = self.delivered.send(Arc::clone(self)); // the receiver lives as long as the gateway
+    }
+
+    /// What became of a first.
+    pub fn fate(&self, number: usize) -> Fate {
+        match self.found.get().map(|found| &found[number]) {
+            Some(Found::Stored(stored)) => Fate::Known(*stored),
+            Some(Found::InFlight { retry_after }) => Fate::Open(*retry_after),
+            Some(Found::New) => match self.offsets[number].load(Ordering::Acquire) {
+                PENDING | FAILED => Fate::Open(SOON),
+                offset => {
+                    let event = self.first(number);
+                    Fate::Delivered(Stored { partition: event.partition, offset, body: event.body })
+                }
+            },
+            None => Fate::Open(SOON),
+        }
+    }
+
+    /// Whether a first was ours to produce.
+    pub fn is_ours(&self, number: usize) -> bool {
+        self.found.get().is_some_and(|found| matches!(found[number], Found::New))
+    }
+
+    /// Answers the request, whose client may be gone.
+    pub fn answer(&self, fates: &[Fate]) {
+        if let Some(answer) = self.answer.lock().expect("no holder panics").take() {
+            let _ = answer.send(self.firsts.outcomes(&self.encoded, fates));
+        }
+    }
+}
+
+impl Deliveries for Flight {
+    fn delivered(self: Arc<Self>, number: usize, delivery: Delivery) {
+        let offset = match delivery {
+            Ok((_, offset)) => offset,
+            Err(error) => {
+                tracing::debug!(%error, topic = &*self.log.topic, "not delivered");
+                FAILED
+            }
+        };
+        self.offsets[number].store(offset, Ordering::Release);
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.done();
+        }
+    }
+}
