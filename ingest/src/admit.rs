@@ -9,9 +9,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use tidemill_common::auth::ApiKey;
 use tidemill_common::kafka::{Deliveries, Outgoing};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::flight::{Flight, SOON};
@@ -23,7 +25,7 @@ use crate::stages::{Encoded, Receipt};
 
 /// Round trips to Redis under way at once, for claims and for settling each: what comes meanwhile shares the
 /// next one.
-const ROUND_TRIPS: usize = 4;
+const ROUND_TRIPS: usize = 2;
 /// Most events that share a round trip; a larger request has one of its own.
 const SHARED: usize = 2_000;
 
@@ -114,32 +116,35 @@ impl LaneEnds {
     }
 }
 
-/// Takes what waits, as much as may share a round trip, and has it worked on beside the next.
-async fn together<F>(
+/// Takes what waits, as much as may share a round trip, and works on it beside what was taken before. All of it
+/// in one task: a task each would cost more in wake-ups than the work itself.
+async fn together<F: Future<Output = ()>>(
     mut lane: mpsc::UnboundedReceiver<Arc<Flight>>,
     gateway: Arc<Gateway>,
     work: impl Fn(Arc<Gateway>, Vec<Arc<Flight>>) -> F,
-) where
-    F: Future<Output = ()> + Send + 'static,
-{
-    let room = Arc::new(Semaphore::new(ROUND_TRIPS));
+) {
+    let mut under_way = FuturesUnordered::new();
     loop {
-        let permit = Arc::clone(&room).acquire_owned().await.expect("never closed");
-        let Some(first) = lane.recv().await else { return };
-        let mut events = first.encoded.events().len();
-        let mut flights = vec![first];
-        while events < SHARED
-            && let Ok(next) = lane.try_recv()
-        {
-            events += next.encoded.events().len();
-            flights.push(next);
+        tokio::select! {
+            Some(()) = under_way.next() => {}
+            next = lane.recv(), if under_way.len() < ROUND_TRIPS => {
+                let Some(first) = next else { return };
+                under_way.push(work(Arc::clone(&gateway), waiting(&mut lane, first)));
+            }
         }
-        let work = work(Arc::clone(&gateway), flights);
-        tokio::spawn(async move {
-            work.await;
-            drop(permit);
-        });
     }
+}
+
+fn waiting(lane: &mut mpsc::UnboundedReceiver<Arc<Flight>>, first: Arc<Flight>) -> Vec<Arc<Flight>> {
+    let mut events = first.encoded.events().len();
+    let mut flights = vec![first];
+    while events < SHARED
+        && let Ok(next) = lane.try_recv()
+    {
+        events += next.encoded.events().len();
+        flights.push(next);
+    }
+    flights
 }
 
 /// Sends the events that are new home. The client tells the flight of each delivery.

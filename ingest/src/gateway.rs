@@ -20,6 +20,7 @@ use crate::admit::Lanes;
 use crate::claims::Claims;
 use crate::config::Config;
 use crate::event_types::EventTypes;
+use crate::idempotency::Idempotency;
 use crate::incarnations::Incarnations;
 use crate::limit::Limits;
 use crate::meters::Meters;
@@ -47,6 +48,8 @@ pub struct Gateway {
     pub schemas: Schemas,
     /// Claims on eventIds.
     pub claims: Claims,
+    /// First answers to requests that are sent again.
+    pub idempotency: Idempotency,
     /// The way into the log.
     pub producer: Producer,
     /// Topics' incarnations.
@@ -78,6 +81,7 @@ impl Gateway {
             limits: Limits::default(),
             schemas: Schemas::new(Registry::new(&connections.registry_url)?),
             claims: Claims::new(redis.clone()),
+            idempotency: Idempotency::new(redis.clone()),
             producer: Producer::new(&connections.kafka, DELIVERY)?,
             incarnations: Incarnations::default(),
             overload: Overload::new(config.max_requests, config.max_bytes_in_flight),

@@ -2,6 +2,8 @@
 //!
 //! `event:{project}:{eventId}` holds `P:<token>` while the event is in flight, and
 //! `C:<topic incarnation>:<partition>:<offset>:<body hash>` once it is in the log.
+//!
+//! `idempotency:{project}:<SHA-256 of an Idempotency-Key>` holds a request's final answers as JSON, for 24 h.
 
 use std::fmt::Write;
 
@@ -22,6 +24,15 @@ pub fn event(project: &str, event_id: &str, key: &mut String) {
     key.push_str(project);
     key.push(':');
     key.push_str(event_id);
+}
+
+/// The key of a request's first answer. Clients choose what is hashed, so it cannot clash with other keys.
+pub fn idempotency(project: &str, key: &[u8]) -> String {
+    use sha2::{Digest, Sha256};
+    let digest = Sha256::digest(key);
+    let mut redis_key = format!("idempotency:{project}:");
+    digest.iter().for_each(|byte| write!(redis_key, "{byte:02x}").expect("a String grows"));
+    redis_key
 }
 
 /// The value of a claim.

@@ -13,6 +13,7 @@ mod config;
 mod event_types;
 mod flight;
 mod gateway;
+mod idempotency;
 mod incarnations;
 mod keys;
 mod limit;

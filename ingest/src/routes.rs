@@ -20,7 +20,9 @@ use crate::answer;
 use crate::auth;
 use crate::body;
 use crate::gateway::Gateway;
+use crate::idempotency;
 use crate::meters::EndpointMeters;
+use crate::outcome::Answered;
 use crate::overload::{Overload, Share};
 use crate::parse;
 use crate::stages::Receipt;
@@ -60,25 +62,62 @@ async fn events(State(gateway): State<Arc<Gateway>>, request: Request) -> Respon
         Ok(read) => read,
         Err(problem) => return problem.into_response(),
     };
-    respond(&gateway, &caller, &receipt, &body, &Arc::new(share)).await
+    let again = match idempotency::Request::of(&head.headers, &caller.project, &body) {
+        Ok(again) => again,
+        Err(problem) => return problem.into_response(),
+    };
+    let request = Accompanied { caller: &caller, receipt: &receipt, again, share: Arc::new(share) };
+    respond(&gateway, &request, &body).await
 }
 
-async fn respond(gateway: &Gateway, caller: &ApiKey, receipt: &Receipt, body: &[u8], share: &Arc<Share>) -> Response {
-    match parse::json(body) {
-        Err(error) => body::bad(format!("the body is not JSON: {error}")).into_response(),
-        Ok(parse::Body::One(event)) => match admit(gateway, caller, receipt, vec![event], share).await.pop() {
-            Some(answered) => answer::one(answered),
-            None => Problem::internal("an event without an answer").into_response(),
-        },
+/// What goes with a request's events.
+struct Accompanied<'a> {
+    caller: &'a ApiKey,
+    receipt: &'a Receipt,
+    again: Option<idempotency::Request>,
+    share: Arc<Share>,
+}
+
+async fn respond(gateway: &Gateway, request: &Accompanied<'_>, body: &[u8]) -> Response {
+    let answers = match parse::json(body) {
+        Err(error) => return body::bad(format!("the body is not JSON: {error}")).into_response(),
+        Ok(parse::Body::One(event)) => {
+            return match answers(gateway, request, vec![event]).await.map(|mut answers| answers.pop()) {
+                Ok(Some(answered)) => answer::one(answered),
+                Ok(None) => Problem::internal("an event without an answer").into_response(),
+                Err(problem) => problem.into_response(),
+            };
+        }
         Ok(parse::Body::Many(events)) if events.is_empty() => {
-            body::bad("the array is empty; send at least one event".to_owned()).into_response()
+            return body::bad("the array is empty; send at least one event".to_owned()).into_response();
         }
         Ok(parse::Body::Many(events)) if events.len() > gateway.config.max_events => {
             let (sent, most) = (events.len(), gateway.config.max_events);
-            body::too_large(format!("the array has {sent} events; send at most {most} at once")).into_response()
+            let detail = format!("the array has {sent} events; send at most {most} at once");
+            return body::too_large(detail).into_response();
         }
-        Ok(parse::Body::Many(events)) => answer::many(admit(gateway, caller, receipt, events, share).await),
+        Ok(parse::Body::Many(events)) => answers(gateway, request, events).await,
+    };
+    match answers {
+        Ok(answers) => answer::many(answers),
+        Err(problem) => problem.into_response(),
     }
+}
+
+/// Admits what has no final answer from an earlier try of the same request.
+async fn answers(
+    gateway: &Gateway,
+    request: &Accompanied<'_>,
+    events: Vec<parse::Parsed<'_>>,
+) -> Result<Vec<Answered>, Problem> {
+    let Accompanied { caller, receipt, again, share } = request;
+    let Some(again) = again else { return Ok(admit(gateway, caller, receipt, events, share).await) };
+    let first = gateway.idempotency.first_answers(again, events.len()).await?;
+    let open = events.into_iter().zip(&first).filter(|(_, first)| first.is_none()).map(|(event, _)| event).collect();
+    let mut admitted = admit(gateway, caller, receipt, open, share).await.into_iter();
+    let answers: Vec<Answered> = first.into_iter().filter_map(|first| first.or_else(|| admitted.next())).collect();
+    gateway.idempotency.keep(again, &answers).await;
+    Ok(answers)
 }
 
 async fn caller(gateway: &Gateway, headers: &HeaderMap, uri: &Uri) -> Result<Arc<ApiKey>, Problem> {

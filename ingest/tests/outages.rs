@@ -5,6 +5,7 @@ mod support;
 
 use std::time::{Duration, Instant};
 
+use futures::future::join_all;
 use rdkafka::mocking::MockCluster;
 use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 use serde_json::json;
@@ -49,6 +50,43 @@ async fn events_are_accepted_while_redis_is_full_or_hangs() {
     let started = Instant::now();
     assert_eq!(gateway.post(&event("hangs")).await.status, 202);
     assert!(started.elapsed() < support::QUICK, "{:?}", started.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_accepted_while_redis_has_no_room_for_claims() {
+    let redis = PrivateRedis::start().await;
+    let url = redis.url.clone();
+    let gateway = Gateway::with(Stack::new().await, |_, connections| connections.redis_url = url).await;
+    redis.run(&["CONFIG", "SET", "maxmemory", "1mb"]).await; // less than an empty Redis takes
+    redis.run(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
+    let events: Vec<_> = (0..2_000).map(|i| event(&format!("e-{i}"))).collect();
+    for chunk in events.chunks(500) {
+        let answer = gateway.post(&json!(chunk)).await;
+        assert!(answer.statuses().iter().all(|status| *status == "accepted"), "{answer:?}");
+    }
+    let records = gateway.stack.records(&format!("events.{}", gateway.stack.project)).await;
+    assert_eq!(records.len(), events.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_was_stopped_is_used_again_once_it_goes_on() {
+    let redis = PrivateRedis::start().await;
+    let url = redis.url.clone();
+    let gateway = Gateway::with(Stack::new().await, |_, connections| connections.redis_url = url).await;
+    assert_eq!(gateway.post(&event("e-0")).await.status, 202);
+    redis.freeze(true);
+    let events: Vec<_> = (1..40).map(|i| event(&format!("e-{i}"))).collect();
+    let answers = join_all(events.iter().map(|event| gateway.post(event))).await;
+    assert!(answers.iter().all(|answer| answer.status == 202), "{answers:?}");
+    redis.freeze(false);
+    // The breaker tries again after 30 s.
+    eventually_within(Duration::from_secs(60), "copies are known again", || async {
+        let new = event(&uuid::Uuid::new_v4().to_string());
+        assert_eq!(gateway.post(&new).await.status, 202);
+        let copy = gateway.post(&new).await;
+        copy.status == 409 && copy.problem() == "duplicate"
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -98,6 +136,28 @@ async fn known_schemas_go_on_working_without_the_registry() {
     assert_eq!(gateway.claim(&other, "e-1").await, None, "nothing was claimed");
     let bad = gateway.post_as(&key, &json!({"eventId": "e-2"})).await;
     assert_eq!(bad.status, 422, "what is wrong is wrong without it");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_registry_that_is_down_at_the_start_is_waited_for() {
+    let stack = Stack::new().await;
+    let closed = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = closed.local_addr().unwrap();
+    drop(closed);
+    let real = stack.connections.registry_url.clone();
+    let path = real.split_once("://").unwrap().1.split_once('/').unwrap().1.to_owned();
+    let gateway =
+        Gateway::with(stack, |_, connections| connections.registry_url = format!("http://{address}/{path}")).await;
+    let early = gateway.post(&event("e-1")).await;
+    assert_eq!((early.status, early.problem()), (503, "retry"));
+    let _proxy = Proxy::at(address, &real).await;
+    // A breaker may have opened meanwhile.
+    eventually_within(Duration::from_secs(60), "the event is accepted", || async {
+        let answer = gateway.post(&event("e-1")).await;
+        assert!(answer.status == 202 || answer.problem() == "retry", "{answer:?}");
+        answer.status == 202
+    })
+    .await;
 }
 
 /// Sends an event, without waiting for the answer.

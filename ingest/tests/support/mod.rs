@@ -52,6 +52,20 @@ impl Gateway {
         gateway
     }
 
+    /// Another gateway on the same components; gives its address. It ends with this one.
+    pub async fn another(&self) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (connections, shutdown) = (self.stack.connections.clone(), self.shutdown.clone());
+        tokio::spawn(tidemill_ingest::run(Config::default(), connections, listener, shutdown));
+        eventually("the other gateway is ready", || async {
+            let answer = self.client.get(format!("http://{address}/readyz")).send().await;
+            answer.is_ok_and(|answer| answer.status() == StatusCode::OK)
+        })
+        .await;
+        address
+    }
+
     /// A gateway whose project has no topics yet, so that nothing can be delivered.
     pub async fn without_topics() -> (Self, String, String) {
         let gateway = Self::start().await;
@@ -193,19 +207,29 @@ pub struct Proxy {
 impl Proxy {
     /// A proxy before the component at `url`, and the URL that leads through it.
     pub async fn before(url: &str) -> (Self, String) {
-        let authority = url.split_once("://").unwrap().1.split('/').next().unwrap();
-        let upstream = authority.rsplit('@').next().unwrap().to_owned();
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = Self::at("127.0.0.1:0".parse().unwrap(), url).await;
+        let through = url.replace(upstream(url), &proxy.address.to_string());
+        (proxy, through)
+    }
+
+    /// A proxy at an address of the caller's choice.
+    pub async fn at(address: SocketAddr, url: &str) -> Self {
+        let listener = TcpListener::bind(address).await.unwrap();
         let (address, cut) = (listener.local_addr().unwrap(), CancellationToken::new());
-        let through = url.replace(&upstream, &address.to_string());
-        tokio::spawn(cut.clone().run_until_cancelled_owned(forward(listener, upstream, cut.clone())));
-        (Self { address, cut }, through)
+        tokio::spawn(cut.clone().run_until_cancelled_owned(forward(listener, upstream(url).to_owned(), cut.clone())));
+        Self { address, cut }
     }
 
     /// Breaks all connections and refuses new ones.
     pub fn cut(&self) {
         self.cut.cancel();
     }
+}
+
+/// The host and port in a URL.
+fn upstream(url: &str) -> &str {
+    let authority = url.split_once("://").unwrap().1.split('/').next().unwrap();
+    authority.rsplit('@').next().unwrap()
 }
 
 async fn forward(listener: TcpListener, upstream: String, cut: CancellationToken) {
@@ -243,6 +267,12 @@ impl PrivateRedis {
         let mut pipeline = redis::pipe();
         pipeline.cmd(command[0]).arg(&command[1..]).ignore();
         Redis::new(&self.url).unwrap().run::<()>(&pipeline).await.unwrap();
+    }
+
+    /// Stops it where it is, as SIGSTOP does, or lets it go on.
+    pub fn freeze(&self, frozen: bool) {
+        let signal = if frozen { "-STOP" } else { "-CONT" };
+        assert!(Command::new("kill").args([signal, &self.process.id().to_string()]).status().unwrap().success());
     }
 
     /// kill -9
