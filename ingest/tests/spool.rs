@@ -16,7 +16,7 @@ use tidemill_testkit::{Stack, eventually};
 use tokio_util::sync::CancellationToken;
 
 const ROOM: u64 = 64 * 1024 * 1024;
-const DELIVERY: Duration = Duration::from_secs(5);
+const DELIVERY: Duration = Duration::from_secs(2);
 
 /// A folder that is removed at the end.
 struct Temporary(PathBuf);
@@ -117,6 +117,7 @@ async fn what_is_spooled_while_kafka_is_down_is_drained_in_order_once_it_is_back
         }
     }
     assert_eq!(spool.status().records, 6_000);
+    eventually("Kafka was tried", || async { spool.status().failing.len() == 3 }).await;
     cluster.broker_up(1).unwrap();
     eventually("all that can be is drained", || async { spool.status().records == 2_000 }).await;
     assert_eq!((draining.of("a"), draining.of("b")), (ids.clone(), ids.clone()));
@@ -152,6 +153,42 @@ async fn a_record_that_kafka_never_takes_is_set_aside_and_stops_nobody() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_delivered_is_not_sent_again_with_what_was_not() {
+    let folder = Temporary::new();
+    let (_cluster, kafka) = mock(&["events.a"]);
+    let spool = Spool::open(&folder.0, ROOM).unwrap();
+    let lost = Record { partition: 5, ..record("for-a-missing-partition", b"v") };
+    spool.append("a", &[record("before", b"v"), lost, record("behind", b"v")]).await.unwrap();
+    let draining = Draining::start(&spool, &kafka);
+    let tries = || spool.status().failing.first().map_or(0, |&(_, tries)| tries);
+    eventually("it has been tried three times", || async { tries() >= 3 }).await;
+    assert_eq!(draining.of("a"), ["before", "behind"]);
+    assert_eq!(on_disk(&folder.0)["a"].len(), 3);
+    draining.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn operators_see_what_there_is_and_can_throw_it_away() {
+    let folder = Temporary::new();
+    let spool = Spool::open(&folder.0, ROOM).unwrap();
+    let old = now() - FRESH_MS;
+    spool.append("old", &[Record { spooled_at: old, ..record("e", b"v") }]).await.unwrap();
+    put(&spool, "new", "e-1").await.unwrap();
+    put(&spool, "new", "e-2").await.unwrap();
+    let listed = spool::list(&folder.0, now()).unwrap();
+    assert_eq!((listed["old"].records, listed["old"].oldest, listed["old"].waiting), (1, Some(old), true));
+    assert_eq!((listed["new"].records, listed["new"].waiting), (2, false));
+    assert_eq!(listed.values().map(|listed| listed.bytes).sum::<u64>(), spool.status().bytes);
+    spool::release(&folder.0, "old").unwrap();
+    assert!(!spool::list(&folder.0, now()).unwrap()["old"].waiting);
+    assert!(matches!(spool::release(&folder.0, "../old"), Err(SpoolError::Unknown { .. })));
+    assert!(matches!(spool::discard(&folder.0, "old"), Err(SpoolError::Shared(_))), "a gateway uses it");
+    drop(spool);
+    spool::discard(&folder.0, "old").unwrap();
+    assert_eq!(on_disk(&folder.0).into_keys().collect::<Vec<_>>(), ["new"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn old_records_wait_for_an_operators_word() {
     let folder = Temporary::new();
     let (_cluster, kafka) = mock(&["events.old", "events.new"]);
@@ -163,7 +200,7 @@ async fn old_records_wait_for_an_operators_word() {
     eventually("the new one is drained", || async { spool.status().records == 1 }).await;
     assert_eq!(spool.status().waiting, ["old"]);
     assert!(draining.of("old").is_empty());
-    fs::write(folder.0.join("old/RELEASE"), "").unwrap();
+    spool::release(&folder.0, "old").unwrap();
     eventually("the old one is drained", || async { spool.status().records == 0 }).await;
     assert_eq!(draining.of("old"), ["e-old"]);
     draining.stop().await;

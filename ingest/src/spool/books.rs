@@ -90,6 +90,8 @@ pub struct Status {
     pub kept: u64,
     /// Projects whose records are so old that they wait for an operator's word.
     pub waiting: Vec<String>,
+    /// Projects whose events Kafka did not take, and how often in a row.
+    pub failing: Vec<(String, u32)>,
 }
 
 /// The spool's accounts.
@@ -242,6 +244,9 @@ impl Books {
             status.kept += project.kept;
             if project.waits_for_word(now) {
                 status.waiting.push(id.clone());
+            }
+            if project.failures > 0 {
+                status.failing.push((id.clone(), project.failures));
             }
         }
         status

@@ -64,8 +64,10 @@ where
     }
 }
 
-/// An operator's word: a file `RELEASE` in the project's folder, which covers what was spooled before it was made.
+/// Looks at what changes with time alone: what grows too old, and what an operator says to it by a file
+/// `RELEASE` in the project's folder, which covers what was spooled before it was made.
 async fn look_for_releases(spool: &Spool) {
+    spool.shared().measure();
     for project in spool.status().waiting {
         let id = project.clone();
         let Ok(at) = spool.blocking(move |shared| Ok(shared.folder.released_at(&id))).await else { return };

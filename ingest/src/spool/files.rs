@@ -17,7 +17,8 @@ use super::record::{Record, Scan, scan};
 
 const LOCK: &str = "lock";
 const REFUSED: &str = "refused.records";
-const RELEASE: &str = "RELEASE";
+/// An operator's word.
+pub const RELEASE: &str = "RELEASE";
 
 /// The spool's folder, which is nobody else's as long as this lives.
 #[derive(Debug)]
@@ -130,11 +131,9 @@ impl Folder {
         sync(&folder)
     }
 
-    /// When an operator said that what is old may go to Kafka, in milliseconds: the time of the file `RELEASE`.
+    /// When an operator gave his word for what was old then.
     pub fn released_at(&self, project: &str) -> i64 {
-        let modified = fs::metadata(self.project(project).join(RELEASE)).and_then(|file| file.modified());
-        let since = modified.ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-        since.and_then(|since| i64::try_from(since.as_millis()).ok()).unwrap_or(i64::MIN)
+        released_at(&self.project(project))
     }
 
     /// Both folders each time: who made them may not have come to that.
@@ -169,8 +168,22 @@ pub fn look(root: &Path, mut visit: impl FnMut(&str, &Record<'_>)) -> io::Result
     Ok(())
 }
 
+/// When an operator gave his word for a project's folder, in milliseconds: the time of its file `RELEASE`.
+pub fn released_at(folder: &Path) -> i64 {
+    let modified = fs::metadata(folder.join(RELEASE)).and_then(|file| file.modified());
+    let since = modified.ok().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+    since.and_then(|since| i64::try_from(since.as_millis()).ok()).unwrap_or(i64::MIN)
+}
+
+/// The bytes in a project's folder, and how many of them are in files that nothing drains.
+pub fn sizes(folder: &Path) -> io::Result<(u64, u64)> {
+    let found = Found::in_folder(folder)?;
+    let length = |&sequence: &u64| fs::metadata(segment(folder, sequence)).map_or(0, |file| file.len());
+    Ok((found.kept + found.sequences.iter().map(length).sum::<u64>(), found.kept))
+}
+
 /// The projects that have a folder.
-fn projects(root: &Path) -> io::Result<Vec<String>> {
+pub fn projects(root: &Path) -> io::Result<Vec<String>> {
     let mut projects = Vec::new();
     for entry in fs::read_dir(root)? {
         let entry = entry?;

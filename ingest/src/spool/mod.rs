@@ -6,11 +6,12 @@
 //! it: nothing depends on the order of events in the log, so they go straight to Kafka as soon as it takes them.
 //!
 //! `books` decides (pure), `record` is the form of a record (pure), `files` touches the disk, `writer` is the
-//! thread that writes, `drain` sends.
+//! thread that writes, `drain` sends, `operator` is for people.
 
 mod books;
 mod drain;
 mod files;
+mod operator;
 mod record;
 mod writer;
 
@@ -27,6 +28,7 @@ pub use books::{FRESH_MS, Status};
 pub use drain::{Drained, drain};
 use files::Folder;
 pub use files::look;
+pub use operator::{Listed, discard, list, release};
 pub use record::Record;
 use writer::Append;
 
@@ -45,8 +47,16 @@ pub enum SpoolError {
     /// Another process has it.
     #[error("the spool {} is in use by another gateway; give each gateway a folder of its own", .0.display())]
     Shared(PathBuf),
+    /// An operator named a project that is not there.
+    #[error("the spool {} has nothing of project {project}; `tidemill spool list` shows what there is", .folder.display())]
+    Unknown {
+        /// The spool.
+        folder: PathBuf,
+        /// The project.
+        project: String,
+    },
     /// The folder cannot be used.
-    #[error("the spool {} cannot be used, check that the folder can be written to: {error}", .folder.display())]
+    #[error("the spool {} cannot be used, check that it is there and can be written to: {error}", .folder.display())]
     Unusable {
         /// Which.
         folder: PathBuf,
@@ -85,14 +95,18 @@ impl Shared {
         self.books.lock().expect("no holder panics")
     }
 
-    /// Tells metrics and the drain that there is more or less than before.
+    /// There is more than before, or less.
     fn changed(&self) {
+        self.measure();
+        self.appended.notify_one();
+    }
+
+    fn measure(&self) {
         let status = self.books().status(now_ms());
         metrics::gauge!("tidemill_spool_bytes").set(status.bytes as f64);
         metrics::gauge!("tidemill_spool_records").set(status.records as f64);
         metrics::gauge!("tidemill_spool_kept_bytes").set(status.kept as f64);
         metrics::gauge!("tidemill_spool_waiting_projects").set(status.waiting.len() as f64);
-        self.appended.notify_one();
     }
 }
 
