@@ -185,22 +185,19 @@ impl Books {
 
     /// The next segment to drain: projects take turns, each in its own order.
     pub fn take(&mut self, now: i64) -> Option<Taken> {
-        let after = (Bound::Excluded(self.last.clone()), Bound::Unbounded);
-        let order: Vec<String> = self.projects.range(after).chain(&self.projects).map(|(id, _)| id.clone()).collect();
-        order.into_iter().find_map(|id| self.take_from(&id, now)).inspect(|taken| self.last.clone_from(&taken.project))
-    }
-
-    fn take_from(&mut self, id: &str, now: i64) -> Option<Taken> {
-        let project = self.projects.get_mut(id).filter(|project| project.ready(now))?;
-        let segment = project.segments.front_mut()?;
-        // Closed even if it is still being written to: so that write is its last one.
-        segment.closed = true;
-        if segment.writing {
-            return None;
-        }
+        // What is being written to waits, and is closed: so that this write is its last one.
+        let fronts = self.projects.values_mut().filter(|project| project.ready(now));
+        fronts.filter_map(|project| project.segments.front_mut()).for_each(|first| first.closed |= first.writing);
+        let free = |project: &Project| project.segments.front().is_some_and(|first| !first.writing);
+        let after = (Bound::Excluded(self.last.as_str()), Bound::Unbounded);
+        let mut turns = self.projects.range::<str, _>(after).chain(&self.projects);
+        self.last = turns.find(|(_, project)| project.ready(now) && free(project))?.0.clone();
+        let project = self.projects.get_mut(&self.last)?;
         project.taken = true;
-        let left = project.left.take();
-        Some(Taken { project: id.to_owned(), sequence: segment.sequence, bytes: segment.bytes, left })
+        let first = project.segments.front_mut()?;
+        first.closed = true;
+        let (sequence, bytes, left) = (first.sequence, first.bytes, project.left.take());
+        Some(Taken { project: self.last.clone(), sequence, bytes, left })
     }
 
     /// All of a segment has been drained, and its file removed; `kept` bytes of it stay for a person.

@@ -47,7 +47,7 @@ where
     F: Fn(String, Vec<Drained>) -> D,
     D: Future<Output = ()>,
 {
-    let mut running = FuturesUnordered::new();
+    let (mut running, mut look_again) = (FuturesUnordered::new(), tokio::time::interval(LOOK_AGAIN));
     while !(shutdown.is_cancelled() && running.is_empty()) {
         while !shutdown.is_cancelled()
             && running.len() < AT_ONCE
@@ -58,7 +58,7 @@ where
         tokio::select! {
             Some(()) = running.next() => {}
             () = spool.shared().appended.notified() => {}
-            () = tokio::time::sleep(LOOK_AGAIN) => look_for_releases(&spool).await,
+            _ = look_again.tick() => look_for_releases(&spool).await,
             () = shutdown.cancelled(), if !shutdown.is_cancelled() => {}
         }
     }
@@ -87,15 +87,16 @@ where
     let left = match read {
         Ok((content, scan)) => {
             let mut left = match left {
-                Some(left) => left.into_iter().filter(|place| scan.records.contains(place)).collect(),
+                // Damage since then leaves the others where they were.
+                Some(left) => left.into_iter().filter(|place| Record::at(&content, place).is_some()).collect(),
                 None => scan.records.clone(),
             };
-            let sent = send(spool, producer, delivered, &project, &content, &mut left).await;
+            let sent = match send(spool, producer, delivered, &project, &content, &mut left).await {
+                Ok(()) => finish(spool, &project, sequence, bytes, &scan).await.map_err(NotSent::Disk),
+                error => error,
+            };
             match sent {
-                Ok(()) => match finish(spool, &project, sequence, bytes, &scan).await {
-                    Ok(()) => return,
-                    Err(error) => failed(&project, &error),
-                },
+                Ok(()) => return,
                 Err(error) => failed(&project, &error),
             }
             Some(left)
@@ -131,7 +132,7 @@ async fn finish(spool: &Spool, project: &str, sequence: u64, bytes: u64, scan: &
 enum NotSent {
     #[error("Kafka does not take them: {0}")]
     Kafka(#[from] KafkaError),
-    #[error("records that Kafka refuses cannot be set aside: {0}")]
+    #[error("the spool's files cannot be changed, check its disk: {0}")]
     Disk(#[from] io::Error),
 }
 
@@ -157,8 +158,9 @@ where
         for (place, result) in batch.iter().zip(results) {
             match result {
                 Ok(drained) => here.push(drained),
-                Err(refusal) if for_good(&refusal) => {
-                    tracing::error!(error = %refusal, project, event_id = record(place).event_id, "Kafka refuses an event for good");
+                Err(error) if for_good(&error) => {
+                    let event_id = record(place).event_id;
+                    tracing::error!(%error, project, event_id, "Kafka refuses an event for good; it is kept apart");
                     refused.extend_from_slice(&content[place.clone()]);
                 }
                 Err(failure) => {
