@@ -343,11 +343,11 @@ mod tests {
         let mut now = 0;
         for rest in [1_000, 2_000, 4_000, 8_000, 10_000, 10_000] {
             let taken = books.take(now).expect("its turn");
-            books.put_back(&taken.project, Some(vec![3..4]), now);
+            books.put_back(&taken.project, Some(vec![3..4, 6..9]), now);
             assert_eq!(books.take(now + rest - 1), None);
             now += rest;
         }
-        assert_eq!(books.take(now).expect("its turn").left, Some(vec![3..4]));
+        assert_eq!(books.take(now).expect("its turn").left, Some(vec![3..4, 6..9]));
     }
 
     #[test]
