@@ -7,6 +7,7 @@ mod output;
 mod projects;
 mod services;
 mod signals;
+mod spool;
 mod store;
 mod topics;
 
@@ -27,7 +28,7 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const OPERATOR_LOG: &str = "error,rdkafka=off,librdkafka=off";
 const SETTINGS: &str = "\
 Settings come from environment variables, over the TOML file that TIDEMILL_CONFIG names:
-  KAFKA_BROKERS, DATABASE_URL, REDIS_URL, SCHEMA_REGISTRY_URL, WAREHOUSE_URL, LOG_LEVEL, PORT,
+  KAFKA_BROKERS, DATABASE_URL, REDIS_URL, SCHEMA_REGISTRY_URL, WAREHOUSE_URL, LOG_LEVEL, PORT, SPOOL_DIR,
   others as TIDEMILL_<SECTION>__<NAME>, e.g. TIDEMILL_ARCHIVER__COMMIT_INTERVAL_MS.";
 
 /// Tidemill: event analytics on Kafka.
@@ -66,6 +67,8 @@ enum Command {
     /// API keys
     #[command(subcommand)]
     Keys(keys::Command),
+    /// What a gateway keeps on disk while Kafka is down
+    Spool(spool::Spool),
     /// Send e-commerce-like traffic with current timestamps to a gateway
     ///
     /// Visitors of a shop: sessions of up to some minutes with page views, searches, carts and purchases. What
@@ -106,6 +109,7 @@ async fn operate(command: Command, output: Output) -> anyhow::Result<()> {
         Command::Topics(command) => topics::run(command, &connections, output).await,
         Command::Projects(command) => projects::run(command, &connections, output).await,
         Command::Keys(command) => keys::run(command, &connections, output).await,
+        Command::Spool(spool) => spool::run(spool, output),
         Command::Loadgen(args) => loadgen::run(args).await,
         Command::Ingest | Command::Stream | Command::Archiver | Command::Query => Ok(()), // dispatched before
     }

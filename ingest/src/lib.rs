@@ -24,6 +24,7 @@ mod parse;
 mod receipt;
 mod routes;
 mod schemas;
+pub mod spool;
 mod sql;
 mod stages;
 
