@@ -1,7 +1,7 @@
 //! The path of a request's events, from parsed to answered:
 //!
 //! `admit` (limit → validate → encode) → `claim` (one round trip for many requests) → `produce` → `settle`
-//! (confirm or release, again one round trip for many) → answer.
+//! (spool what failed, confirm or release, again one round trip for many) → answer.
 //!
 //! From the claim on, events belong to the gateway and not to their request: a client that hangs up cannot
 //! leave them between claim and confirm.
@@ -10,15 +10,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::StreamExt;
+use futures::future::join_all;
 use futures::stream::FuturesUnordered;
+use rdkafka::error::KafkaError;
 use tidemill_common::auth::ApiKey;
 use tidemill_common::kafka::{Deliveries, Outgoing};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::flight::{Flight, SOON};
+use crate::flight::Flight;
 use crate::gateway::Gateway;
-use crate::outcome::{Answered, Fate, Outcome};
+use crate::outcome::{Answered, Fate, Outcome, SOON};
 use crate::overload::Share;
 use crate::parse::Parsed;
 use crate::stages::{Encoded, Receipt};
@@ -147,9 +149,13 @@ fn waiting(lane: &mut mpsc::UnboundedReceiver<Arc<Flight>>, first: Arc<Flight>) 
     flights
 }
 
-/// Sends the events that are new home. The client tells the flight of each delivery.
+/// Sends the events that are new home. The client tells the flight of each delivery. Where they could wait on
+/// disk, they do so at once as long as Kafka is known to be down.
 fn produce(gateway: &Gateway, flight: &Arc<Flight>, new: &[usize]) {
     gateway.meters.queue_depth.increment(new.len() as f64);
+    if gateway.spooling.as_ref().is_some_and(|spooling| spooling.kafka_is_down(&flight.log.project)) {
+        return new.iter().for_each(|&number| Arc::clone(flight).delivered(number, Err(KafkaError::Canceled)));
+    }
     for &number in new {
         let event = flight.first(number);
         let record = Outgoing {
@@ -166,20 +172,32 @@ fn produce(gateway: &Gateway, flight: &Arc<Flight>, new: &[usize]) {
     }
 }
 
-/// Confirms what was delivered, gives the other claims back, and answers.
+/// Spools what was not delivered, where there is a spool; confirms what was, gives the other claims back, and
+/// answers.
 async fn settle(gateway: Arc<Gateway>, flights: Vec<Arc<Flight>>) {
-    let fates = |flight: Arc<Flight>| {
-        let firsts = 0..flight.firsts.at.len();
-        let ours = firsts.clone().filter(|&number| flight.is_ours(number)).count();
-        gateway.meters.queue_depth.decrement(ours as f64);
-        let fates: Vec<Fate> = firsts.map(|number| flight.fate(number)).collect();
-        (flight, fates)
-    };
-    let settled: Vec<(Arc<Flight>, Vec<Fate>)> = flights.into_iter().map(fates).collect();
+    let settled = join_all(flights.into_iter().map(|flight| fates(&gateway, flight))).await;
     gateway.claims.settle(&settled).await;
     for (flight, fates) in settled {
         flight.answer(&fates);
     }
+}
+
+async fn fates(gateway: &Gateway, flight: Arc<Flight>) -> (Arc<Flight>, Vec<Fate>) {
+    let mut fates: Vec<Fate> = (0..flight.firsts.at.len()).map(|number| flight.fate(number)).collect();
+    let ours: Vec<usize> = (0..fates.len()).filter(|&number| flight.is_ours(number)).collect();
+    gateway.meters.queue_depth.decrement(ours.len() as f64);
+    let failed: Vec<usize> = ours.iter().copied().filter(|&number| matches!(fates[number], Fate::Open(_))).collect();
+    if let Some(spooling) = &gateway.spooling {
+        if failed.is_empty() {
+            // Nothing of ours says nothing.
+            ours.first().inspect(|_| spooling.outages.over(&flight.log.project));
+        } else if spooling.append(&flight, &failed).await {
+            failed.iter().for_each(|&number| fates[number] = Fate::Spooled);
+        }
+    } else if !failed.is_empty() {
+        tracing::warn!(events = failed.len(), "events could not be delivered to Kafka; their senders must retry");
+    }
+    (flight, fates)
 }
 
 /// Differs between all requests of all gateways.

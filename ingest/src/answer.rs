@@ -5,17 +5,18 @@ use std::time::Duration;
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use tidemill_common::problem::Problem;
 
 use crate::outcome::{Answered, Outcome, Position};
 
-/// The answer to a single event that is in the log.
+/// The answer to a single event that is accepted.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Accepted {
     event_id: Option<String>,
     status: &'static str,
+    #[serde(serialize_with = "text")]
     position: Position,
 }
 
@@ -26,8 +27,21 @@ struct Item {
     index: usize,
     event_id: Option<String>,
     status: &'static str,
+    #[serde(serialize_with = "text_or_null")]
     position: Option<Position>,
     error: Option<Problem>,
+}
+
+fn text<S: Serializer>(position: &Position, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(position)
+}
+
+// serde hands these over by reference.
+fn text_or_null<S: Serializer>(position: &Option<Position>, serializer: S) -> Result<S::Ok, S::Error> {
+    match position {
+        Some(position) => text(position, serializer),
+        None => serializer.serialize_none(),
+    }
 }
 
 #[derive(Serialize)]
@@ -139,7 +153,7 @@ mod tests {
     #[test]
     fn each_outcome_has_its_status() {
         let wait = Duration::from_millis(2_100);
-        let position = Position { partition: 0, offset: 1 };
+        let position = Position::Log { partition: 0, offset: 1 };
         let table = [
             (Outcome::Accepted(position), 202, None),
             (Outcome::Duplicate(position), 409, None),
@@ -159,7 +173,7 @@ mod tests {
     #[test]
     fn several_are_told_to_retry_only_when_all_are() {
         let wait = Duration::from_secs(1);
-        let position = Position { partition: 0, offset: 1 };
+        let position = Position::Log { partition: 0, offset: 1 };
         let (retry, accepted) = (answered(Outcome::Retry(wait)), answered(Outcome::Accepted(position)));
         assert_eq!(many(vec![retry.clone(), retry.clone()]).status(), StatusCode::SERVICE_UNAVAILABLE);
         let mixed = many(vec![retry, accepted]);

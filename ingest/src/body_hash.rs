@@ -32,6 +32,16 @@ impl BodyHash {
         Self(chain(hash, event.properties.as_deref().map_or(ABSENT, properties)))
     }
 
+    /// A hash from its bytes.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(u128::from_be_bytes(bytes))
+    }
+
+    /// Its bytes.
+    pub fn bytes(self) -> [u8; 16] {
+        self.0.to_be_bytes()
+    }
+
     /// A hash as it was displayed.
     pub fn read(hex: &str) -> Option<Self> {
         let right = hex.len() == 32 && hex.bytes().all(|b| b.is_ascii_hexdigit());
@@ -207,6 +217,7 @@ mod tests {
     fn is_read_as_it_is_displayed() {
         let hash = hash(r#"{"eventId":"e","eventType":"t"}"#);
         assert_eq!(BodyHash::read(&hash.to_string()), Some(hash));
+        assert_eq!(BodyHash::from_bytes(hash.bytes()), hash);
         assert_eq!(BodyHash::read("+0000000000000000000000000000001"), None);
     }
 }

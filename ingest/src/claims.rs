@@ -9,7 +9,7 @@ use std::time::Duration;
 use redis::{Pipeline, Value};
 use tidemill_common::redis::{Redis, RedisFailure};
 
-use crate::flight::Flight;
+use crate::flight::{Flight, Log};
 use crate::keys::{self, Held, Stored};
 use crate::outcome::Fate;
 
@@ -120,11 +120,26 @@ impl Claims {
                 }
             }
         }
+        self.run("settle", &pipeline).await;
+    }
+
+    /// Confirms events that reached the log later.
+    pub async fn confirm<'a>(&self, log: &Log, events: impl Iterator<Item = (&'a str, Stored)>) {
+        let (mut pipeline, mut key, mut value) = (Pipeline::new(), String::new(), String::new());
+        for (event_id, stored) in events {
+            keys::event(&log.project, event_id, &mut key);
+            stored.write(&log.incarnation, &mut value);
+            pipeline.cmd("SET").arg(&key).arg(&value).arg("PX").arg(keys::CONFIRMED_MS).ignore();
+        }
+        self.run("confirm", &pipeline).await;
+    }
+
+    async fn run(&self, step: &'static str, pipeline: &Pipeline) {
         if pipeline.is_empty() {
             return;
         }
-        if let Err(failure) = self.redis.run::<()>(&pipeline).await {
-            failed("settle", &failure);
+        if let Err(failure) = self.redis.run::<()>(pipeline).await {
+            failed(step, &failure);
         }
     }
 }

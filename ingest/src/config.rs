@@ -1,6 +1,10 @@
 //! The gateway's settings: section `ingest`.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
+
+use crate::spool;
 
 /// Settings of the gateway.
 #[derive(Debug, Clone, Deserialize)]
@@ -20,6 +24,10 @@ pub struct Config {
     pub body_timeout_ms: u64,
     /// What is kept of a client's address.
     pub client_address: ClientAddress,
+    /// Where accepted events wait while Kafka is down; without it they are told to come again.
+    pub spool_dir: Option<PathBuf>,
+    /// Most bytes in there.
+    pub spool_max_bytes: u64,
 }
 
 /// What is kept of a client's address.
@@ -44,6 +52,8 @@ impl Default for Config {
             max_bytes_in_flight: 256 * 1024 * 1024,
             body_timeout_ms: 30_000,
             client_address: ClientAddress::Truncated,
+            spool_dir: None,
+            spool_max_bytes: spool::DEFAULT_BYTES,
         }
     }
 }

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
 
 use tidemill_common::kafka::{Deliveries, Delivery};
 use tokio::sync::{mpsc, oneshot};
@@ -10,12 +9,9 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::claims::Found;
 use crate::keys::Stored;
-use crate::outcome::{Fate, Firsts, Outcome};
+use crate::outcome::{Fate, Firsts, Outcome, SOON};
 use crate::overload::Share;
 use crate::stages::{Encoded, EncodedEvent};
-
-/// After a failure of our own.
-pub const SOON: Duration = Duration::from_secs(1);
 
 const PENDING: i64 = -1;
 const FAILED: i64 = -2;

@@ -26,6 +26,7 @@ use crate::limit::Limits;
 use crate::meters::Meters;
 use crate::overload::Overload;
 use crate::schemas::Schemas;
+use crate::spooling::{self, Spooling};
 use crate::sql;
 
 /// Shorter than a claim, with time to confirm.
@@ -50,6 +51,8 @@ pub struct Gateway {
     pub claims: Claims,
     /// First answers to requests that are sent again.
     pub idempotency: Idempotency,
+    /// Where events wait while Kafka is down, if there is such a place.
+    pub spooling: Option<Spooling>,
     /// The way into the log.
     pub producer: Producer,
     /// Topics' incarnations.
@@ -72,7 +75,7 @@ pub struct Gateway {
 
 impl Gateway {
     /// Sets up clients; they connect when they are first used. Needs a tokio runtime.
-    pub fn new(config: Config, connections: &Connections) -> anyhow::Result<Arc<Self>> {
+    pub async fn new(config: Config, connections: &Connections) -> anyhow::Result<Arc<Self>> {
         let pool = postgres::pool(&connections.database_url, DATABASE_CONNECTIONS)?;
         let redis = Redis::new(&connections.redis_url)?;
         let (lanes, ends) = Lanes::new();
@@ -82,6 +85,7 @@ impl Gateway {
             schemas: Schemas::new(Registry::new(&connections.registry_url)?),
             claims: Claims::new(redis.clone()),
             idempotency: Idempotency::new(redis.clone()),
+            spooling: Spooling::open(&config).await?,
             producer: Producer::new(&connections.kafka, DELIVERY)?,
             incarnations: Incarnations::default(),
             overload: Overload::new(config.max_requests, config.max_bytes_in_flight),
@@ -100,7 +104,12 @@ impl Gateway {
     }
 
     /// Starts what runs beside the requests, until shutdown.
-    pub fn start(&self, health: &Health, shutdown: &CancellationToken) -> anyhow::Result<()> {
+    pub fn start(self: &Arc<Self>, health: &Health, shutdown: &CancellationToken) -> anyhow::Result<()> {
+        if let Some(spooling) = &self.spooling {
+            spooling.watch(health, shutdown);
+            let drain = spooling::drain(Arc::clone(self), self.producer.clone(), shutdown.clone());
+            self.tasks.spawn(drain);
+        }
         tokio::spawn(self.incarnations.clone().follow(self.kafka.clone(), shutdown.clone()));
         self.watch_kafka(health, shutdown)?;
         self.watch_postgres(health, shutdown);
@@ -112,12 +121,12 @@ impl Gateway {
         Ok(())
     }
 
-    /// Without Kafka nothing can be accepted. A producer that failed for good ends this process: whoever
+    /// Without Kafka nothing can be accepted, unless there is a spool. A producer that failed for good ends this process: whoever
     /// started it starts another.
     fn watch_kafka(&self, health: &Health, shutdown: &CancellationToken) -> anyhow::Result<()> {
         let client: Arc<BaseConsumer> = Arc::new(self.kafka.client().create()?);
         let (producer, stop) = (self.producer.clone(), shutdown.clone());
-        health.watch("kafka", true, shutdown, move || {
+        health.watch("kafka", self.spooling.is_none(), shutdown, move || {
             let (client, fatal) = (Arc::clone(&client), fatal(&producer).inspect_err(|_| stop.cancel()));
             async move {
                 fatal?;

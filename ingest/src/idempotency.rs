@@ -46,8 +46,8 @@ struct KeptAnswer {
 
 #[derive(Debug, Serialize, Deserialize)]
 enum KeptOutcome {
-    Accepted(i32, i64),
-    Duplicate(i32, i64),
+    Accepted(Position),
+    Duplicate(Position),
     Reused,
     Invalid(String, String),
 }
@@ -111,8 +111,8 @@ impl Idempotency {
 impl KeptAnswer {
     fn of(answered: &Answered) -> Option<Self> {
         let outcome = match &answered.outcome {
-            Outcome::Accepted(at) => KeptOutcome::Accepted(at.partition, at.offset),
-            Outcome::Duplicate(at) => KeptOutcome::Duplicate(at.partition, at.offset),
+            Outcome::Accepted(at) => KeptOutcome::Accepted(*at),
+            Outcome::Duplicate(at) => KeptOutcome::Duplicate(*at),
             Outcome::Reused => KeptOutcome::Reused,
             Outcome::Invalid(invalid) => KeptOutcome::Invalid(invalid.field.to_owned(), invalid.problem.clone()),
             Outcome::Limited(_) | Outcome::Retry(_) => return None,
@@ -122,8 +122,8 @@ impl KeptAnswer {
 
     fn into_answered(self) -> Answered {
         let outcome = match self.outcome {
-            KeptOutcome::Accepted(partition, offset) => Outcome::Accepted(Position { partition, offset }),
-            KeptOutcome::Duplicate(partition, offset) => Outcome::Duplicate(Position { partition, offset }),
+            KeptOutcome::Accepted(at) => Outcome::Accepted(at),
+            KeptOutcome::Duplicate(at) => Outcome::Duplicate(at),
             KeptOutcome::Reused => Outcome::Reused,
             KeptOutcome::Invalid(field, problem) => {
                 let known = FIELDS.into_iter().find(|known| *known == field);
@@ -142,9 +142,10 @@ mod tests {
 
     #[test]
     fn final_answers_are_kept_as_they_are() {
-        let position = Position { partition: 3, offset: 41 };
+        let position = Position::Log { partition: 3, offset: 41 };
         let outcomes = [
             Outcome::Accepted(position),
+            Outcome::Accepted(Position::Spooled),
             Outcome::Duplicate(position),
             Outcome::Reused,
             Outcome::Invalid(Invalid::new("timestamp", "is before the year 2000")),

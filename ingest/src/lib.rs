@@ -18,6 +18,7 @@ mod incarnations;
 mod keys;
 mod limit;
 mod meters;
+mod outages;
 mod outcome;
 mod overload;
 mod parse;
@@ -25,6 +26,7 @@ mod receipt;
 mod routes;
 mod schemas;
 pub mod spool;
+mod spooling;
 mod sql;
 mod stages;
 
@@ -49,7 +51,7 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     telemetry::metrics(); // whoever looks up a meter before it is installed gets one that counts nothing
     let (health, shutdown) = (Health::new(), shutdown.child_token());
-    let gateway = Gateway::new(config, &connections)?;
+    let gateway = Gateway::new(config, &connections).await?;
     gateway.start(&health, &shutdown)?;
     tracing::info!(address = %listener.local_addr()?, "ingest is listening");
     http::serve(listener, routes::routes(Arc::clone(&gateway), &health), shutdown).await?;

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::{Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use tidemill_common::event::Invalid;
 
 use crate::body_hash::BodyHash;
@@ -13,7 +13,7 @@ use crate::stages::{Encoded, Refused};
 /// What an event is answered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// All in-sync replicas hold it, here.
+    /// All in-sync replicas hold it, here, or this gateway's disk.
     Accepted(Position),
     /// It was in the log already, here.
     Duplicate(Position),
@@ -27,30 +27,33 @@ pub enum Outcome {
     Retry(Duration),
 }
 
-/// Where an event is: `<partition>:<offset>`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Position {
-    /// The partition.
-    pub partition: i32,
-    /// The offset.
-    pub offset: i64,
+/// Where an event is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Position {
+    /// In the log.
+    Log {
+        /// The partition.
+        partition: i32,
+        /// The offset.
+        offset: i64,
+    },
+    /// On this gateway's disk, until Kafka takes events again.
+    Spooled,
 }
 
+/// As clients see it: `<partition>:<offset>` or `spooled`.
 impl fmt::Display for Position {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.partition, self.offset)
-    }
-}
-
-impl Serialize for Position {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
+        match self {
+            Self::Log { partition, offset } => write!(f, "{partition}:{offset}"),
+            Self::Spooled => f.write_str("spooled"),
+        }
     }
 }
 
 impl From<&Stored> for Position {
     fn from(stored: &Stored) -> Self {
-        Self { partition: stored.partition, offset: stored.offset }
+        Self::Log { partition: stored.partition, offset: stored.offset }
     }
 }
 
@@ -76,9 +79,14 @@ pub enum Fate {
     Delivered(Stored),
     /// It had been in the log before.
     Known(Stored),
+    /// This request brought it into the spool.
+    Spooled,
     /// Another request has it in flight, or its delivery failed.
     Open(Duration),
 }
+
+/// After a failure of our own, and for copies of what is not in the log yet.
+pub const SOON: Duration = Duration::from_secs(1);
 
 impl Fate {
     /// The outcome of one event with this id: the first of the request, or a copy of that one.
@@ -86,6 +94,8 @@ impl Fate {
         match self {
             Fate::Delivered(stored) if is_first => Outcome::Accepted(stored.into()),
             Fate::Delivered(stored) | Fate::Known(stored) if event == stored.body => Outcome::Duplicate(stored.into()),
+            Fate::Spooled if is_first => Outcome::Accepted(Position::Spooled),
+            Fate::Spooled if event == first => Outcome::Retry(SOON),
             Fate::Open(retry_after) if event == first => Outcome::Retry(*retry_after),
             _ => Outcome::Reused,
         }
@@ -150,7 +160,7 @@ mod tests {
     #[test]
     fn copies_share_the_fate_of_the_first() {
         let (same, other) = (body("a"), body("b"));
-        let position = || Position { partition: 3, offset: 7 };
+        let position = || Position::Log { partition: 3, offset: 7 };
         let wait = Duration::from_secs(1);
         let delivered = Fate::Delivered(stored(same));
         assert_eq!(delivered.outcome(same, same, true), Outcome::Accepted(position()));
@@ -160,6 +170,9 @@ mod tests {
         assert_eq!(known.outcome(same, same, true), Outcome::Duplicate(position()));
         assert_eq!(known.outcome(other, other, true), Outcome::Reused);
         assert_eq!(known.outcome(same, other, false), Outcome::Duplicate(position()));
+        assert_eq!(Fate::Spooled.outcome(same, same, true), Outcome::Accepted(Position::Spooled));
+        assert_eq!(Fate::Spooled.outcome(same, same, false), Outcome::Retry(SOON), "it is not in the log yet");
+        assert_eq!(Fate::Spooled.outcome(other, same, false), Outcome::Reused);
         let open = Fate::Open(wait);
         assert_eq!(open.outcome(same, same, true), Outcome::Retry(wait));
         assert_eq!(open.outcome(same, same, false), Outcome::Retry(wait));

@@ -10,6 +10,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use sqlx::{Connection, Executor, PgConnection, PgPool};
+use tidemill_common::auth;
 use tidemill_common::codec::{EVENT_SCHEMA, Encoder};
 use tidemill_common::config::{Connections, Settings};
 use tidemill_common::event::Event;
@@ -87,6 +88,22 @@ impl Stack {
             .execute(&self.pool)
             .await
             .expect("project row");
+    }
+
+    /// Makes an API key.
+    pub async fn create_key(&self, project: &str, scopes: &[&str], rate_limit: Option<i32>) -> String {
+        let new = auth::generate();
+        let scopes: Vec<String> = scopes.iter().map(|scope| (*scope).to_owned()).collect();
+        sqlx::query("INSERT INTO api_keys (hash, prefix, project, scopes, rate_limit) VALUES ($1, $2, $3, $4, $5)")
+            .bind(new.hash)
+            .bind(new.prefix)
+            .bind(project)
+            .bind(scopes)
+            .bind(rate_limit)
+            .execute(&self.pool)
+            .await
+            .expect("a key");
+        new.key
     }
 
     /// A project's topics alone.

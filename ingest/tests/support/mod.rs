@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use reqwest::{RequestBuilder, Response, StatusCode};
 use serde_json::{Value, json};
-use tidemill_common::auth;
 use tidemill_common::config::Connections;
 use tidemill_common::redis::Redis;
 use tidemill_ingest::Config;
@@ -184,18 +183,7 @@ pub fn event(event_id: &str) -> Value {
 
 /// Makes an API key.
 pub async fn create_key(stack: &Stack, project: &str, scopes: &[&str], rate_limit: Option<i32>) -> String {
-    let new = auth::generate();
-    let scopes: Vec<String> = scopes.iter().map(|scope| (*scope).to_owned()).collect();
-    sqlx::query("INSERT INTO api_keys (hash, prefix, project, scopes, rate_limit) VALUES ($1, $2, $3, $4, $5)")
-        .bind(new.hash)
-        .bind(new.prefix)
-        .bind(project)
-        .bind(scopes)
-        .bind(rate_limit)
-        .execute(&stack.pool)
-        .await
-        .unwrap();
-    new.key
+    stack.create_key(project, scopes, rate_limit).await
 }
 
 /// A TCP proxy that can be cut.
