@@ -1,6 +1,7 @@
 //! `tidemill keys`
 
 use anyhow::{Context, bail};
+use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
 use tidemill_common::auth;
@@ -23,6 +24,9 @@ pub enum Command {
         /// Events per second that the key may send [default: no limit]
         #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
         rate_limit: Option<i32>,
+        /// How long the key works, e.g. 30d, 12h or 15m [default: until it is revoked]
+        #[arg(long, value_name = "TIME", value_parser = lifetime)]
+        expires: Option<TimeDelta>,
     },
     /// List keys, by their prefixes
     List {
@@ -53,19 +57,21 @@ struct Created {
     project: String,
     scopes: Vec<&'static str>,
     rate_limit: Option<i32>,
+    expires_at: Option<DateTime<Utc>>,
 }
 
 pub async fn run(command: Command, connections: &Connections, output: Output) -> anyhow::Result<()> {
     let mut db = store::connect(&connections.database_url).await?;
     match command {
-        Command::Create { project, scope, rate_limit } => {
+        Command::Create { project, scope, rate_limit, expires } => {
+            let expires_at = expires.map(|expires| Utc::now() + expires);
             let scopes = names(&scope);
             let new = auth::generate();
-            if !store::insert_key(&mut db, &new, &project, &scopes, rate_limit).await? {
+            if !store::insert_key(&mut db, &new, &project, &scopes, rate_limit, expires_at).await? {
                 bail!("there is no project {project:?}; make it with 'tidemill projects create {project}'");
             }
-            let created = Created { key: new.key, prefix: new.prefix, project, scopes, rate_limit };
-            output.thing(&created, &["key", "prefix", "project", "scopes", "rate_limit"])
+            let created = Created { key: new.key, prefix: new.prefix, project, scopes, rate_limit, expires_at };
+            output.thing(&created, &["key", "prefix", "project", "scopes", "rate_limit", "expires_at"])
         }
         Command::List { project } => output.things(&store::keys(&mut db, project.as_deref()).await?, &FIELDS),
         Command::Revoke { prefix } => {
@@ -75,6 +81,16 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
             output.thing(&revoked, &FIELDS)
         }
     }
+}
+
+/// Reads a number of days, hours or minutes; ten years are the most.
+fn lifetime(text: &str) -> Result<TimeDelta, String> {
+    const MOST: i64 = 10 * 365 * 24 * 60;
+    let minutes = [('d', 24 * 60), ('h', 60), ('m', 1)].into_iter().find_map(|(unit, minutes)| {
+        let number: i64 = text.strip_suffix(unit)?.parse().ok()?;
+        number.checked_mul(minutes).filter(|minutes| (1..=MOST).contains(minutes))
+    });
+    minutes.map(TimeDelta::minutes).ok_or_else(|| "give a time up to ten years, e.g. 30d, 12h or 15m".to_owned())
 }
 
 /// Each scope once, in their order of declaration.

@@ -13,6 +13,11 @@ use crate::output::Output;
 use crate::store::{self, Project};
 use crate::topics::{Applied, Declared, Target};
 
+const FIELDS: [&str; 7] =
+    ["id", "partitions", "dlq_partitions", "quota_per_second", "generation", "created_at", "deleted_at"];
+const CREATED: [&str; 7] =
+    ["project", "partitions", "dlq_partitions", "quota_per_second", "created", "topics_created", "drift"];
+
 #[derive(Subcommand)]
 pub enum Command {
     /// Make a project: its topics, its schemas in the registry, its row in Postgres
@@ -24,11 +29,34 @@ pub enum Command {
         /// Size class of the partition counts: small or standard [default: small where there is one copy, else standard]
         #[arg(long)]
         size: Option<String>,
+        /// Events per second that the project may send, over all gateways [default: no limit, or as it is]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+        quota: Option<i32>,
         #[command(flatten)]
         declared: Declared,
     },
+    /// Change how many events per second a project may send, over all gateways; effective within seconds
+    Quota {
+        /// The project's id
+        id: String,
+        /// Events per second, or none
+        #[arg(value_name = "N|none", value_parser = quota)]
+        quota: Quota,
+    },
     /// List all projects
     List,
+}
+
+/// `None` is no limit.
+#[derive(Clone, Copy)]
+pub struct Quota(Option<i32>);
+
+fn quota(text: &str) -> Result<Quota, String> {
+    match text.parse() {
+        _ if text == "none" => Ok(Quota(None)),
+        Ok(quota) if quota > 0 => Ok(Quota(Some(quota))),
+        _ => Err("give a number of events per second from 1, or none".to_owned()),
+    }
 }
 
 #[derive(Serialize)]
@@ -36,6 +64,7 @@ struct Created {
     project: String,
     partitions: i32,
     dlq_partitions: i32,
+    quota_per_second: Option<i32>,
     /// Whether it is new.
     created: bool,
     #[serde(flatten)]
@@ -44,14 +73,20 @@ struct Created {
 
 pub async fn run(command: Command, connections: &Connections, output: Output) -> anyhow::Result<()> {
     match command {
-        Command::Create { id, size, declared } => {
-            let created = create(&id, size.as_deref(), &declared, connections).await?;
-            output.thing(&created, &["project", "partitions", "dlq_partitions", "created", "topics_created", "drift"])
+        Command::Create { id, size, quota, declared } => {
+            let created = create(&id, size.as_deref(), quota, &declared, connections).await?;
+            output.thing(&created, &CREATED)
+        }
+        Command::Quota { id, quota: Quota(quota) } => {
+            let mut db = store::connect(&connections.database_url).await?;
+            let project = store::set_quota(&mut db, &id, quota)
+                .await?
+                .with_context(|| format!("there is no project {id:?}; see 'tidemill projects list'"))?;
+            output.thing(&project, &FIELDS)
         }
         Command::List => {
             let mut db = store::connect(&connections.database_url).await?;
-            let fields = ["id", "partitions", "dlq_partitions", "generation", "created_at", "deleted_at"];
-            output.things(&store::projects(&mut db).await?, &fields)
+            output.things(&store::projects(&mut db).await?, &FIELDS)
         }
     }
 }
@@ -60,6 +95,7 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
 async fn create(
     id: &str,
     size: Option<&str>,
+    quota: Option<i32>,
     declared: &Declared,
     connections: &Connections,
 ) -> anyhow::Result<Created> {
@@ -79,12 +115,21 @@ async fn create(
     target.cluster.apply(&changes).await?;
     register_schemas(&id, connections).await?;
     let created = known.is_none() && store::insert_project(&mut db, id.as_str(), partitions).await?;
+    if quota.is_some() {
+        store::set_quota(&mut db, id.as_str(), quota).await?;
+    }
     let kept = store::project(&mut db, id.as_str()).await?.context("the project's row vanished; try again")?;
     if kept.partitions() != partitions {
         bail!("project {id} was created with other partition counts by someone else just now; run this again to see");
     }
-    let (partitions, dlq_partitions) = (kept.partitions, kept.dlq_partitions);
-    Ok(Created { project: kept.id, partitions, dlq_partitions, created, applied: Applied::new(&changes) })
+    Ok(Created {
+        project: kept.id,
+        partitions: kept.partitions,
+        dlq_partitions: kept.dlq_partitions,
+        quota_per_second: kept.quota_per_second,
+        created,
+        applied: Applied::new(&changes),
+    })
 }
 
 /// What is kept with a project wins; a new one takes what its size class says.

@@ -10,14 +10,16 @@ use sqlx::{ConnectOptions, PgConnection};
 use tidemill_common::auth::NewKey;
 use tidemill_topics::Partitions;
 
-const PROJECT: &str = "SELECT id, partitions, dlq_partitions, generation, created_at, deleted_at \
+const PROJECT: &str = "SELECT id, partitions, dlq_partitions, quota_per_second, generation, created_at, deleted_at \
      FROM projects WHERE id = $1";
-const PROJECTS: &str = "SELECT id, partitions, dlq_partitions, generation, created_at, deleted_at \
+const PROJECTS: &str = "SELECT id, partitions, dlq_partitions, quota_per_second, generation, created_at, deleted_at \
      FROM projects ORDER BY id";
 const INSERT_PROJECT: &str = "INSERT INTO projects (id, partitions, dlq_partitions) VALUES ($1, $2, $3) \
      ON CONFLICT (id) DO NOTHING";
-const INSERT_KEY: &str = "INSERT INTO api_keys (hash, prefix, project, scopes, rate_limit) \
-     SELECT $1, $2, id, $4, $5 FROM projects WHERE id = $3 AND deleted_at IS NULL";
+const SET_QUOTA: &str = "UPDATE projects SET quota_per_second = $2 WHERE id = $1 AND deleted_at IS NULL \
+     RETURNING id, partitions, dlq_partitions, quota_per_second, generation, created_at, deleted_at";
+const INSERT_KEY: &str = "INSERT INTO api_keys (hash, prefix, project, scopes, rate_limit, expires_at) \
+     SELECT $1, $2, id, $4, $5, $6 FROM projects WHERE id = $3 AND deleted_at IS NULL";
 const KEYS: &str = "SELECT prefix, project, scopes, rate_limit, created_at, expires_at, revoked_at \
      FROM api_keys WHERE $1::text IS NULL OR project = $1 ORDER BY project, created_at";
 /// Revoking again leaves the first time as it is.
@@ -33,6 +35,8 @@ pub struct Project {
     pub id: String,
     pub partitions: i32,
     pub dlq_partitions: i32,
+    /// Events per second over all gateways.
+    pub quota_per_second: Option<i32>,
     pub generation: i32,
     pub created_at: DateTime<Utc>,
     pub deleted_at: Option<DateTime<Utc>>,
@@ -96,6 +100,11 @@ pub async fn insert_project(db: &mut PgConnection, id: &str, partitions: Partiti
     Ok(insert.execute(db).await.map_err(explain)?.rows_affected() == 1)
 }
 
+/// The project with its new quota, if there is one.
+pub async fn set_quota(db: &mut PgConnection, id: &str, quota: Option<i32>) -> anyhow::Result<Option<Project>> {
+    sqlx::query_as(SET_QUOTA).bind(id).bind(quota).fetch_optional(db).await.map_err(explain)
+}
+
 /// False if there is no such project.
 pub async fn insert_key(
     db: &mut PgConnection,
@@ -103,9 +112,10 @@ pub async fn insert_key(
     project: &str,
     scopes: &[&str],
     rate_limit: Option<i32>,
+    expires_at: Option<DateTime<Utc>>,
 ) -> anyhow::Result<bool> {
     let insert = sqlx::query(INSERT_KEY).bind(key.hash.as_slice()).bind(&key.prefix).bind(project);
-    let insert = insert.bind(scopes).bind(rate_limit);
+    let insert = insert.bind(scopes).bind(rate_limit).bind(expires_at);
     Ok(insert.execute(db).await.map_err(explain)?.rows_affected() == 1)
 }
 

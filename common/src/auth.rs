@@ -4,10 +4,12 @@
 //! revoked key stops working within [`CONFIRMED`]; while Postgres cannot be asked, known keys go on working.
 
 mod cache;
+mod environment;
 mod form;
 
+use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, RwLock, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, StatusCode, header};
@@ -17,6 +19,8 @@ use subtle::ConstantTimeEq;
 
 pub use self::cache::{CONFIRMED, FRESH};
 use self::cache::{Cache, Found};
+pub use self::environment::EnvironmentError;
+use self::environment::EnvironmentKey;
 pub use self::form::{NewKey, generate};
 use self::form::{hash, prefix};
 use crate::problem::Problem;
@@ -24,9 +28,14 @@ use crate::problem::Problem;
 /// How long Postgres may take.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Whether a key is revoked is judged by the clock that wrote when.
-const BY_PREFIX: &str = "SELECT k.hash, k.project, p.partitions, k.scopes, k.rate_limit, k.expires_at, \
+const BY_PREFIX: &str = "SELECT k.hash, k.project, p.partitions, p.quota_per_second, k.scopes, k.rate_limit, k.expires_at, \
      k.revoked_at IS NOT NULL AND k.revoked_at <= now() AS revoked \
      FROM api_keys k JOIN projects p ON p.id = k.project AND p.deleted_at IS NULL WHERE k.prefix = $1";
+
+/// The same for a key from the environment, which only needs its project.
+const PROJECT: &str = "SELECT $1::bytea AS hash, id AS project, partitions, quota_per_second, \
+     $2::text[] AS scopes, NULL::integer AS rate_limit, NULL::timestamptz AS expires_at, false AS revoked \
+     FROM projects WHERE id = $3 AND deleted_at IS NULL";
 
 /// What a key allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,6 +77,8 @@ pub struct ApiKey {
     pub scopes: Vec<Scope>,
     /// Events per second; `None` is no limit.
     pub rate_limit: Option<NonZeroU32>,
+    /// Events per second of the whole project, over all gateways; `None` is no limit.
+    pub quota: Option<NonZeroU32>,
     hash: [u8; 32],
     expires_at: Option<DateTime<Utc>>,
     revoked: bool,
@@ -132,41 +143,74 @@ pub fn credential(headers: &HeaderMap) -> Option<&str> {
 #[derive(Clone)]
 pub struct Keys {
     pool: PgPool,
-    cache: Arc<Mutex<Cache<Arc<ApiKey>>>>,
+    cache: Arc<RwLock<Cache<Arc<ApiKey>>>>,
+    /// By SHA-256.
+    environment: Arc<HashMap<[u8; 32], EnvironmentKey>>,
 }
 
 impl Keys {
     /// Keys that are looked up with this pool.
     pub fn new(pool: PgPool) -> Self {
-        Self { pool, cache: Arc::default() }
+        Self { pool, cache: Arc::default(), environment: Arc::default() }
+    }
+
+    /// These, and keys for development from the environment: `key:project[:scope+scope],…`.
+    pub fn with_environment(self, api_keys: Option<&str>) -> Result<Self, EnvironmentError> {
+        let keys = environment::parse(api_keys.unwrap_or_default())?;
+        if !keys.is_empty() {
+            tracing::warn!(keys = keys.len(), "keys from API_KEYS are let in; they are for development only");
+        }
+        Ok(Self { environment: Arc::new(keys), ..self })
     }
 
     /// Who calls with this credential (see [`credential`]) at this time.
     pub async fn authenticate(&self, credential: Option<&str>, now: DateTime<Utc>) -> Result<Arc<ApiKey>, AuthError> {
         let presented = credential.ok_or(AuthError::Missing)?;
-        let prefix = prefix(presented).ok_or(AuthError::Unknown)?;
+        let hash = hash(presented);
+        let environment = self.environment.get(&hash);
+        let own = environment.map(|key| key.prefix.as_str());
+        let prefix = own.or_else(|| prefix(presented)).ok_or(AuthError::Unknown)?;
+        let known = match self.known(prefix) {
+            Some(known) => known,
+            None => self.find(prefix, environment.map(|key| (hash, key))).await?,
+        };
+        check(known.ok_or(AuthError::Unknown)?, &hash, now)
+    }
+
+    /// What most callers need: many can look at once.
+    fn known(&self, prefix: &str) -> Option<Option<Arc<ApiKey>>> {
+        self.cache.read().expect("no holder panics").peek(prefix, Instant::now())
+    }
+
+    async fn find(&self, prefix: &str, environment: Environment<'_>) -> Result<Option<Arc<ApiKey>>, AuthError> {
         let asked = Instant::now();
         let found = self.cache().find(prefix, asked);
-        let known = match found {
-            Found::Use(known) => known,
-            Found::Down => return Err(AuthError::Unavailable("Postgres did not answer a moment ago".to_owned())),
-            Found::Ask(stale) => match self.look_up(prefix).await {
+        match found {
+            Found::Use(known) => Ok(known),
+            Found::Down => Err(AuthError::Unavailable("Postgres did not answer a moment ago".to_owned())),
+            Found::Ask(stale) => match self.look_up(prefix, environment).await {
                 Ok(known) => {
                     self.cache().confirm(prefix, known.clone(), asked);
-                    known
+                    Ok(known)
                 }
                 Err(error) => {
                     self.cache().failed(Instant::now());
                     tracing::warn!(%error, "API keys cannot be looked up");
-                    Some(stale.ok_or(AuthError::Unavailable(error))?)
+                    stale.ok_or(AuthError::Unavailable(error)).map(Some)
                 }
             },
-        };
-        check(known.ok_or(AuthError::Unknown)?, presented, now)
+        }
     }
 
-    async fn look_up(&self, prefix: &str) -> Result<Option<Arc<ApiKey>>, String> {
-        let row = sqlx::query_as::<_, Row>(BY_PREFIX).bind(prefix).fetch_optional(&self.pool);
+    async fn look_up(&self, prefix: &str, environment: Environment<'_>) -> Result<Option<Arc<ApiKey>>, String> {
+        let query = match environment {
+            None => sqlx::query_as::<_, Row>(BY_PREFIX).bind(prefix),
+            Some((hash, key)) => {
+                let scopes: Vec<&str> = key.scopes.iter().map(|scope| scope.as_str()).collect();
+                sqlx::query_as(PROJECT).bind(hash).bind(scopes).bind(&key.project)
+            }
+        };
+        let row = query.fetch_optional(&self.pool);
         match tokio::time::timeout(LOOKUP_TIMEOUT, row).await {
             Ok(Ok(row)) => Ok(row.and_then(|row| row.into_key(prefix)).map(Arc::new)),
             Ok(Err(error)) => Err(error.to_string()),
@@ -174,14 +218,17 @@ impl Keys {
         }
     }
 
-    fn cache(&self) -> MutexGuard<'_, Cache<Arc<ApiKey>>> {
-        self.cache.lock().expect("no holder panics")
+    fn cache(&self) -> RwLockWriteGuard<'_, Cache<Arc<ApiKey>>> {
+        self.cache.write().expect("no holder panics")
     }
 }
 
+/// A key from the environment, with its hash.
+type Environment<'a> = Option<([u8; 32], &'a EnvironmentKey)>;
+
 /// Nothing about a key is told before its hash matches.
-fn check(known: Arc<ApiKey>, presented: &str, now: DateTime<Utc>) -> Result<Arc<ApiKey>, AuthError> {
-    if !bool::from(known.hash.ct_eq(&hash(presented))) {
+fn check(known: Arc<ApiKey>, presented: &[u8; 32], now: DateTime<Utc>) -> Result<Arc<ApiKey>, AuthError> {
+    if !bool::from(known.hash.ct_eq(presented)) {
         Err(AuthError::Unknown)
     } else if known.revoked {
         Err(AuthError::Revoked)
@@ -199,6 +246,7 @@ struct Row {
     partitions: i32,
     scopes: Vec<String>,
     rate_limit: Option<i32>,
+    quota_per_second: Option<i32>,
     expires_at: Option<DateTime<Utc>>,
     revoked: bool,
 }
@@ -206,12 +254,14 @@ struct Row {
 impl Row {
     /// A row whose hash is no SHA-256 is nobody's key.
     fn into_key(self, prefix: &str) -> Option<ApiKey> {
+        let rate = |limit: i32| u32::try_from(limit).ok().and_then(NonZeroU32::new);
         Some(ApiKey {
             prefix: prefix.to_owned(),
             project: Arc::from(self.project),
             partitions: self.partitions,
             scopes: self.scopes.iter().filter_map(|scope| Scope::parse(scope)).collect(),
-            rate_limit: self.rate_limit.and_then(|limit| u32::try_from(limit).ok()).and_then(NonZeroU32::new),
+            rate_limit: self.rate_limit.and_then(rate),
+            quota: self.quota_per_second.and_then(rate),
             hash: self.hash.try_into().ok()?,
             expires_at: self.expires_at,
             revoked: self.revoked,
@@ -233,6 +283,7 @@ mod tests {
             partitions: 4,
             scopes: vec![Scope::Read],
             rate_limit: None,
+            quota: None,
             hash: new.hash,
             expires_at: None,
             revoked: false,
@@ -242,7 +293,7 @@ mod tests {
     #[test]
     fn only_the_whole_key_is_good_and_only_in_its_time() {
         let (new, now) = (generate(), Utc::now());
-        let ask = |key: ApiKey, presented: &str| check(Arc::new(key), presented, now);
+        let ask = |key: ApiKey, presented: &str| check(Arc::new(key), &hash(presented), now);
         assert!(ask(key(&new), &new.key).is_ok());
         let same_prefix = format!("{}{}", new.prefix, "A".repeat(LENGTH - PREFIX));
         assert!(matches!(ask(key(&new), &same_prefix), Err(AuthError::Unknown)));
@@ -251,7 +302,7 @@ mod tests {
         assert!(matches!(ask(revoked, &same_prefix), Err(AuthError::Unknown)), "a guess learns nothing");
         let expired = ApiKey { expires_at: Some(now), ..key(&new) };
         assert!(matches!(ask(expired.clone(), &new.key), Err(AuthError::Expired)));
-        assert!(check(Arc::new(expired), &new.key, now - TimeDelta::milliseconds(1)).is_ok());
+        assert!(check(Arc::new(expired), &new.hash, now - TimeDelta::milliseconds(1)).is_ok());
     }
 
     #[test]

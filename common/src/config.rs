@@ -10,12 +10,13 @@ use serde::de::DeserializeOwned;
 use crate::kafka::KafkaConfig;
 
 /// Plain environment names and the settings that they stand for; `{service}` is the running service.
-const PLAIN: [(&str, &str); 10] = [
+const PLAIN: [(&str, &str); 11] = [
     ("KAFKA_BROKERS", "kafka.brokers"),
     ("DATABASE_URL", "postgres.url"),
     ("REDIS_URL", "redis.url"),
     ("SCHEMA_REGISTRY_URL", "registry.url"),
     ("WAREHOUSE_URL", "warehouse.url"),
+    ("API_KEYS", "auth.api_keys"),
     ("LOG_LEVEL", "log.level"),
     ("PORT", "{service}.port"),
     ("BATCH_SIZE", "{service}.batch_size"),
@@ -52,6 +53,8 @@ pub struct Connections {
     pub registry_url: String,
     /// Where the archive lies: `file:///…`
     pub warehouse_url: String,
+    /// Keys for development, as `API_KEYS` has them.
+    pub api_keys: Option<String>,
 }
 
 impl Settings {
@@ -88,6 +91,7 @@ impl Settings {
             redis_url: get("redis.url", "redis://127.0.0.1:16379"),
             registry_url: get("registry.url", "http://127.0.0.1:18081/apis/ccompat/v7"),
             warehouse_url: get("warehouse.url", "file:///var/lib/tidemill/warehouse"),
+            api_keys: self.config.get_string("auth.api_keys").ok(),
         }
     }
 

@@ -18,6 +18,7 @@ use tidemill_common::kafka::{Deliveries, Outgoing};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use crate::batches::{BatchNote, Types};
 use crate::flight::Flight;
 use crate::gateway::Gateway;
 use crate::outcome::{Answered, Fate, Outcome, SOON};
@@ -41,9 +42,10 @@ pub async fn admit(
 ) -> Vec<Answered> {
     gateway.meters.batch(events.len());
     let encoder = gateway.schemas.encoder(&caller.project).await;
-    let granted = gateway.limits.take(&caller.prefix, caller.rate_limit, events.len());
+    let granted = gateway.limits.admit(caller, events.len());
     let mut answers: Vec<Option<Answered>> = Vec::with_capacity(events.len());
     let mut encoded = Encoded::with_capacity(events.len(), share.bytes());
+    let mut types = Types::default();
     for (index, event) in events.into_iter().enumerate() {
         let raw = match event {
             Ok(raw) => raw,
@@ -55,18 +57,26 @@ pub async fn admit(
         let outcome = match &encoder {
             _ if index >= granted.events => Some(Outcome::Limited(granted.retry_after)),
             Err(_) => Some(Outcome::Retry(SOON)),
-            Ok(encoder) => encoded.push(&raw, receipt, *encoder, caller.partitions).err().map(Outcome::Invalid),
+            Ok(encoder) => match gateway.limits.event(&caller.project, &raw.event_type, raw.user_id.as_deref()) {
+                Err(wait) => Some(Outcome::Limited(wait)),
+                Ok(()) => encoded.push(&raw, receipt, *encoder, caller.partitions).err().map(Outcome::Invalid),
+            },
         };
         if outcome.is_none() {
             gateway.event_types.count(&raw.event_type);
+            types.count(raw.event_type);
         }
         answers.push(outcome.map(|outcome| Answered { event_id: Some(raw.event_id.into_owned()), outcome }));
     }
-    if encoded.events().is_empty() {
-        return answers.into_iter().flatten().collect();
+    let mut delivered = Vec::new().into_iter();
+    if !encoded.events().is_empty() {
+        delivered = deliver(gateway, caller, encoded, share).await.into_iter();
     }
-    let mut delivered = deliver(gateway, caller, encoded, share).await.into_iter();
-    answers.into_iter().map(|answer| answer.or_else(|| delivered.next()).expect("one for each valid event")).collect()
+    let answers = answers.into_iter().map(|answer| answer.or_else(|| delivered.next()));
+    let answers: Vec<Answered> = answers.map(|answer| answer.expect("one for each valid event")).collect();
+    let (key_prefix, project, bytes) = (&caller.prefix, &caller.project, share.bytes());
+    gateway.batches.note(&BatchNote { key_prefix, project, bytes, answers: &answers, types });
+    answers
 }
 
 /// Brings valid events into the log; gives their answers, in order.

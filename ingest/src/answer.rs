@@ -109,7 +109,7 @@ fn problem(outcome: &Outcome) -> Option<Problem> {
             Some(problem.field(invalid.field))
         }
         Outcome::Limited(wait) => {
-            let detail = "this API key's limit of events per second is used up; send the event again later";
+            let detail = "a limit of events per second is used up, of this API key, the project, the event type or the user; send the event again later";
             let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "limited", "Limit reached", detail);
             Some(problem.retry_after(seconds(*wait)))
         }

@@ -22,6 +22,11 @@ pub struct Config {
     pub max_bytes_in_flight: usize,
     /// A body must have arrived within this time, in milliseconds.
     pub body_timeout_ms: u64,
+    /// Events per second of one type in one project, at each gateway; 0: no limit.
+    pub event_type_rate: u32,
+    /// Events per second of one user in one project, at each gateway; 0: no limit. Of more than 65,536 users
+    /// (or types) at a time the newest share limits.
+    pub user_rate: u32,
     /// What is kept of a client's address.
     pub client_address: ClientAddress,
     /// Where accepted events wait while Kafka is down; without it they are told to come again.
@@ -51,6 +56,8 @@ impl Default for Config {
             max_requests: 1_024,
             max_bytes_in_flight: 256 * 1024 * 1024,
             body_timeout_ms: 30_000,
+            event_type_rate: 0,
+            user_rate: 0,
             client_address: ClientAddress::Truncated,
             spool_dir: None,
             spool_max_bytes: spool::DEFAULT_BYTES,

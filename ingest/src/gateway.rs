@@ -17,12 +17,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::admit::Lanes;
+use crate::batches::Batches;
 use crate::claims::Claims;
 use crate::config::Config;
 use crate::event_types::EventTypes;
 use crate::idempotency::Idempotency;
 use crate::incarnations::Incarnations;
-use crate::limit::Limits;
+use crate::limits::Limits;
 use crate::meters::Meters;
 use crate::overload::Overload;
 use crate::schemas::Schemas;
@@ -43,8 +44,10 @@ pub struct Gateway {
     pub config: Config,
     /// API keys.
     pub keys: Keys,
-    /// Their limits.
+    /// What callers may send.
     pub limits: Limits,
+    /// What is told of batches.
+    pub batches: Batches,
     /// Schema ids.
     pub schemas: Schemas,
     /// Claims on eventIds.
@@ -80,8 +83,9 @@ impl Gateway {
         let redis = Redis::new(&connections.redis_url)?;
         let (lanes, ends) = Lanes::new();
         let gateway = Arc::new(Self {
-            keys: Keys::new(pool.clone()),
-            limits: Limits::default(),
+            keys: Keys::new(pool.clone()).with_environment(connections.api_keys.as_deref())?,
+            limits: Limits::new(&config, redis.clone()),
+            batches: Batches::new(pool.clone()),
             schemas: Schemas::new(Registry::new(&connections.registry_url)?),
             claims: Claims::new(redis.clone()),
             idempotency: Idempotency::new(redis.clone()),
@@ -111,6 +115,8 @@ impl Gateway {
             self.tasks.spawn(drain);
         }
         tokio::spawn(self.incarnations.clone().follow(self.kafka.clone(), shutdown.clone()));
+        self.limits.start(shutdown);
+        self.batches.start(shutdown);
         self.watch_kafka(health, shutdown)?;
         self.watch_postgres(health, shutdown);
         let redis = self.redis.clone();
@@ -159,6 +165,7 @@ impl Gateway {
             tracing::warn!(requests = self.tasks.len(), "some requests did not end in time");
         }
         self.stop_lanes.cancel();
+        self.batches.finish().await;
         let flushed = self.producer.flush(DRAIN).await;
         fatal(&self.producer)?;
         Ok(flushed?)

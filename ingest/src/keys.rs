@@ -4,6 +4,9 @@
 //! `C:<topic incarnation>:<partition>:<offset>:<body hash>` once it is in the log.
 //!
 //! `idempotency:{project}:<SHA-256 of an Idempotency-Key>` holds a request's final answers as JSON, for 24 h.
+//!
+//! `quota:{project}` is a HASH: `tokens` that may still be leased (below zero: gateways spent on credit), `at`
+//! (microseconds, when they were counted) and, for each gateway that leases, `g:<gateway>` with its last time.
 
 use std::fmt::Write;
 
@@ -16,6 +19,36 @@ pub const CONFIRMED_MS: u64 = 24 * 3_600 * 1_000;
 /// Deletes KEYS[1] if it still holds ARGV[1]: a claim that ran out may be another's by now.
 pub const RELEASE: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
+
+/// Leases tokens of KEYS[1], which gets ARGV[1] per second, up to a second's worth: at most ARGV[2], after ARGV[3]
+/// spent on credit are paid. Gives the tokens and the number of gateways (ARGV[4] is this one) of the last 10 s.
+/// Run twice, it loses one lease.
+pub const LEASE: &str = "
+local time = redis.call('TIME')
+local now = time[1] * 1000000 + time[2]
+local rate, gateways, old = tonumber(ARGV[1]), 1, {}
+local tokens, at = rate, now
+local fields = redis.call('HGETALL', KEYS[1])
+for i = 1, #fields, 2 do
+  local name, value = fields[i], tonumber(fields[i + 1])
+  if name == 'tokens' then tokens = value
+  elseif name == 'at' then at = value
+  elseif name ~= 'g:' .. ARGV[4] then
+    if value > now - 10000000 then gateways = gateways + 1 else old[#old + 1] = name end
+  end
+end
+tokens = math.min(rate, tokens + math.max(0, now - at) * rate / 1000000) - tonumber(ARGV[3])
+local lease = math.floor(math.max(0, math.min(tokens, tonumber(ARGV[2]))))
+if #old > 0 then redis.call('HDEL', KEYS[1], unpack(old)) end
+redis.call('HSET', KEYS[1], 'tokens', string.format('%.6f', tokens - lease), 'at', string.format('%.0f', now),
+  'g:' .. ARGV[4], string.format('%.0f', now))
+redis.call('PEXPIRE', KEYS[1], 60000)
+return {lease, gateways}";
+
+/// The key of a project's quota.
+pub fn quota(project: &str) -> String {
+    format!("quota:{project}")
+}
 
 /// Writes the key of an event.
 pub fn event(project: &str, event_id: &str, key: &mut String) {

@@ -6,6 +6,7 @@
 mod admit;
 mod answer;
 mod auth;
+mod batches;
 mod body;
 mod body_hash;
 mod claims;
@@ -16,7 +17,7 @@ mod gateway;
 mod idempotency;
 mod incarnations;
 mod keys;
-mod limit;
+mod limits;
 mod meters;
 mod outages;
 mod outcome;

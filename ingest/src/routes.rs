@@ -67,7 +67,9 @@ async fn events(State(gateway): State<Arc<Gateway>>, request: Request) -> Respon
         Err(problem) => return problem.into_response(),
     };
     let request = Accompanied { caller: &caller, receipt: &receipt, again, share: Arc::new(share) };
-    respond(&gateway, &request, &body).await
+    let mut response = respond(&gateway, &request, &body).await;
+    gateway.limits.tell(&caller, response.headers_mut());
+    response
 }
 
 /// What goes with a request's events.

@@ -40,7 +40,7 @@ pub async fn run(
         async move { redis.ping().await }
     });
     let service = routes::Service {
-        keys: Keys::new(pool.clone()),
+        keys: Keys::new(pool.clone()).with_environment(connections.api_keys.as_deref())?,
         freshness: freshness::Freshness::new(connections.kafka.clone(), pool.clone()),
         sql: sql::Engine::new(&config, &connections)?,
         pool,

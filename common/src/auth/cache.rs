@@ -49,15 +49,21 @@ impl<K> Default for Cache<K> {
 }
 
 impl<K: Clone> Cache<K> {
-    pub(super) fn find(&mut self, prefix: &str, now: Instant) -> Found<K> {
-        if self.unknown.get(prefix).is_some_and(|at| now < *at + FRESH) {
-            return Found::Use(None);
-        }
+    /// The answer, where nobody needs to ask. Changes nothing, so many can look at once.
+    pub(super) fn peek(&self, prefix: &str, now: Instant) -> Option<Option<K>> {
         if let Some(known) = self.known.get(prefix) {
             let asked_by_another = now < known.asked + ASKING && now < known.confirmed + CONFIRMED;
             if now < known.confirmed + FRESH || asked_by_another {
-                return Found::Use(Some(known.key.clone()));
+                return Some(Some(known.key.clone()));
             }
+        }
+        self.unknown.get(prefix).is_some_and(|at| now < *at + FRESH).then_some(None)
+    }
+
+    /// The answer, or what to do for it.
+    pub(super) fn find(&mut self, prefix: &str, now: Instant) -> Found<K> {
+        if let Some(answer) = self.peek(prefix, now) {
+            return Found::Use(answer);
         }
         let trial = self.may_ask(now);
         match self.known.get_mut(prefix) {
