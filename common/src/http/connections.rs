@@ -15,6 +15,9 @@ use super::HttpConfig;
 
 /// A connection that was asked to finish and does not is cut after so long.
 const FINISH: Duration = Duration::from_secs(5);
+/// A connection must have been quiet for so long to make room for another: its last answer is on its way, or its first
+/// request.
+const SETTLED: Duration = Duration::from_millis(100);
 /// So many connections are looked at for one that must make room: enough for a good choice, few enough for a flood.
 const SAMPLE: usize = 64;
 
@@ -153,10 +156,10 @@ impl Connections {
     }
 
     /// A place for a new connection. If all are taken, that of one on which nothing has been going on for longest;
-    /// none if a request is at work on all of them.
+    /// none if something is going on on all of them.
     pub fn enter(self: &Arc<Self>, now: Instant) -> Option<Place> {
         let mut open = self.open();
-        if open.by_age.len() >= self.most && !open.make_room() {
+        if open.by_age.len() >= self.most && !open.make_room(millis(now - self.started)) {
             return None;
         }
         let activity = Arc::new(Activity::new(self.started, now));
@@ -169,8 +172,8 @@ impl Connections {
     }
 
     /// Closes a connection on which nothing is going on.
-    pub fn make_room(&self) {
-        self.open().make_room();
+    pub fn make_room(&self, now: Instant) {
+        self.open().make_room(millis(now - self.started));
     }
 
     /// Closes those that are too slow.
@@ -207,12 +210,15 @@ impl Connections {
 }
 
 impl Open {
-    fn make_room(&mut self) -> bool {
+    fn make_room(&mut self, now: u64) -> bool {
         let (after, before) = (self.by_age.range(self.hand..), self.by_age.range(..self.hand));
         let sample: Vec<_> = after.chain(before).take(SAMPLE).map(|(id, c)| (c.activity.quiet_since(), *id)).collect();
         self.hand = sample.last().map_or(0, |(_, id)| id + 1);
         let quietest = sample.iter().filter_map(|(since, id)| since.map(|since| (since, *id))).min();
-        let Some((_, id)) = quietest else { return false };
+        let Some((since, id)) = quietest else { return false };
+        if now.saturating_sub(since) < millis(SETTLED) {
+            return false;
+        }
         count_cut("limit");
         self.by_age.remove(&id).is_some()
     }
@@ -292,13 +298,14 @@ mod tests {
         let mut places: Vec<_> = (0..3).map(|ms| connections.enter(at(ms)).expect("room")).collect();
         places[0].activity.moved(at(50));
         let at_work = places[1].activity.begin(false);
-        let fourth = connections.enter(at(60)).expect("room is made");
+        let fourth = connections.enter(at(200)).expect("room is made");
         let is_cut = |place: &mut Place| place.cut.try_recv() == Err(tokio::sync::oneshot::error::TryRecvError::Closed);
         assert_eq!(places.iter_mut().map(is_cut).collect::<Vec<_>>(), [false, false, true]);
+        assert!(connections.enter(at(100)).is_none(), "answers may still be on their way");
         let _others = [places[0].activity.begin(false), fourth.activity.begin(false)];
-        assert!(connections.enter(at(70)).is_none(), "all are at work");
+        assert!(connections.enter(at(900)).is_none(), "all are at work");
         drop(places.remove(0));
-        assert!(connections.enter(at(80)).is_some(), "a place was given back");
+        assert!(connections.enter(at(900)).is_some(), "a place was given back");
         drop(at_work);
     }
 }

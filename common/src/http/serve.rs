@@ -27,7 +27,7 @@ use super::{HttpConfig, Listener};
 
 /// Requests under way at shutdown get this long.
 const DRAIN: Duration = Duration::from_secs(20);
-/// Wait for a place when a request is at work on every connection.
+/// Wait for a place when something is going on on every connection.
 const NO_PLACE: Duration = Duration::from_millis(10);
 /// Bytes of a connection that are buffered in each direction.
 const BUFFER: usize = 64 * 1024;
@@ -114,7 +114,7 @@ impl Server {
                 Err(error) => {
                     // Out of file descriptors, most often: one is given back, others will be.
                     tracing::warn!(%error, "cannot accept a connection");
-                    self.connections.make_room();
+                    self.connections.make_room(Instant::now());
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             }
