@@ -3,8 +3,6 @@
 
 mod http_support;
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use http_support::{Client, Directory, QUICK, Server, closed, in_time, raw, tls_client};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -160,20 +158,19 @@ async fn idle_connections_make_room_for_newcomers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn newcomers_wait_while_all_connections_are_at_work() {
-    let server = Server::start(|config| config.max_connections = 2).await;
-    let ask = |path| {
-        let address = server.address;
-        tokio::spawn(async move { Client::http1(TcpStream::connect(address).await.unwrap()).await.get(path).await })
-    };
-    let working = [ask("/wait"), ask("/wait")];
-    server.waiting(2).await;
-    let newcomers = [ask("/wait"), ask("/wait")];
-    let mut answers: FuturesUnordered<_> = working.into_iter().chain(newcomers).collect();
-    while !answers.is_empty() {
-        server.release(1);
-        assert_eq!(in_time(answers.next()).await.unwrap().unwrap().0, 200);
+    let server = Server::start(|config| config.max_connections = 1).await;
+    let mut busy = Client::http2(raw(&server).await).await;
+    let working = tokio::spawn(busy.clone().get_owned("/wait"));
+    server.waiting(1).await;
+    let stream = raw(&server).await;
+    let newcomer = tokio::spawn(async move { Client::http1(stream).await.get("/").await });
+    for _ in 0..200 {
+        assert_eq!(busy.get("/").await.0, 200);
     }
-    assert_eq!(server.most_at_a_time(), 2);
+    assert!(!newcomer.is_finished(), "there is no place for it");
+    server.release(1);
+    assert_eq!(in_time(working).await.unwrap().0, 200);
+    assert_eq!(in_time(newcomer).await.unwrap().0, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]

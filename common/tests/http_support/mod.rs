@@ -4,7 +4,6 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
@@ -39,7 +38,6 @@ pub struct Server {
 
 struct Doings {
     waiting: watch::Sender<usize>,
-    most: AtomicUsize,
     go_on: Semaphore,
     dropped: watch::Sender<usize>,
 }
@@ -60,7 +58,6 @@ impl Server {
         let address = socket.local_addr().unwrap();
         let doings = Arc::new(Doings {
             waiting: watch::Sender::default(),
-            most: AtomicUsize::new(0),
             go_on: Semaphore::new(0),
             dropped: watch::Sender::default(),
         });
@@ -87,11 +84,6 @@ impl Server {
         self.doings.go_on.add_permits(requests);
     }
 
-    /// The most requests that ever waited at a time.
-    pub fn most_at_a_time(&self) -> usize {
-        self.doings.most.load(Ordering::Relaxed)
-    }
-
     /// Waits until so many endless answers have been dropped.
     pub async fn dropped(&self, answers: usize) {
         self.doings.dropped.subscribe().wait_for(|dropped| *dropped == answers).await.unwrap();
@@ -105,10 +97,7 @@ impl Drop for Server {
 }
 
 async fn wait(State(doings): State<Arc<Doings>>) -> &'static str {
-    doings.waiting.send_modify(|waiting| {
-        *waiting += 1;
-        doings.most.fetch_max(*waiting, Ordering::Relaxed);
-    });
+    doings.waiting.send_modify(|waiting| *waiting += 1);
     doings.go_on.acquire().await.unwrap().forget();
     doings.waiting.send_modify(|waiting| *waiting -= 1);
     "done"
