@@ -20,8 +20,7 @@ pub mod table;
 mod worker;
 
 use tidemill_common::config::Connections;
-use tidemill_common::http::{Health, serve};
-use tokio::net::TcpListener;
+use tidemill_common::http::{Health, Listener, serve};
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, OnGap};
@@ -31,7 +30,7 @@ pub use error::ArchiveError;
 pub async fn run(
     config: Config,
     connections: Connections,
-    listener: TcpListener,
+    listener: Listener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let stop = shutdown.child_token();

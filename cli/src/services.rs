@@ -3,6 +3,7 @@
 use anyhow::Context;
 use serde::Deserialize;
 use tidemill_common::config::Settings;
+use tidemill_common::http::Listener;
 use tidemill_common::telemetry::start_logging;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -78,7 +79,7 @@ pub async fn run(service: Service) -> anyhow::Result<()> {
 async fn start(
     service: Service,
     settings: &Settings,
-    listener: TcpListener,
+    listener: Listener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let (section, connections) = (service.name(), settings.connections());
@@ -90,14 +91,15 @@ async fn start(
     }
 }
 
-async fn listen(service: Service, settings: &Settings) -> anyhow::Result<TcpListener> {
+async fn listen(service: Service, settings: &Settings) -> anyhow::Result<Listener> {
     let name = service.name();
     let Listen { host } = settings.section("listen")?;
     let port = settings.section::<Port>(name)?.port.unwrap_or(service.default_port());
-    let listener = TcpListener::bind((host.as_str(), port)).await.with_context(|| {
+    let socket = TcpListener::bind((host.as_str(), port)).await.with_context(|| {
         let upper = name.to_uppercase();
         format!("{name} cannot listen on {host}:{port}; set TIDEMILL_{upper}__PORT to a free port, 0 for any")
     })?;
+    let listener = Listener::new(socket, settings.section("http")?)?;
     tracing::info!(service = name, address = %listener.local_addr()?, "listening");
     Ok(listener)
 }

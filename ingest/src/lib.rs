@@ -34,9 +34,8 @@ mod stages;
 use std::sync::Arc;
 
 use tidemill_common::config::Connections;
-use tidemill_common::http::{self, Health};
+use tidemill_common::http::{Health, Listener, serve};
 use tidemill_common::telemetry;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{ClientAddress, Config};
@@ -47,7 +46,7 @@ use gateway::Gateway;
 pub async fn run(
     config: Config,
     connections: Connections,
-    listener: TcpListener,
+    listener: Listener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     telemetry::metrics(); // whoever looks up a meter before it is installed gets one that counts nothing
@@ -55,6 +54,6 @@ pub async fn run(
     let gateway = Gateway::new(config, &connections).await?;
     gateway.start(&health, &shutdown)?;
     tracing::info!(address = %listener.local_addr()?, "ingest is listening");
-    http::serve(listener, routes::routes(Arc::clone(&gateway), &health), shutdown).await?;
+    serve(listener, routes::routes(Arc::clone(&gateway), &health), shutdown).await?;
     gateway.drain().await
 }

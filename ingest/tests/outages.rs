@@ -235,7 +235,7 @@ async fn a_gateway_that_can_never_send_again_ends() {
     let mut connections = stack.connections.clone();
     connections.kafka.brokers = kafka.bootstrap_servers();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let service = tidemill_ingest::run(Config::default(), connections, listener, CancellationToken::new());
+    let service = tidemill_ingest::run(Config::default(), connections, listener.into(), CancellationToken::new());
     let end = tokio::time::timeout(Duration::from_secs(30), service).await.expect("it ends by itself");
     assert!(end.expect_err("not as if it were told to").to_string().contains("never send"));
 }

@@ -15,10 +15,9 @@ use std::sync::Arc;
 
 use tidemill_common::auth::Keys;
 use tidemill_common::config::Connections;
-use tidemill_common::http::{Health, serve};
+use tidemill_common::http::{Health, Listener, serve};
 use tidemill_common::postgres as pg;
 use tidemill_common::redis::Redis;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
@@ -27,7 +26,7 @@ pub use config::Config;
 pub async fn run(
     config: Config,
     connections: Connections,
-    listener: TcpListener,
+    listener: Listener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let pool = postgres::limited(pg::pool(&connections.database_url, config.postgres_connections)?);

@@ -41,7 +41,7 @@ async fn events_are_a_table() {
         ..Config::default()
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    tokio::spawn(tidemill_archiver::run(config, api.stack.connections.clone(), listener, stop));
+    tokio::spawn(tidemill_archiver::run(config, api.stack.connections.clone(), listener.into(), stop));
     api.stack.send_all(&events()).await;
     let all = json!([{ "n": 60 }]);
     eventually("all events are archived", || async {

@@ -20,12 +20,11 @@ use std::time::Duration;
 use sqlx::PgPool;
 use tidemill_common::codec::Decoder;
 use tidemill_common::config::Connections;
-use tidemill_common::http::{Health, serve};
+use tidemill_common::http::{Health, Listener, serve};
 use tidemill_common::kafka::{GroupConsumer, History, Producer};
 use tidemill_common::postgres;
 use tidemill_common::redis::Redis;
 use tidemill_common::registry::Registry;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, OnGap};
@@ -41,7 +40,7 @@ const DELIVERY: Duration = Duration::from_secs(30);
 pub async fn run(
     config: Config,
     connections: Connections,
-    listener: TcpListener,
+    listener: Listener,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
     let health = Health::new();

@@ -54,7 +54,7 @@ async fn worker(stack: &Stack, group: &str) -> Running {
     let shutdown = CancellationToken::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
-    let task = tokio::spawn(tidemill_stream::run(config, stack.connections.clone(), listener, shutdown.clone()));
+    let task = tokio::spawn(tidemill_stream::run(config, stack.connections.clone(), listener.into(), shutdown.clone()));
     Running { url, shutdown, task }
 }
 

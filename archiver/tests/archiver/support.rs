@@ -96,7 +96,7 @@ pub async fn start_with(config: Config, connections: Connections) -> Archiver {
     let shutdown = CancellationToken::new();
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
-    let task = tokio::spawn(run(config, connections, listener, shutdown.clone()));
+    let task = tokio::spawn(run(config, connections, listener.into(), shutdown.clone()));
     Archiver { shutdown, address, task }
 }
 

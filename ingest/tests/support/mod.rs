@@ -40,7 +40,7 @@ impl Gateway {
         let address = listener.local_addr().unwrap();
         let shutdown = CancellationToken::new();
         let redis = Redis::new(&connections.redis_url).unwrap();
-        let service = tokio::spawn(tidemill_ingest::run(config, connections, listener, shutdown.clone()));
+        let service = tokio::spawn(tidemill_ingest::run(config, connections, listener.into(), shutdown.clone()));
         let key = create_key(&stack, &stack.project, &["write"], None).await;
         let client = reqwest::Client::new();
         let gateway = Self { stack, address, key, shutdown, service: Some(service), client, redis };
@@ -56,7 +56,7 @@ impl Gateway {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (connections, shutdown) = (self.stack.connections.clone(), self.shutdown.clone());
-        tokio::spawn(tidemill_ingest::run(Config::default(), connections, listener, shutdown));
+        tokio::spawn(tidemill_ingest::run(Config::default(), connections, listener.into(), shutdown));
         eventually("the other gateway is ready", || async {
             let answer = self.client.get(format!("http://{address}/readyz")).send().await;
             answer.is_ok_and(|answer| answer.status() == StatusCode::OK)

@@ -33,7 +33,7 @@ impl Api {
         let stop = CancellationToken::new();
         let connections = stack.connections.clone();
         let shutdown = stop.clone();
-        tokio::spawn(async move { tidemill_query::run(config, connections, listener, shutdown).await.unwrap() });
+        tokio::spawn(async move { tidemill_query::run(config, connections, listener.into(), shutdown).await.unwrap() });
         let key = new_key(&stack, &stack.project, "read").await;
         Self { stack, key, client: reqwest::Client::new(), base, _stop: stop.drop_guard() }
     }
