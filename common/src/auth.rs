@@ -20,12 +20,13 @@ use self::cache::{Cache, Found};
 pub use self::form::{NewKey, generate};
 use self::form::{hash, prefix};
 use crate::problem::Problem;
+use crate::projects::SchemaMode;
 
 /// How long Postgres may take.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Whether a key is revoked is judged by the clock that wrote when.
 const BY_PREFIX: &str = "SELECT k.hash, k.project, p.partitions, k.scopes, k.rate_limit, k.expires_at, \
-     k.revoked_at IS NOT NULL AND k.revoked_at <= now() AS revoked \
+     k.revoked_at IS NOT NULL AND k.revoked_at <= now() AS revoked, p.schema_mode, p.schemas_changed_at \
      FROM api_keys k JOIN projects p ON p.id = k.project AND p.deleted_at IS NULL WHERE k.prefix = $1";
 
 /// What a key allows.
@@ -68,6 +69,10 @@ pub struct ApiKey {
     pub scopes: Vec<Scope>,
     /// Events per second; `None` is no limit.
     pub rate_limit: Option<NonZeroU32>,
+    /// What the project does with events that break their JSON Schema.
+    pub schema_mode: SchemaMode,
+    /// When the project's JSON Schemas last changed, in microseconds since 1970.
+    pub schemas_changed: i64,
     hash: [u8; 32],
     expires_at: Option<DateTime<Utc>>,
     revoked: bool,
@@ -201,6 +206,8 @@ struct Row {
     rate_limit: Option<i32>,
     expires_at: Option<DateTime<Utc>>,
     revoked: bool,
+    schema_mode: String,
+    schemas_changed_at: DateTime<Utc>,
 }
 
 impl Row {
@@ -212,6 +219,8 @@ impl Row {
             partitions: self.partitions,
             scopes: self.scopes.iter().filter_map(|scope| Scope::parse(scope)).collect(),
             rate_limit: self.rate_limit.and_then(|limit| u32::try_from(limit).ok()).and_then(NonZeroU32::new),
+            schema_mode: SchemaMode::parse(&self.schema_mode).unwrap_or_default(),
+            schemas_changed: self.schemas_changed_at.timestamp_micros(),
             hash: self.hash.try_into().ok()?,
             expires_at: self.expires_at,
             revoked: self.revoked,
@@ -233,6 +242,8 @@ mod tests {
             partitions: 4,
             scopes: vec![Scope::Read],
             rate_limit: None,
+            schema_mode: SchemaMode::Off,
+            schemas_changed: 0,
             hash: new.hash,
             expires_at: None,
             revoked: false,

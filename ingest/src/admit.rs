@@ -20,10 +20,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::flight::Flight;
 use crate::gateway::Gateway;
+use crate::json_schemas::{Checker, Judged};
 use crate::outcome::{Answered, Fate, Outcome, SOON};
 use crate::overload::Share;
 use crate::parse::Parsed;
-use crate::stages::{Encoded, Receipt};
+use crate::stages::{Encoded, RawEvent, Receipt};
 
 /// Round trips to Redis under way at once, for claims and for settling each: what comes meanwhile shares the
 /// next one.
@@ -42,6 +43,8 @@ pub async fn admit(
     gateway.meters.batch(events.len());
     let encoder = gateway.schemas.encoder(&caller.project).await;
     let granted = gateway.limits.take(&caller.prefix, caller.rate_limit, events.len());
+    let types = events.iter().take(granted.events).filter_map(|event| Some(&*event.as_ref().ok()?.event_type));
+    let schemas = gateway.json_schemas.checker(caller, types).await;
     let mut answers: Vec<Option<Answered>> = Vec::with_capacity(events.len());
     let mut encoded = Encoded::with_capacity(events.len(), share.bytes());
     for (index, event) in events.into_iter().enumerate() {
@@ -55,7 +58,10 @@ pub async fn admit(
         let outcome = match &encoder {
             _ if index >= granted.events => Some(Outcome::Limited(granted.retry_after)),
             Err(_) => Some(Outcome::Retry(SOON)),
-            Ok(encoder) => encoded.push(&raw, receipt, *encoder, caller.partitions).err().map(Outcome::Invalid),
+            Ok(encoder) => match encoded.push(&raw, receipt, *encoder, caller.partitions) {
+                Err(invalid) => Some(Outcome::Invalid(invalid)),
+                Ok(()) => against_schema(&schemas, &raw).inspect(|_| encoded.take_back()),
+            },
         };
         if outcome.is_none() {
             gateway.event_types.count(&raw.event_type);
@@ -67,6 +73,15 @@ pub async fn admit(
     }
     let mut delivered = deliver(gateway, caller, encoded, share).await.into_iter();
     answers.into_iter().map(|answer| answer.or_else(|| delivered.next()).expect("one for each valid event")).collect()
+}
+
+/// What is to be answered because of the event's JSON Schema, if it may not go on.
+fn against_schema(schemas: &Checker<'_>, raw: &RawEvent<'_>) -> Option<Outcome> {
+    match schemas.judge(&raw.event_type, raw.properties.as_deref()) {
+        Judged::Fine => None,
+        Judged::Invalid(violation) => Some(Outcome::Violates(violation)),
+        Judged::Unknown => Some(Outcome::Retry(SOON)),
+    }
 }
 
 /// Brings valid events into the log; gives their answers, in order.

@@ -4,6 +4,10 @@
 //! `C:<topic incarnation>:<partition>:<offset>:<body hash>` once it is in the log.
 //!
 //! `idempotency:{project}:<SHA-256 of an Idempotency-Key>` holds a request's final answers as JSON, for 24 h.
+//!
+//! `schema:{project}:{event_type}:latest@{changed}` holds the newest JSON Schema of an event type, or `NOT_FOUND`,
+//! as of the project's last registration. That time is part of the name, so that nothing has to be deleted at the
+//! next one, and a slow writer cannot put an old schema in the place of a new one.
 
 use std::fmt::Write;
 
@@ -16,6 +20,18 @@ pub const CONFIRMED_MS: u64 = 24 * 3_600 * 1_000;
 /// Deletes KEYS[1] if it still holds ARGV[1]: a claim that ran out may be another's by now.
 pub const RELEASE: &str =
     "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
+
+/// How long a schema stands, in seconds.
+pub const SCHEMA_S: u64 = 24 * 3_600;
+/// How long it stands that there is none, in seconds.
+pub const NO_SCHEMA_S: u64 = 3_600;
+/// The value where there is none.
+pub const NO_SCHEMA: &str = "NOT_FOUND";
+
+/// The key of an event type's newest JSON Schema, where the project's schemas last changed then.
+pub fn newest_schema(project: &str, event_type: &str, changed: i64) -> String {
+    format!("schema:{project}:{event_type}:latest@{changed}")
+}
 
 /// Writes the key of an event.
 pub fn event(project: &str, event_id: &str, key: &mut String) {

@@ -15,6 +15,7 @@ mod flight;
 mod gateway;
 mod idempotency;
 mod incarnations;
+pub mod json_schemas;
 mod keys;
 mod limit;
 mod meters;
