@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used)]
+
 use serde_json::json;
 
 use super::super::{limits, schema};
@@ -129,9 +131,14 @@ impl Dice {
     }
 
     fn keyword(&mut self, depth: u32) -> (&'static str, Value) {
-        let types = ["null", "boolean", "object", "array", "number", "integer", "string"];
         let sub = depth.saturating_sub(1);
-        match self.roll(if depth == 0 { 14 } else { 26 }) {
+        let choice = self.roll(if depth == 0 { 14 } else { 26 });
+        self.keyword_of(choice, sub)
+    }
+
+    fn keyword_of(&mut self, choice: u64, sub: u32) -> (&'static str, Value) {
+        let types = ["null", "boolean", "object", "array", "number", "integer", "string"];
+        match choice {
             0 | 1 => ("type", json!(types[self.roll(7) as usize])),
             2 => ("type", json!([types[self.roll(3) as usize], types[3 + self.roll(4) as usize]])),
             3 => ("enum", (0..=self.roll(3)).map(|_| self.value(0)).collect()),
@@ -159,6 +166,17 @@ impl Dice {
             24 => (["anyOf", "allOf", "oneOf"][self.roll(3) as usize], json!([self.schema(sub), self.schema(sub)])),
             _ => ("$ref", json!(["#/$defs/x", "#/$defs/y"][self.roll(2) as usize])),
         }
+    }
+
+    /// Bounds of numbers.
+    fn bounds(&mut self) -> Value {
+        let keywords = 1 + self.roll(2);
+        let bounds = (0..keywords).map(|_| {
+            let choice = 5 + self.roll(5);
+            let (name, value) = self.keyword_of(choice, 0);
+            (name.to_owned(), value)
+        });
+        bounds.collect::<Map<_, _>>().into()
     }
 
     /// The same schema with something else somewhere.
@@ -197,6 +215,23 @@ impl Dice {
         document["$defs"] = json!({"x": self.schema(0), "y": self.schema(0)});
         document
     }
+}
+
+#[test]
+fn bounds_that_are_called_compatible_are() {
+    let (mut dice, mut compatible) = (Dice(11), 0);
+    for _ in 0..10_000 {
+        let (old, new) = (dice.bounds(), dice.bounds());
+        if !reasons(&old, &new).is_empty() {
+            continue;
+        }
+        compatible += 1;
+        let (before, after) = (schema::compile(&old).unwrap(), schema::compile(&new).unwrap());
+        for number in (-2..10).map(|half| json!(f64::from(half) / 2.0)) {
+            assert!(!before.is_valid(&number) || after.is_valid(&number), "{number}: {old} to {new}");
+        }
+    }
+    assert!(compatible > 500, "too little was tried: {compatible}");
 }
 
 #[test]
