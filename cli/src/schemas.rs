@@ -146,12 +146,7 @@ async fn register(db: &mut PgConnection, new: New, force: bool, dry_run: bool) -
     let registration =
         Registration { project: &new.project, event_type: &new.event_type, schema: &text, force, dry_run };
     let done = json_schemas::register(db, &registration).await.map_err(explain)?;
-    Ok(Registered {
-        project: done.project,
-        event_type: done.event_type,
-        version: done.version,
-        created: done.created && !dry_run,
-    })
+    Ok(Registered { project: done.project, event_type: done.event_type, version: done.version, created: done.created })
 }
 
 /// No more than a schema may have, and one byte, so that it can be told.

@@ -29,7 +29,7 @@ const MOST_BODY_BYTES: usize = MOST_BYTES + 4_096;
 pub fn routes() -> Router<Arc<Gateway>> {
     Router::new()
         .route("/v1/schemas", post(register).get(list))
-        .route("/v1/schemas/mode", put(set_mode).get(show_mode_type))
+        .route("/v1/schemas/mode", put(set_mode).get(show_type_named_mode))
         .route("/v1/schemas/{event_type}", get(show))
 }
 
@@ -85,7 +85,7 @@ async fn register(
         dry_run: how.dry_run,
     };
     let registered: Registered = store::register(&mut *gateway.connection().await?, &registration).await?;
-    let status = if registered.created && !how.dry_run { StatusCode::CREATED } else { StatusCode::OK };
+    let status = if registered.created { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(registered)).into_response())
 }
 
@@ -113,7 +113,7 @@ async fn show(
 }
 
 /// There may be an event type of this name.
-async fn show_mode_type(
+async fn show_type_named_mode(
     state: Shared,
     which: Result<Query<Which>, QueryRejection>,
     headers: HeaderMap,

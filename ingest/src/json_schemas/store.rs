@@ -38,9 +38,9 @@ pub struct Registered {
     pub project: String,
     /// Whose events it describes.
     pub event_type: String,
-    /// Its version: a new one, or that of the newest if it is the same.
+    /// Its version: a new one, or that of the newest if it is the same; the one it would get where it is only looked at.
     pub version: i32,
-    /// Whether it is a new version, or would be.
+    /// Whether it is there now and was not before.
     pub created: bool,
 }
 
@@ -148,7 +148,7 @@ pub async fn register(db: &mut PgConnection, new: &Registration<'_>) -> Result<R
         sql::insert_schema(&mut transaction, new.project, new.event_type, version, &document).await?;
         transaction.commit().await?;
     }
-    Ok(registered(version, true))
+    Ok(registered(version, !new.dry_run))
 }
 
 /// A project's schemas.
