@@ -5,6 +5,7 @@ mod loadgen;
 mod migrate;
 mod output;
 mod projects;
+mod schemas;
 mod services;
 mod signals;
 mod spool;
@@ -69,6 +70,9 @@ enum Command {
     Keys(keys::Command),
     /// What a gateway keeps on disk while Kafka is down
     Spool(spool::Spool),
+    /// JSON Schemas of events' properties
+    #[command(subcommand)]
+    Schemas(schemas::Command),
     /// Send e-commerce-like traffic with current timestamps to a gateway
     ///
     /// Visitors of a shop: sessions of up to some minutes with page views, searches, carts and purchases. What
@@ -110,6 +114,7 @@ async fn operate(command: Command, output: Output) -> anyhow::Result<()> {
         Command::Projects(command) => projects::run(command, &connections, output).await,
         Command::Keys(command) => keys::run(command, &connections, output).await,
         Command::Spool(spool) => spool::run(spool, output),
+        Command::Schemas(command) => schemas::run(command, &connections, output).await,
         Command::Loadgen(args) => loadgen::run(args).await,
         Command::Ingest | Command::Stream | Command::Archiver | Command::Query => Ok(()), // dispatched before
     }

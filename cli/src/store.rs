@@ -27,6 +27,7 @@ const REVOKE_KEY: &str = "UPDATE api_keys SET revoked_at = COALESCE(revoked_at, 
      RETURNING prefix, project, scopes, rate_limit, created_at, expires_at, revoked_at";
 
 const UNDEFINED_TABLE: &str = "42P01";
+const UNDEFINED_COLUMN: &str = "42703";
 const UNKNOWN_DATABASE: &str = "3D000";
 
 /// A project's row.
@@ -129,10 +130,13 @@ pub async fn revoke_key(db: &mut PgConnection, prefix: &str) -> anyhow::Result<O
     sqlx::query_as(REVOKE_KEY).bind(prefix).fetch_optional(db).await.map_err(explain)
 }
 
-fn explain(error: sqlx::Error) -> anyhow::Error {
+/// What an error means for the one who typed the command.
+pub fn explain(error: sqlx::Error) -> anyhow::Error {
     let Some(refusal) = error.as_database_error() else { return anyhow!("Postgres: {error}") };
     match refusal.code().as_deref() {
-        Some(UNDEFINED_TABLE | UNKNOWN_DATABASE) => anyhow!("{}; run 'tidemill migrate' first", refusal.message()),
+        Some(UNDEFINED_TABLE | UNDEFINED_COLUMN | UNKNOWN_DATABASE) => {
+            anyhow!("{}; run 'tidemill migrate' first", refusal.message())
+        }
         _ => anyhow!("Postgres: {}", refusal.message()),
     }
 }

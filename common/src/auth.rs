@@ -24,18 +24,19 @@ use self::environment::EnvironmentKey;
 pub use self::form::{NewKey, generate};
 use self::form::{hash, prefix};
 use crate::problem::Problem;
+use crate::projects::SchemaMode;
 
 /// How long Postgres may take.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Whether a key is revoked is judged by the clock that wrote when.
 const BY_PREFIX: &str = "SELECT k.hash, k.project, p.partitions, p.quota_per_second, k.scopes, k.rate_limit, k.expires_at, \
-     k.revoked_at IS NOT NULL AND k.revoked_at <= now() AS revoked \
+     k.revoked_at IS NOT NULL AND k.revoked_at <= now() AS revoked, p.schema_mode, p.schemas_changed_at \
      FROM api_keys k JOIN projects p ON p.id = k.project AND p.deleted_at IS NULL WHERE k.prefix = $1";
 
 /// The same for a key from the environment, which only needs its project.
 const PROJECT: &str = "SELECT $1::bytea AS hash, id AS project, partitions, quota_per_second, \
-     $2::text[] AS scopes, NULL::integer AS rate_limit, NULL::timestamptz AS expires_at, false AS revoked \
-     FROM projects WHERE id = $3 AND deleted_at IS NULL";
+     $2::text[] AS scopes, NULL::integer AS rate_limit, NULL::timestamptz AS expires_at, false AS revoked, \
+     schema_mode, schemas_changed_at FROM projects WHERE id = $3 AND deleted_at IS NULL";
 
 /// What a key allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,6 +80,10 @@ pub struct ApiKey {
     pub rate_limit: Option<NonZeroU32>,
     /// Events per second of the whole project, over all gateways; `None` is no limit.
     pub quota: Option<NonZeroU32>,
+    /// What the project does with events that break their JSON Schema.
+    pub schema_mode: SchemaMode,
+    /// When the project's JSON Schemas last changed, in microseconds since 1970.
+    pub schemas_changed: i64,
     hash: [u8; 32],
     expires_at: Option<DateTime<Utc>>,
     revoked: bool,
@@ -249,6 +254,8 @@ struct Row {
     quota_per_second: Option<i32>,
     expires_at: Option<DateTime<Utc>>,
     revoked: bool,
+    schema_mode: String,
+    schemas_changed_at: DateTime<Utc>,
 }
 
 impl Row {
@@ -262,6 +269,8 @@ impl Row {
             scopes: self.scopes.iter().filter_map(|scope| Scope::parse(scope)).collect(),
             rate_limit: self.rate_limit.and_then(rate),
             quota: self.quota_per_second.and_then(rate),
+            schema_mode: SchemaMode::parse(&self.schema_mode).unwrap_or_default(),
+            schemas_changed: self.schemas_changed_at.timestamp_micros(),
             hash: self.hash.try_into().ok()?,
             expires_at: self.expires_at,
             revoked: self.revoked,
@@ -284,6 +293,8 @@ mod tests {
             scopes: vec![Scope::Read],
             rate_limit: None,
             quota: None,
+            schema_mode: SchemaMode::Off,
+            schemas_changed: 0,
             hash: new.hash,
             expires_at: None,
             revoked: false,

@@ -17,6 +17,34 @@ pub struct Project {
     pub generation: i32,
 }
 
+/// What becomes of events that break their type's JSON Schema.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SchemaMode {
+    /// Nobody looks.
+    #[default]
+    Off,
+    /// They are accepted and counted.
+    Warn,
+    /// They are invalid.
+    Strict,
+}
+
+impl SchemaMode {
+    /// The name in rows, over HTTP and on the command line.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Warn => "warn",
+            Self::Strict => "strict",
+        }
+    }
+
+    /// The mode with this name.
+    pub fn parse(name: &str) -> Option<Self> {
+        [Self::Off, Self::Warn, Self::Strict].into_iter().find(|mode| mode.as_str() == name)
+    }
+}
+
 /// A project that exists and is not deleted.
 pub async fn load(db: impl PgExecutor<'_>, id: &str) -> Result<Option<Project>, sqlx::Error> {
     let row = sqlx::query(

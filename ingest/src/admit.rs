@@ -21,10 +21,11 @@ use tokio_util::sync::CancellationToken;
 use crate::batches::{BatchNote, Types};
 use crate::flight::Flight;
 use crate::gateway::Gateway;
+use crate::json_schemas::{Checker, Judged};
 use crate::outcome::{Answered, Fate, Outcome, SOON};
 use crate::overload::Share;
 use crate::parse::Parsed;
-use crate::stages::{Encoded, Receipt};
+use crate::stages::{Encoded, RawEvent, Receipt};
 
 /// Round trips to Redis under way at once, for claims and for settling each: what comes meanwhile shares the
 /// next one.
@@ -43,6 +44,8 @@ pub async fn admit(
     gateway.meters.batch(events.len());
     let encoder = gateway.schemas.encoder(&caller.project).await;
     let granted = gateway.limits.admit(caller, events.len());
+    let wanted = events.iter().take(granted.events).filter_map(|event| Some(&*event.as_ref().ok()?.event_type));
+    let schemas = gateway.json_schemas.checker(caller, wanted).await;
     let mut answers: Vec<Option<Answered>> = Vec::with_capacity(events.len());
     let mut encoded = Encoded::with_capacity(events.len(), share.bytes());
     let mut types = Types::default();
@@ -59,7 +62,10 @@ pub async fn admit(
             Err(_) => Some(Outcome::Retry(SOON)),
             Ok(encoder) => match gateway.limits.event(&caller.project, &raw.event_type, raw.user_id.as_deref()) {
                 Err(wait) => Some(Outcome::Limited(wait)),
-                Ok(()) => encoded.push(&raw, receipt, *encoder, caller.partitions).err().map(Outcome::Invalid),
+                Ok(()) => match encoded.push(&raw, receipt, *encoder, caller.partitions) {
+                    Err(invalid) => Some(Outcome::Invalid(invalid)),
+                    Ok(()) => against_schema(&schemas, &raw).inspect(|_| encoded.take_back()),
+                },
             },
         };
         if outcome.is_none() {
@@ -77,6 +83,15 @@ pub async fn admit(
     let (key_prefix, project, bytes) = (&caller.prefix, &caller.project, share.bytes());
     gateway.batches.note(&BatchNote { key_prefix, project, bytes, answers: &answers, types });
     answers
+}
+
+/// What is to be answered because of the event's JSON Schema, if it may not go on.
+fn against_schema(schemas: &Checker<'_>, raw: &RawEvent<'_>) -> Option<Outcome> {
+    match schemas.judge(&raw.event_type, raw.properties.as_deref()) {
+        Judged::Fine => None,
+        Judged::Invalid(violation) => Some(Outcome::Violates(violation)),
+        Judged::Unknown => Some(Outcome::Retry(SOON)),
+    }
 }
 
 /// Brings valid events into the log; gives their answers, in order.

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Serialize, Serializer};
 use tidemill_common::problem::Problem;
 
+use crate::json_schemas::Violation;
 use crate::outcome::{Answered, Outcome, Position};
 
 /// The answer to a single event that is accepted.
@@ -88,7 +89,7 @@ fn item(index: usize, Answered { event_id, outcome }: Answered) -> Item {
         Outcome::Accepted(position) => ("accepted", Some(position)),
         Outcome::Duplicate(position) => ("duplicate", Some(position)),
         // Not `duplicate`: this event is not in the log, and will never be under this id.
-        Outcome::Reused | Outcome::Invalid(_) => ("invalid", None),
+        Outcome::Reused | Outcome::Invalid(_) | Outcome::Violates(_) => ("invalid", None),
         Outcome::Limited(_) => ("limited", None),
         Outcome::Retry(_) => ("retry", None),
     };
@@ -107,6 +108,12 @@ fn problem(outcome: &Outcome) -> Option<Problem> {
             let title = "Invalid event";
             let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid-event", title, invalid.to_string());
             Some(problem.field(invalid.field))
+        }
+        Outcome::Violates(Violation { field, problem }) => {
+            let detail = format!("{field}: {problem}; GET /v1/schemas/{{eventType}} shows the schema of its type");
+            let title = "Event breaks its schema";
+            let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "schema-violation", title, detail);
+            Some(problem.field(field.as_str()))
         }
         Outcome::Limited(wait) => {
             let detail = "a limit of events per second is used up, of this API key, the project, the event type or the user; send the event again later";
@@ -159,6 +166,7 @@ mod tests {
             (Outcome::Duplicate(position), 409, None),
             (Outcome::Reused, 409, None),
             (Outcome::Invalid(Invalid::new("eventId", "is missing")), 422, None),
+            (Outcome::Violates(Violation { field: "properties/a".into(), problem: "no".into() }), 422, None),
             (Outcome::Limited(wait), 429, Some("3")),
             (Outcome::Retry(Duration::ZERO), 503, Some("1")),
         ];

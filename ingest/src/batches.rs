@@ -130,7 +130,7 @@ fn column(outcome: &Outcome) -> usize {
     match outcome {
         Outcome::Accepted(_) => 0,
         Outcome::Duplicate(_) => 1,
-        Outcome::Reused | Outcome::Invalid(_) => 2,
+        Outcome::Reused | Outcome::Invalid(_) | Outcome::Violates(_) => 2,
         Outcome::Limited(_) => 3,
         Outcome::Retry(_) => 4,
     }

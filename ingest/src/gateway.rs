@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::bail;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use sqlx::PgPool;
+use sqlx::pool::PoolConnection;
 use tidemill_common::auth::Keys;
 use tidemill_common::config::Connections;
 use tidemill_common::http::Health;
@@ -23,6 +24,7 @@ use crate::config::Config;
 use crate::event_types::EventTypes;
 use crate::idempotency::Idempotency;
 use crate::incarnations::Incarnations;
+use crate::json_schemas::{JsonSchemas, SchemaError};
 use crate::limits::Limits;
 use crate::meters::Meters;
 use crate::overload::Overload;
@@ -50,6 +52,8 @@ pub struct Gateway {
     pub batches: Batches,
     /// Schema ids.
     pub schemas: Schemas,
+    /// JSON Schemas of events' properties.
+    pub json_schemas: JsonSchemas,
     /// Claims on eventIds.
     pub claims: Claims,
     /// First answers to requests that are sent again.
@@ -87,6 +91,7 @@ impl Gateway {
             limits: Limits::new(&config, redis.clone()),
             batches: Batches::new(pool.clone()),
             schemas: Schemas::new(Registry::new(&connections.registry_url)?),
+            json_schemas: JsonSchemas::new(redis.clone(), pool.clone()),
             claims: Claims::new(redis.clone()),
             idempotency: Idempotency::new(redis.clone()),
             spooling: Spooling::open(&config).await?,
@@ -155,6 +160,11 @@ impl Gateway {
                 Ok::<(), sqlx::Error>(())
             }
         });
+    }
+
+    /// A connection to Postgres, for what operators ask.
+    pub async fn connection(&self) -> Result<PoolConnection<sqlx::Postgres>, SchemaError> {
+        Ok(self.pool.acquire().await?)
     }
 
     /// Waits for events whose clients have gone, then until the producer holds nothing: dropping it before

@@ -10,6 +10,7 @@ use tidemill_common::problem::Problem;
 use tidemill_common::redis::Redis;
 use xxhash_rust::xxh3::xxh3_128;
 
+use crate::json_schemas::Violation;
 use crate::keys;
 use crate::outcome::{Answered, Outcome, Position};
 
@@ -50,6 +51,7 @@ enum KeptOutcome {
     Duplicate(Position),
     Reused,
     Invalid(String, String),
+    Violates(String, String),
 }
 
 impl Request {
@@ -115,6 +117,7 @@ impl KeptAnswer {
             Outcome::Duplicate(at) => KeptOutcome::Duplicate(*at),
             Outcome::Reused => KeptOutcome::Reused,
             Outcome::Invalid(invalid) => KeptOutcome::Invalid(invalid.field.to_owned(), invalid.problem.clone()),
+            Outcome::Violates(violation) => KeptOutcome::Violates(violation.field.clone(), violation.problem.clone()),
             Outcome::Limited(_) | Outcome::Retry(_) => return None,
         };
         Some(Self { event_id: answered.event_id.clone(), outcome })
@@ -125,6 +128,7 @@ impl KeptAnswer {
             KeptOutcome::Accepted(at) => Outcome::Accepted(at),
             KeptOutcome::Duplicate(at) => Outcome::Duplicate(at),
             KeptOutcome::Reused => Outcome::Reused,
+            KeptOutcome::Violates(field, problem) => Outcome::Violates(Violation { field, problem }),
             KeptOutcome::Invalid(field, problem) => {
                 let known = FIELDS.into_iter().find(|known| *known == field);
                 Outcome::Invalid(Invalid::new(known.unwrap_or("event"), problem))
@@ -150,6 +154,7 @@ mod tests {
             Outcome::Reused,
             Outcome::Invalid(Invalid::new("timestamp", "is before the year 2000")),
             Outcome::Invalid(Invalid::new("event", "must be a JSON object")),
+            Outcome::Violates(Violation { field: "properties/a".into(), problem: "no".into() }),
         ];
         for outcome in outcomes {
             let answered = Answered { event_id: Some("e".into()), outcome };

@@ -7,6 +7,9 @@
 //!
 //! `quota:{project}` is a HASH: `tokens` that may still be leased (below zero: gateways spent on credit), `at`
 //! (microseconds, when they were counted) and, for each gateway that leases, `g:<gateway>` with its last time.
+//! `schema:{project}:{event_type}:latest@{changed}` holds the newest JSON Schema of an event type, or `NOT_FOUND`,
+//! as of the project's last registration. That time is part of the name, so that nothing has to be deleted at the
+//! next one, and a slow writer cannot put an old schema in the place of a new one.
 
 use std::fmt::Write;
 
@@ -48,6 +51,18 @@ return {lease, gateways}";
 /// The key of a project's quota.
 pub fn quota(project: &str) -> String {
     format!("quota:{project}")
+}
+
+/// How long a schema stands, in seconds.
+pub const SCHEMA_S: u64 = 24 * 3_600;
+/// How long it stands that there is none, in seconds.
+pub const NO_SCHEMA_S: u64 = 3_600;
+/// The value where there is none.
+pub const NO_SCHEMA: &str = "NOT_FOUND";
+
+/// The key of an event type's newest JSON Schema, where the project's schemas last changed then.
+pub fn newest_schema(project: &str, event_type: &str, changed: i64) -> String {
+    format!("schema:{project}:{event_type}:latest@{changed}")
 }
 
 /// Writes the key of an event.

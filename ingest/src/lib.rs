@@ -16,6 +16,7 @@ mod flight;
 mod gateway;
 mod idempotency;
 mod incarnations;
+pub mod json_schemas;
 mod keys;
 mod limits;
 mod meters;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use tidemill_common::event::Invalid;
 
 use crate::body_hash::BodyHash;
+use crate::json_schemas::Violation;
 use crate::keys::Stored;
 use crate::stages::{Encoded, Refused};
 
@@ -21,6 +22,8 @@ pub enum Outcome {
     Reused,
     /// It is not an event.
     Invalid(Invalid),
+    /// It breaks the JSON Schema of its type.
+    Violates(Violation),
     /// The key's limit is used up.
     Limited(Duration),
     /// Nothing is known of it yet: send it again.

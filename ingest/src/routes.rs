@@ -21,6 +21,7 @@ use crate::auth;
 use crate::body;
 use crate::gateway::Gateway;
 use crate::idempotency;
+use crate::json_schemas;
 use crate::meters::EndpointMeters;
 use crate::outcome::Answered;
 use crate::overload::{Overload, Share};
@@ -32,6 +33,7 @@ pub fn routes(gateway: Arc<Gateway>, health: &Health) -> Router {
     Router::new()
         .route("/v1/events", post(events))
         .route("/collect", post(events))
+        .merge(json_schemas::routes::routes())
         .layer(middleware::from_fn(measure))
         .with_state(gateway)
         .merge(health.routes())
@@ -138,9 +140,14 @@ async fn refuse(problem: Problem, overload: &Overload, headers: &HeaderMap, body
 
 async fn measure(request: Request, next: Next) -> Response {
     static EVENTS: EndpointMeters = EndpointMeters::new("/v1/events");
+    static SCHEMAS: EndpointMeters = EndpointMeters::new("/v1/schemas");
     static COLLECT: EndpointMeters = EndpointMeters::new("/collect");
     let started = Instant::now();
-    let endpoint = if request.uri().path() == "/collect" { &COLLECT } else { &EVENTS };
+    let endpoint = match request.uri().path() {
+        "/collect" => &COLLECT,
+        path if path.starts_with("/v1/schemas") => &SCHEMAS,
+        _ => &EVENTS,
+    };
     let response = next.run(request).await;
     endpoint.answered(response.status().as_u16(), started.elapsed());
     response

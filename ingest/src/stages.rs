@@ -127,6 +127,13 @@ impl Encoded {
         Ok(())
     }
 
+    /// Forgets the last event.
+    pub fn take_back(&mut self) {
+        if let Some(event) = self.events.pop() {
+            self.values.truncate(event.value.0);
+        }
+    }
+
     /// The events, in order.
     pub fn events(&self) -> &[EncodedEvent] {
         &self.events
