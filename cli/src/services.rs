@@ -4,7 +4,7 @@ use anyhow::Context;
 use serde::Deserialize;
 use tidemill_common::config::Settings;
 use tidemill_common::http::Listener;
-use tidemill_common::telemetry::start_logging;
+use tidemill_common::telemetry::{self, start_logging};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -68,6 +68,7 @@ impl Service {
 pub async fn run(service: Service) -> anyhow::Result<()> {
     let settings = Settings::load(service.name())?;
     start_logging(&settings.log_level());
+    telemetry::metrics(); // before anything looks up its meters
     let listener = listen(service, &settings).await?;
     let shutdown = CancellationToken::new();
     stop_on_signals(&shutdown)?;

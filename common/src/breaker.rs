@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use metrics::{Counter, Gauge};
 use recloser::{AsyncRecloser, Error, Recloser};
 
 /// The breaker opens when half of this many calls failed, and lets one through after `OPEN`.
@@ -23,18 +24,23 @@ pub enum Failure<E> {
     Failed(&'static str, #[source] E),
 }
 
-/// A breaker for one component.
+/// A breaker for one component. `tidemill_breaker_open{component}` is 1 while it lets nothing through, and
+/// `tidemill_breaker_failures_total{component}` counts what failed.
 pub struct Breaker {
     name: &'static str,
     timeout: Duration,
     recloser: AsyncRecloser,
+    open: Gauge,
+    failures: Counter,
 }
 
 impl Breaker {
     /// A closed breaker whose calls may take up to `timeout`.
     pub fn new(name: &'static str, timeout: Duration) -> Self {
         let recloser = Recloser::custom().error_rate(0.5).closed_len(CALLS).half_open_len(1).open_wait(OPEN).build();
-        Self { name, timeout, recloser: AsyncRecloser::from(recloser) }
+        let open = metrics::gauge!("tidemill_breaker_open", "component" => name);
+        let failures = metrics::counter!("tidemill_breaker_failures_total", "component" => name);
+        Self { name, timeout, recloser: AsyncRecloser::from(recloser), open, failures }
     }
 
     /// Makes a call, unless too many failed lately.
@@ -45,7 +51,13 @@ impl Breaker {
                 Err(_) => Err(Failure::Timeout(self.name, self.timeout)),
             }
         };
-        self.recloser.call(limited).await.map_err(|error| match error {
+        let answer = self.recloser.call(limited).await;
+        match &answer {
+            Ok(_) => self.open.set(0.0),
+            Err(Error::Rejected) => self.open.set(1.0),
+            Err(Error::Inner(_)) => self.failures.increment(1),
+        }
+        answer.map_err(|error| match error {
             Error::Rejected => Failure::Open(self.name),
             Error::Inner(failure) => failure,
         })

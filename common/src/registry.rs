@@ -50,6 +50,12 @@ impl Registry {
         answer.and_then(reqwest::Response::error_for_status).map(drop).map_err(unreachable)
     }
 
+    /// Asks for an answer.
+    pub async fn ping(&self) -> Result<(), RegistryError> {
+        let answer = self.http.get(format!("{}/schemas/types", self.url)).send().await;
+        answer.and_then(reqwest::Response::error_for_status).map(drop).map_err(unreachable)
+    }
+
     /// The text of a schema.
     pub async fn schema(&self, id: u32) -> Result<String, RegistryError> {
         match get_schema_by_id(id, &self.settings).await {

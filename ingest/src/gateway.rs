@@ -129,11 +129,16 @@ impl Gateway {
             let redis = redis.clone();
             async move { redis.ping().await }
         });
+        let gateway = Arc::clone(self);
+        health.watch("registry", false, shutdown, move || {
+            let gateway = Arc::clone(&gateway);
+            async move { gateway.schemas.ping().await }
+        });
         Ok(())
     }
 
-    /// Without Kafka nothing can be accepted, unless there is a spool. A producer that failed for good ends this process: whoever
-    /// started it starts another.
+    /// Without Kafka nothing can be accepted, unless there is a spool. A producer that failed for good ends this
+    /// process: whoever started it starts another.
     fn watch_kafka(&self, health: &Health, shutdown: &CancellationToken) -> anyhow::Result<()> {
         let client: Arc<BaseConsumer> = Arc::new(self.kafka.client().create()?);
         let (producer, stop) = (self.producer.clone(), shutdown.clone());

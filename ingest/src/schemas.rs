@@ -40,4 +40,9 @@ impl Schemas {
         self.encoders.write().expect("no holder panics").insert(project.to_owned(), encoder);
         Ok(encoder)
     }
+
+    /// Asks the registry for an answer, unless it is left alone just now.
+    pub async fn ping(&self) -> Result<(), Failure<RegistryError>> {
+        self.breaker.call(self.registry.ping()).await
+    }
 }
