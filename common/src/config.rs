@@ -20,6 +20,7 @@ const PLAIN: [(&str, &str); 11] = [
     ("LOG_LEVEL", "log.level"),
     ("PORT", "{service}.port"),
     ("BATCH_SIZE", "{service}.batch_size"),
+    ("CORS_ORIGINS", "ingest.cors_origins"),
     ("CONCURRENCY", "{service}.concurrency"),
     ("SPOOL_DIR", "ingest.spool_dir"),
 ];
