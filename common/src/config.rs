@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::kafka::KafkaConfig;
 
 /// Plain environment names and the settings that they stand for; `{service}` is the running service.
-const PLAIN: [(&str, &str); 11] = [
+const PLAIN: [(&str, &str); 12] = [
     ("KAFKA_BROKERS", "kafka.brokers"),
     ("DATABASE_URL", "postgres.url"),
     ("REDIS_URL", "redis.url"),

@@ -228,7 +228,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_sent_again_while_any_event_is_open() {
-        let position = Position { partition: 0, offset: 1 };
+        let position = Position::Log { partition: 0, offset: 1 };
         let accepted = || answered(Outcome::Accepted(position));
         let invalid = answered(Outcome::Invalid(Invalid::new("eventId", "is missing")));
         assert_eq!(batch(vec![accepted(), invalid, answered(Outcome::Duplicate(position))]).status(), StatusCode::OK);
