@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::kafka::KafkaConfig;
 
 /// Plain environment names and the settings that they stand for; `{service}` is the running service.
-const PLAIN: [(&str, &str); 11] = [
+const PLAIN: [(&str, &str); 12] = [
     ("KAFKA_BROKERS", "kafka.brokers"),
     ("DATABASE_URL", "postgres.url"),
     ("REDIS_URL", "redis.url"),
@@ -20,6 +20,7 @@ const PLAIN: [(&str, &str); 11] = [
     ("LOG_LEVEL", "log.level"),
     ("PORT", "{service}.port"),
     ("BATCH_SIZE", "{service}.batch_size"),
+    ("CORS_ORIGINS", "ingest.cors_origins"),
     ("CONCURRENCY", "{service}.concurrency"),
     ("SPOOL_DIR", "ingest.spool_dir"),
 ];

@@ -59,6 +59,13 @@ impl Problem {
         self
     }
 
+    /// Says more.
+    #[must_use]
+    pub fn and(mut self, more: &str) -> Self {
+        self.detail = format!("{}{more}", self.detail).into_boxed_str();
+        self
+    }
+
     /// The HTTP status.
     pub fn status(&self) -> StatusCode {
         self.status

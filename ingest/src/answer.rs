@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use axum::Json;
+use axum::body::Body;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Serialize, Serializer};
@@ -75,12 +76,47 @@ pub fn many(answers: Vec<Answered>) -> Response {
     if answers.iter().all(|answered| matches!(answered.outcome, Outcome::Retry(_))) {
         return retry(wait.unwrap_or_default()).into_response();
     }
-    let results = answers.into_iter().enumerate().map(|(index, answered)| item(index, answered)).collect();
-    let mut response = (StatusCode::ACCEPTED, Json(Items { results })).into_response();
+    let mut response = (StatusCode::ACCEPTED, Json(Items { results: items(answers) })).into_response();
     if let Some(wait) = wait {
         response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds(wait)));
     }
     response
+}
+
+/// What Segment's libraries look for.
+#[derive(Serialize)]
+struct Taken {
+    success: bool,
+    results: Vec<Item>,
+}
+
+/// Answers a Segment batch. Its libraries send a batch again or give it up, as a whole: it is sent again as long
+/// as any event is open, and those that were taken are duplicates then.
+pub fn batch(answers: Vec<Answered>) -> Response {
+    let open = answers.iter().filter(|answered| wait(&answered.outcome).is_some());
+    match open.max_by_key(|answered| wait(&answered.outcome)).and_then(|answered| problem(&answered.outcome)) {
+        Some(problem) => broken_off(problem, answers),
+        None => Json(Taken { success: true, results: items(answers) }).into_response(),
+    }
+}
+
+/// A request that could not be taken whole, with the verdicts on the events that were.
+#[derive(Serialize)]
+struct BrokenOff {
+    #[serde(flatten)]
+    problem: Problem,
+    results: Vec<Item>,
+}
+
+/// Answers a request that could not be read to its end, or not taken whole. What was decided is not hidden.
+pub fn broken_off(problem: Problem, answers: Vec<Answered>) -> Response {
+    let (head, _) = problem.clone().into_response().into_parts();
+    let body = BrokenOff { problem, results: items(answers) };
+    Response::from_parts(head, Body::from(serde_json::to_vec(&body).unwrap_or_default()))
+}
+
+fn items(answers: Vec<Answered>) -> Vec<Item> {
+    answers.into_iter().enumerate().map(|(index, answered)| item(index, answered)).collect()
 }
 
 fn item(index: usize, Answered { event_id, outcome }: Answered) -> Item {
@@ -188,5 +224,18 @@ mod tests {
         assert_eq!(mixed.status(), StatusCode::ACCEPTED);
         assert!(mixed.headers().contains_key(header::RETRY_AFTER));
         assert_eq!(many(vec![answered(Outcome::Limited(wait))]).status(), StatusCode::ACCEPTED);
+    }
+
+    #[test]
+    fn a_batch_is_sent_again_while_any_event_is_open() {
+        let position = Position::Log { partition: 0, offset: 1 };
+        let accepted = || answered(Outcome::Accepted(position));
+        let invalid = answered(Outcome::Invalid(Invalid::new("eventId", "is missing")));
+        assert_eq!(batch(vec![accepted(), invalid, answered(Outcome::Duplicate(position))]).status(), StatusCode::OK);
+        let limited = batch(vec![accepted(), answered(Outcome::Limited(Duration::from_secs(3)))]);
+        assert_eq!(limited.status(), StatusCode::TOO_MANY_REQUESTS);
+        assert_eq!(limited.headers()[header::RETRY_AFTER], "3");
+        let open = batch(vec![answered(Outcome::Retry(Duration::ZERO)), accepted()]);
+        assert_eq!(open.status(), StatusCode::SERVICE_UNAVAILABLE);
     }
 }

@@ -2,14 +2,28 @@
 
 use std::sync::Arc;
 
-use axum::http::{HeaderMap, Uri};
+use axum::http::{HeaderMap, Uri, header};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use chrono::Utc;
 use tidemill_common::auth::{ApiKey, Keys, Scope, credential, forbidden};
 use tidemill_common::problem::Problem;
 
+/// Segment's libraries send the key as the user name of `Basic` credentials.
+pub fn basic(headers: &HeaderMap) -> Option<String> {
+    let (scheme, encoded) = headers.get(header::AUTHORIZATION)?.to_str().ok()?.split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("basic") {
+        return None;
+    }
+    let decoded = String::from_utf8(STANDARD.decode(encoded.trim()).ok()?).ok()?;
+    let (key, _) = decoded.split_once(':')?;
+    Some(key.to_owned())
+}
+
 /// The key that a request came with, if it may write events.
 pub async fn writer(keys: &Keys, headers: &HeaderMap, uri: &Uri) -> Result<Arc<ApiKey>, Problem> {
-    let in_header = credential(headers);
+    let basic = basic(headers);
+    let in_header = basic.as_deref().or_else(|| credential(headers));
     let key = keys.authenticate(in_header.or_else(|| in_url(uri)), Utc::now()).await?;
     key.require(Scope::Write)?;
     if in_header.is_none() && !may_stand_in_url(&key.scopes) {
@@ -39,6 +53,18 @@ mod tests {
         assert!(may_stand_in_url(&[Scope::Write]));
         assert!(!may_stand_in_url(&[Scope::Read, Scope::Write]));
         assert!(!may_stand_in_url(&[Scope::Write, Scope::Admin]));
+    }
+
+    #[test]
+    fn the_user_name_of_basic_credentials_is_the_key() {
+        let basic = |value: &'static str| {
+            basic(&HeaderMap::from_iter([(header::AUTHORIZATION, axum::http::HeaderValue::from_static(value))]))
+        };
+        assert_eq!(basic("Basic dG1fazo="), Some("tm_k".to_owned()));
+        assert_eq!(basic("basic  dG1fazpwdw=="), Some("tm_k".to_owned()));
+        for other in ["Bearer dG1fazo=", "Basic", "Basic !", "Basic dG1faw==", "Basic /w=="] {
+            assert_eq!(basic(other), None, "{other}");
+        }
     }
 
     #[test]

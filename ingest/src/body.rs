@@ -1,13 +1,14 @@
-//! Reading a request's body: what it may be, and how much of it.
+//! Reading a request's body, and how much of it.
 
 use std::time::Duration;
 
-use axum::body::{Body, BodyDataStream};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::body::BodyDataStream;
+use axum::http::StatusCode;
 use futures::StreamExt;
 use tidemill_common::problem::Problem;
 
 use crate::config::Config;
+use crate::decompress::Chunks;
 use crate::overload::{Overload, Share};
 
 /// A refused request's body is read on for so long, so that a client that is still sending it gets to see
@@ -16,27 +17,8 @@ const LINGER: Duration = Duration::from_secs(2);
 /// More than this is not worth it.
 const LINGER_BYTES: usize = 32 * 1024 * 1024;
 
-/// Whether the headers announce something that can be read.
-pub fn check_headers(headers: &HeaderMap) -> Result<(), Problem> {
-    let content_type = text(headers, header::CONTENT_TYPE.as_str()).unwrap_or("application/json");
-    let media_type = content_type.split(';').next().unwrap_or_default().trim();
-    if !media_type.eq_ignore_ascii_case("application/json") {
-        let detail = format!("Content-Type {content_type:?} is not accepted; send application/json");
-        return Err(unsupported(detail, "Content-Type"));
-    }
-    let encoding = text(headers, header::CONTENT_ENCODING.as_str()).unwrap_or("identity");
-    if !encoding.eq_ignore_ascii_case("identity") {
-        let detail = format!("Content-Encoding {encoding:?} is not accepted; send the body as it is");
-        return Err(unsupported(detail, "Content-Encoding"));
-    }
-    Ok(())
-}
-
-fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name).map(|value| value.to_str().unwrap_or("(not text)"))
-}
-
-fn unsupported(detail: String, header: &str) -> Problem {
+/// 415, naming the header at fault.
+pub fn unsupported(detail: String, header: &str) -> Problem {
     Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported-media-type", "Unsupported media type", detail)
         .field(header)
 }
@@ -44,28 +26,27 @@ fn unsupported(detail: String, header: &str) -> Problem {
 /// Reads a body. What arrives is counted, whatever was announced. A request that is refused gives back its
 /// share at once.
 pub async fn read(
-    body: Body,
+    mut chunks: Chunks,
     config: &Config,
     overload: &Overload,
     mut share: Share,
 ) -> Result<(Vec<u8>, Share), Problem> {
-    let mut stream = body.into_data_stream();
     let limit = Duration::from_millis(config.body_timeout_ms);
-    let read = tokio::time::timeout(limit, collect(&mut stream, config.max_body_bytes, &mut share)).await;
+    let read = tokio::time::timeout(limit, collect(&mut chunks, config.max_body_bytes, &mut share)).await;
     match read.unwrap_or_else(|_| Err(too_slow(limit))) {
         Ok(body) => Ok((body, share)),
         Err(problem) => {
             drop(share);
-            linger(stream, overload).await;
+            linger(chunks.into_rest(), overload).await;
             Err(problem)
         }
     }
 }
 
-async fn collect(stream: &mut BodyDataStream, most: usize, share: &mut Share) -> Result<Vec<u8>, Problem> {
+async fn collect(chunks: &mut Chunks, most: usize, share: &mut Share) -> Result<Vec<u8>, Problem> {
     let mut body = Vec::new();
-    while let Some(chunk) = stream.next().await {
-        let chunk = chunk.map_err(|error| bad(format!("the body broke off: {error}")))?;
+    while let Some(chunk) = chunks.next(share).await {
+        let chunk = chunk?;
         if body.len() + chunk.len() > most {
             return Err(too_large(format!("the body has more than {most} bytes; send fewer events at once")));
         }
@@ -78,8 +59,8 @@ async fn collect(stream: &mut BodyDataStream, most: usize, share: &mut Share) ->
 }
 
 /// Reads on and throws away; if too many requests are listened to like this already, the connection just ends.
-pub async fn linger(mut stream: BodyDataStream, overload: &Overload) {
-    let Some(_room) = overload.linger() else { return };
+pub async fn linger(stream: Option<BodyDataStream>, overload: &Overload) {
+    let (Some(mut stream), Some(_room)) = (stream, overload.linger()) else { return };
     let drain = async {
         let mut bytes = 0;
         while let Some(Ok(chunk)) = stream.next().await {
@@ -97,6 +78,11 @@ pub fn bad(detail: String) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "bad-body", "Bad body", detail).field("body")
 }
 
+/// 400 for a body that did not come to its end.
+pub fn broke_off(error: impl std::fmt::Display) -> Problem {
+    bad(format!("the body broke off: {error}"))
+}
+
 /// 413.
 pub fn too_large(detail: String) -> Problem {
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too-large", "Too large", detail).field("body")
@@ -108,7 +94,8 @@ pub fn overloaded() -> Problem {
     Problem::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", "Overloaded", detail).retry_after(1)
 }
 
-fn too_slow(limit: Duration) -> Problem {
+/// 408.
+pub fn too_slow(limit: Duration) -> Problem {
     let detail = format!("the body did not arrive within {} s", limit.as_secs());
     Problem::new(StatusCode::REQUEST_TIMEOUT, "too-slow", "Too slow", detail).field("body")
 }

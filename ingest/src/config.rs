@@ -27,6 +27,17 @@ pub struct Config {
     /// Events per second of one user in one project, at each gateway; 0: no limit. Of more than 65,536 users
     /// (or types) at a time the newest share limits.
     pub user_rate: u32,
+    /// Largest NDJSON body, in bytes. It is never held as a whole.
+    pub max_ndjson_bytes: usize,
+    /// Most events in an NDJSON body.
+    pub max_ndjson_events: usize,
+    /// An NDJSON body must have ended within this time, in milliseconds; each piece of it within
+    /// `body_timeout_ms` of the one before.
+    pub max_ndjson_ms: u64,
+    /// Whether a CloudEvent's `subject` is its userId.
+    pub cloudevents_subject_is_user: bool,
+    /// Origins whose pages may send events, separated by commas; `*` for all.
+    pub cors_origins: String,
     /// What is kept of a client's address.
     pub client_address: ClientAddress,
     /// Where accepted events wait while Kafka is down; without it they are told to come again.
@@ -58,6 +69,11 @@ impl Default for Config {
             body_timeout_ms: 30_000,
             event_type_rate: 0,
             user_rate: 0,
+            max_ndjson_bytes: 256 * 1024 * 1024,
+            max_ndjson_events: 100_000,
+            max_ndjson_ms: 600_000,
+            cloudevents_subject_is_user: false,
+            cors_origins: String::new(),
             client_address: ClientAddress::Truncated,
             spool_dir: None,
             spool_max_bytes: spool::DEFAULT_BYTES,

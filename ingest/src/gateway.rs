@@ -21,6 +21,7 @@ use crate::admit::Lanes;
 use crate::batches::Batches;
 use crate::claims::Claims;
 use crate::config::Config;
+use crate::cors::Origins;
 use crate::event_types::EventTypes;
 use crate::idempotency::Idempotency;
 use crate::incarnations::Incarnations;
@@ -44,6 +45,8 @@ const ANY_TOPIC: &str = "metrics.events";
 pub struct Gateway {
     /// Settings.
     pub config: Config,
+    /// Whose pages may send events.
+    pub origins: Origins,
     /// API keys.
     pub keys: Keys,
     /// What callers may send.
@@ -87,6 +90,7 @@ impl Gateway {
         let redis = Redis::new(&connections.redis_url)?;
         let (lanes, ends) = Lanes::new();
         let gateway = Arc::new(Self {
+            origins: Origins::parse(&config.cors_origins)?,
             keys: Keys::new(pool.clone()).with_environment(connections.api_keys.as_deref())?,
             limits: Limits::new(&config, redis.clone()),
             batches: Batches::new(pool.clone()),

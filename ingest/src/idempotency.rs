@@ -18,7 +18,25 @@ const HEADER: &str = "idempotency-key";
 /// Longest key, in bytes.
 const LONGEST: usize = 255;
 /// The fields that an error can name.
-const FIELDS: [&str; 7] = ["eventId", "eventType", "timestamp", "userId", "sessionId", "eventAction", "properties"];
+const FIELDS: [&str; 16] = [
+    "eventId",
+    "eventType",
+    "timestamp",
+    "userId",
+    "sessionId",
+    "eventAction",
+    "properties",
+    // CloudEvents
+    "id",
+    "type",
+    "source",
+    "specversion",
+    "time",
+    "data_base64",
+    "userid",
+    "sessionid",
+    "eventaction",
+];
 
 /// First answers in Redis. Cheap to clone.
 #[derive(Clone)]

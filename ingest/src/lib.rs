@@ -1,6 +1,6 @@
 //! The gateway: takes events over HTTP and answers for each of them once its fate is known.
 //!
-//! The path of a request: `routes` (authenticate, read the body) → `parse` → `admit` (limit → validate → encode →
+//! The path of a request: `routes` (authenticate, read the body) → `formats` → `admit` (limit → validate → encode →
 //! claim → produce → confirm or release) → `answer`.
 
 mod admit;
@@ -11,8 +11,11 @@ mod body;
 mod body_hash;
 mod claims;
 mod config;
+mod cors;
+mod decompress;
 mod event_types;
 mod flight;
+mod formats;
 mod gateway;
 mod idempotency;
 mod incarnations;
@@ -31,6 +34,7 @@ pub mod spool;
 mod spooling;
 mod sql;
 mod stages;
+mod streamed;
 
 use std::sync::Arc;
 

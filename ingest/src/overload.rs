@@ -17,7 +17,7 @@ pub struct Overload {
 
 /// A request's share. It is given back on drop.
 pub struct Share {
-    _request: OwnedSemaphorePermit,
+    _request: Option<OwnedSemaphorePermit>,
     bytes: OwnedSemaphorePermit,
     room: Arc<Semaphore>,
 }
@@ -33,7 +33,7 @@ impl Overload {
     pub fn enter(&self) -> Option<Share> {
         let request = Arc::clone(&self.requests).try_acquire_owned().ok()?;
         let bytes = Arc::clone(&self.bytes).try_acquire_many_owned(0).ok()?;
-        Some(Share { _request: request, bytes, room: Arc::clone(&self.bytes) })
+        Some(Share { _request: Some(request), bytes, room: Arc::clone(&self.bytes) })
     }
 
     /// Room for listening on to one refused request, which has given back its share; none if there are too many.
@@ -60,6 +60,30 @@ impl Share {
             Err(_) => false,
         }
     }
+
+    /// Gives bytes back.
+    pub fn shrink(&mut self, bytes: usize) {
+        drop(self.bytes.split(bytes.min(self.bytes())));
+    }
+
+    /// Grows or shrinks to so many bytes; says whether there was room.
+    #[must_use]
+    pub fn resize(&mut self, bytes: usize) -> bool {
+        match bytes.checked_sub(self.bytes()) {
+            Some(more) => self.grow(more),
+            None => {
+                self.shrink(self.bytes() - bytes);
+                true
+            }
+        }
+    }
+
+    /// Splits off a share of its own for so many of its bytes, which may outlive the request.
+    pub fn part(&mut self, bytes: usize) -> Self {
+        let all = self.bytes();
+        let bytes = self.bytes.split(bytes.min(all)).expect("not more than it has");
+        Self { _request: None, bytes, room: Arc::clone(&self.room) }
+    }
 }
 
 #[cfg(test)]
@@ -75,6 +99,11 @@ mod tests {
         assert!(!two.grow(5));
         drop(one);
         assert!(two.grow(10));
+        let part = two.part(4);
+        assert_eq!((part.bytes(), two.bytes()), (4, 6));
+        assert!(!two.resize(7) && two.resize(2) && two.resize(6));
+        drop(part);
+        assert!(two.resize(10));
         assert!(overload.enter().is_some());
         let lingering: Vec<_> = (0..LINGERING).map_while(|_| overload.linger()).collect();
         assert_eq!(lingering.len(), LINGERING);

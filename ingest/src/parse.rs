@@ -185,7 +185,8 @@ impl<'a> Element<'a> {
     }
 }
 
-fn nameless(invalid: Invalid) -> Refused {
+/// A refusal of something that has no eventId.
+pub fn nameless(invalid: Invalid) -> Refused {
     Refused { event_id: None, invalid }
 }
 
@@ -208,11 +209,13 @@ fn present(json: Option<&RawValue>) -> Option<&RawValue> {
     json.filter(|json| json.get() != "null")
 }
 
-fn required<'a>(field: &'static str, json: Option<&'a RawValue>) -> Result<Cow<'a, str>, Invalid> {
+/// The text of a field that must be there.
+pub fn required<'a>(field: &'static str, json: Option<&'a RawValue>) -> Result<Cow<'a, str>, Invalid> {
     optional(field, json)?.ok_or_else(|| Invalid::new(field, "is missing; every event must have it"))
 }
 
-fn optional<'a>(field: &'static str, json: Option<&'a RawValue>) -> Result<Option<Cow<'a, str>>, Invalid> {
+/// The text of a field, if it is there.
+pub fn optional<'a>(field: &'static str, json: Option<&'a RawValue>) -> Result<Option<Cow<'a, str>>, Invalid> {
     present(json).map(|json| string(field, json)).transpose()
 }
 
@@ -242,14 +245,16 @@ pub fn timestamp(json: &RawValue) -> Result<i64, Invalid> {
     }
 }
 
-fn object(json: &RawValue) -> Result<Cow<'_, str>, Invalid> {
+/// The text of a JSON object.
+pub fn object(json: &RawValue) -> Result<Cow<'_, str>, Invalid> {
     if json.get().starts_with('{') {
         return Ok(Cow::Borrowed(json.get()));
     }
     Err(Invalid::new("properties", format!("must be a JSON object, but is {}", kind(json))))
 }
 
-fn kind(json: &RawValue) -> &'static str {
+/// What a JSON value is.
+pub fn kind(json: &RawValue) -> &'static str {
     match json.get().as_bytes().first() {
         Some(b'{') => "an object",
         Some(b'[') => "an array",
