@@ -1,0 +1,70 @@
+//! `tidemill-bench`: what the gateway costs, beside the bare Kafka client (the limit) and Benthos (the peer).
+//! `dev/bench` prepares everything it needs and runs it.
+
+mod events;
+mod figures;
+mod http;
+mod limit;
+mod load;
+mod process;
+mod rounds;
+mod subjects;
+mod tally;
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::{Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+
+/// Benchmarks of the gateway. Run it through `dev/bench`, which starts the components and makes project and key.
+#[derive(Parser)]
+#[command(name = "tidemill-bench")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure the limit, Benthos and the gateway in turn; the last line on standard output is JSON
+    Run(rounds::Options),
+    /// The bare producer, as a process of its own
+    #[command(hide = true)]
+    Limit(limit::Options),
+}
+
+fn main() -> ExitCode {
+    match start(Cli::parse().command) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// One thread for all of it: what the generator uses is missing to the servers.
+fn start(command: Command) -> anyhow::Result<bool> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    match command {
+        Command::Run(options) => runtime.block_on(until_signal(rounds::run(&options))),
+        Command::Limit(options) => {
+            println!("{}", serde_json::to_string(&limit::run(&options)?)?);
+            Ok(true)
+        }
+    }
+}
+
+/// Ends early on SIGINT and SIGTERM; the servers end with what started them.
+async fn until_signal(work: impl Future<Output = anyhow::Result<bool>>) -> anyhow::Result<bool> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    tokio::select! {
+        result = work => result,
+        _ = interrupt.recv() => Err(anyhow::anyhow!("interrupted")),
+        _ = terminate.recv() => Err(anyhow::anyhow!("terminated")),
+    }
+    .context("the benchmark did not finish")
+}
