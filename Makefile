@@ -4,7 +4,7 @@ export CARGO_TARGET_DIR ?= $(or $(TIDEMILL_CACHE),$(HOME)/.cache/tidemill)/targe
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup build up down demo fmt lint test clean-data
+.PHONY: help setup build up down demo fmt lint test bench-ingest clean-data
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ lint: ## check formatting, run clippy with warnings as errors
 
 test: ## set up, then run every check and test on the real components
 	@dev/test
+
+bench-ingest: ## measure the gateway beside the bare Kafka client and Benthos (ARGS: see dev/bench)
+	@dev/bench $(ARGS)
 
 clean-data: ## stop everything and remove its data
 	@dev/down --wipe

@@ -62,11 +62,6 @@ impl Request {
         }
         &self.bytes
     }
-
-    /// How many events it has.
-    pub fn events(&self) -> usize {
-        self.events.len()
-    }
 }
 
 /// An answer.

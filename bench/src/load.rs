@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 
 use crate::events::{Ids, Timestamp};
 use crate::http::{Connection, Request, Target};
-use crate::tally::Tally;
+use crate::tally::{Counts, Tally};
 
 /// How often the pacer looks which requests are due. What this adds to a latency is part of it.
 const TICK: Duration = Duration::from_micros(200);
@@ -94,8 +94,8 @@ impl Load {
         }
     }
 
-    /// Ends it, once all answers are there.
-    pub async fn stop(mut self) -> anyhow::Result<()> {
+    /// Ends it, once all answers are there, and gives the final counts.
+    pub async fn stop(mut self) -> anyhow::Result<Counts> {
         self.shared.stop.store(true, Ordering::Relaxed);
         if let Some(schedule) = &self.shared.schedule {
             schedule.due.close();
@@ -106,7 +106,8 @@ impl Load {
             }
             anyhow::Ok(())
         };
-        tokio::time::timeout(PATIENCE, all).await.context("the server does not answer any more")?
+        tokio::time::timeout(PATIENCE, all).await.context("the server does not answer any more")??;
+        Ok(self.shared.tally.counts())
     }
 }
 

@@ -6,8 +6,10 @@ mod figures;
 mod http;
 mod limit;
 mod load;
+mod measure;
 mod process;
 mod rounds;
+mod soak;
 mod subjects;
 mod tally;
 
@@ -29,6 +31,8 @@ struct Cli {
 enum Command {
     /// Measure the limit, Benthos and the gateway in turn; the last line on standard output is JSON
     Run(rounds::Options),
+    /// Load the gateway for long: its memory has to stay flat
+    Soak(soak::Options),
     /// The bare producer, as a process of its own
     #[command(hide = true)]
     Limit(limit::Options),
@@ -50,6 +54,7 @@ fn start(command: Command) -> anyhow::Result<bool> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     match command {
         Command::Run(options) => runtime.block_on(until_signal(rounds::run(&options))),
+        Command::Soak(options) => runtime.block_on(until_signal(soak::run(&options))),
         Command::Limit(options) => {
             println!("{}", serde_json::to_string(&limit::run(&options)?)?);
             Ok(true)

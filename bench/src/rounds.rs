@@ -2,14 +2,13 @@
 //! for a while disturbs all of them.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use clap::{Args, ValueEnum};
 
 use crate::figures::{self, Figures};
 use crate::http::Target;
-use crate::load::{Load, Plan};
-use crate::process;
+use crate::load::Plan;
+use crate::measure::{Lengths, Measured, measure};
 use crate::subjects::Place;
 
 /// Share of the capacity that the open loop offers.
@@ -82,20 +81,9 @@ pub async fn run(options: &Options) -> anyhow::Result<bool> {
     Ok(passed)
 }
 
-/// One measurement.
-struct Measured {
-    per_second: f64,
-    cpu_us: f64,
-    p50_ms: f64,
-    p99_ms: f64,
-    resident_mb: f64,
-    /// CPU seconds of the load generator itself per second.
-    own_cpu: f64,
-}
-
 impl Options {
     async fn limit(&self, figures: &mut Figures) -> anyhow::Result<()> {
-        let limit = self.place.limit(self.warmup, self.seconds).await?;
+        let limit = self.place.limit(self.lengths()).await?;
         figures.add("limit_us", limit.cpu_us);
         figures.add("limit_eps", limit.per_second);
         Ok(())
@@ -125,7 +113,7 @@ impl Options {
         figures.add("single_us", single.cpu_us);
         figures.add("single_eps", single.per_second);
         figures.add("single_p99_ms", single.p99_ms);
-        figures.add("generator_cpu", single.own_cpu);
+        figures.add("generator_cpus", single.generator_cpus);
         let rate = OPEN_SHARE * single.per_second;
         let plan = Plan { target, connections: self.connections, batch: 1, rate: Some(rate), overload: false };
         let open = self.measure(server.pid(), plan).await?;
@@ -145,23 +133,11 @@ impl Options {
     }
 
     async fn measure(&self, pid: u32, plan: Plan) -> anyhow::Result<Measured> {
-        let mut load = Load::start(plan).await?;
-        load.run_for(Duration::from_secs_f64(self.warmup)).await?;
-        load.tally().forget_latencies();
-        let (cpu, own) = (process::cpu_seconds(pid)?, process::cpu_seconds(std::process::id())?);
-        let (before, begin) = (load.tally().counts(), Instant::now());
-        load.run_for(Duration::from_secs_f64(self.seconds)).await?;
-        let seconds = begin.elapsed().as_secs_f64();
-        let events = (load.tally().counts().accepted - before.accepted) as f64;
-        let measured = Measured {
-            per_second: events / seconds,
-            cpu_us: (process::cpu_seconds(pid)? - cpu) * 1e6 / events,
-            p50_ms: load.tally().latency_ms(0.5),
-            p99_ms: load.tally().latency_ms(0.99),
-            resident_mb: process::resident_mb(pid)?,
-            own_cpu: (process::cpu_seconds(std::process::id())? - own) / seconds,
-        };
-        load.stop().await?;
-        Ok(measured)
+        let topic = if plan.target.verdicts { &self.place.topic } else { &self.place.peer_topic };
+        measure(pid, plan, self.lengths(), &self.place.log(topic)).await
+    }
+
+    fn lengths(&self) -> Lengths {
+        Lengths { warmup: self.warmup, seconds: self.seconds }
     }
 }

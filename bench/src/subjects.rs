@@ -9,6 +9,7 @@ use tokio::process::Command;
 
 use crate::http::Target;
 use crate::limit::Limit;
+use crate::measure::{Lengths, Log};
 use crate::process::{Server, free_address};
 
 /// Where everything is. `dev/bench` fills this in.
@@ -26,6 +27,9 @@ pub struct Place {
     /// Benthos's program
     #[arg(long, env = "TIDEMILL_BENCH_BENTHOS")]
     pub benthos: Option<PathBuf>,
+    /// The gateway's topic
+    #[arg(long, default_value = "events.bench")]
+    pub topic: String,
     /// The limit program's topic, made as the gateway's
     #[arg(long, default_value = "events.bench-limit")]
     pub limit_topic: String,
@@ -42,17 +46,22 @@ pub struct Place {
 
 impl Place {
     /// Runs the limit program in a process of its own.
-    pub async fn limit(&self, warmup: f64, seconds: f64) -> anyhow::Result<Limit> {
+    pub async fn limit(&self, lengths: Lengths) -> anyhow::Result<Limit> {
         let output = Command::new(std::env::current_exe()?)
             .arg("limit")
             .args(["--brokers", &self.brokers, "--topic", &self.limit_topic])
             .args(["--partitions", &self.partitions.to_string()])
-            .args(["--warmup", &warmup.to_string(), "--seconds", &seconds.to_string()])
+            .args(["--warmup", &lengths.warmup.to_string(), "--seconds", &lengths.seconds.to_string()])
             .stderr(std::process::Stdio::inherit())
             .kill_on_drop(true)
             .output()
             .await?;
         serde_json::from_slice(&output.stdout).context("the limit program failed")
+    }
+
+    /// A topic as a witness.
+    pub fn log<'a>(&'a self, topic: &'a str) -> Log<'a> {
+        Log { brokers: &self.brokers, topic, partitions: self.partitions }
     }
 
     /// Starts the gateway.

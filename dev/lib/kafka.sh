@@ -1,4 +1,5 @@
-# Apache Kafka: one node, broker and controller in one process (KRaft).
+# Apache Kafka: one node, broker and controller in one process (KRaft). TIDEMILL_KAFKA_PROPERTIES: more lines for its
+# settings; the last of a name counts.
 
 kafka_configure() {
   cat >"$(folder kafka)/server.properties" <<PROPERTIES
@@ -27,6 +28,7 @@ share.coordinator.state.topic.min.isr=1
 share.coordinator.state.topic.num.partitions=1
 group.initial.rebalance.delay.ms=0
 group.min.session.timeout.ms=1000
+${TIDEMILL_KAFKA_PROPERTIES:-}
 PROPERTIES
 }
 
