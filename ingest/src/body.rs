@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use axum::body::BodyDataStream;
 use axum::http::StatusCode;
+use bytes::Bytes;
 use futures::StreamExt;
 use tidemill_common::problem::Problem;
 
@@ -30,7 +31,7 @@ pub async fn read(
     config: &Config,
     overload: &Overload,
     mut share: Share,
-) -> Result<(Vec<u8>, Share), Problem> {
+) -> Result<(Bytes, Share), Problem> {
     let limit = Duration::from_millis(config.body_timeout_ms);
     let read = tokio::time::timeout(limit, collect(&mut chunks, config.max_body_bytes, &mut share)).await;
     match read.unwrap_or_else(|_| Err(too_slow(limit))) {
@@ -43,8 +44,8 @@ pub async fn read(
     }
 }
 
-async fn collect(chunks: &mut Chunks, most: usize, share: &mut Share) -> Result<Vec<u8>, Problem> {
-    let mut body = Vec::new();
+async fn collect(chunks: &mut Chunks, most: usize, share: &mut Share) -> Result<Bytes, Problem> {
+    let mut body = Parts::default();
     while let Some(chunk) = chunks.next(share).await {
         let chunk = chunk?;
         if body.len() + chunk.len() > most {
@@ -53,9 +54,38 @@ async fn collect(chunks: &mut Chunks, most: usize, share: &mut Share) -> Result<
         if !share.grow(chunk.len()) {
             return Err(overloaded());
         }
-        body.extend_from_slice(&chunk);
+        body.push(chunk);
     }
-    Ok(body)
+    Ok(body.whole())
+}
+
+/// A body as it comes: most come in one piece, which is then not copied.
+#[derive(Default)]
+struct Parts {
+    first: Bytes,
+    all: Vec<u8>,
+}
+
+impl Parts {
+    fn len(&self) -> usize {
+        self.first.len().max(self.all.len())
+    }
+
+    fn push(&mut self, chunk: Bytes) {
+        if self.len() == 0 {
+            self.first = chunk;
+            return;
+        }
+        if self.all.is_empty() {
+            self.all.reserve(2 * (self.first.len() + chunk.len()));
+            self.all.extend_from_slice(&self.first);
+        }
+        self.all.extend_from_slice(&chunk);
+    }
+
+    fn whole(self) -> Bytes {
+        if self.all.is_empty() { self.first } else { self.all.into() }
+    }
 }
 
 /// Reads on and throws away; if too many requests are listened to like this already, the connection just ends.

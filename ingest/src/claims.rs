@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{Pipeline, Value};
+use redis::{Cmd, ErrorKind, FromRedisValue, Pipeline, Script, ServerErrorKind};
 use tidemill_common::redis::{Redis, RedisFailure};
 
 use crate::flight::{Flight, Log};
@@ -17,7 +17,12 @@ use crate::outcome::Fate;
 #[derive(Clone)]
 pub struct Claims {
     redis: Redis,
+    claim: Script,
+    settle: Script,
 }
+
+/// Keys of one call: Redis does nothing else meanwhile.
+const PER_CALL: usize = 1_000;
 
 /// What a claim found.
 #[derive(Debug, PartialEq, Eq)]
@@ -37,119 +42,160 @@ pub enum Found {
 impl Claims {
     /// Claims in this Redis.
     pub fn new(redis: Redis) -> Self {
-        Self { redis }
+        Self { redis, claim: Script::new(keys::CLAIM), settle: Script::new(keys::SETTLE) }
     }
 
     /// Claims the first event of each eventId of these requests; gives what was found, request by request.
     pub async fn claim(&self, flights: &[Arc<Flight>]) -> Vec<Vec<Found>> {
-        let mut pipeline = Pipeline::with_capacity(flights.iter().map(|flight| flight.firsts.at.len()).sum());
-        let mut key = String::new();
+        let mut found: Vec<Vec<Found>> =
+            flights.iter().map(|flight| flight.firsts.at.iter().map(|_| Found::New).collect()).collect();
+        let mut calls = Calls::new(&self.claim, found.iter().map(Vec::len).sum(), keys::CLAIM_MS);
         for flight in flights {
-            let claim = keys::claimed(&flight.token);
             for number in 0..flight.firsts.at.len() {
-                keys::event(&flight.log.project, flight.encoded.id(flight.first(number)), &mut key);
-                pipeline.cmd("SET").arg(&key).arg(&claim).arg("NX").arg("GET").arg("PX").arg(keys::CLAIM_MS);
+                keys::event(&flight.log.project, flight.encoded.id(flight.first(number)), &mut calls.key);
+                keys::claimed(&flight.token, &mut calls.value);
+                calls.push();
             }
         }
-        match self.ask(&pipeline).await {
+        match self.run::<Vec<Vec<(usize, Vec<u8>, i64)>>>(&mut calls).await {
             Ok(held) => {
-                let mut held = held.into_iter();
-                let read = |flight: &Arc<Flight>| {
-                    let held = held.by_ref().take(flight.firsts.at.len());
-                    held.map(|held| read(&held, &flight.token, &flight.log.incarnation)).collect()
-                };
-                let mut found: Vec<Vec<Found>> = flights.iter().map(read).collect();
-                self.ask_remaining(flights, &mut found).await;
-                found
-            }
-            Err(failure) => {
-                failed("claim", &failure);
-                flights.iter().map(|flight| flight.firsts.at.iter().map(|_| Found::New).collect()).collect()
-            }
-        }
-    }
-
-    /// A lost connection is tried again at once: claims that had come through hold our own token.
-    async fn ask(&self, pipeline: &Pipeline) -> Result<Vec<Value>, RedisFailure> {
-        match self.redis.run(pipeline).await {
-            Err(RedisFailure::Failed(_, error)) if error.is_io_error() => self.redis.run(pipeline).await,
-            answer => answer,
-        }
-    }
-
-    /// Asks how long the claims of others still stand. There are few.
-    async fn ask_remaining(&self, flights: &[Arc<Flight>], found: &mut [Vec<Found>]) {
-        let (mut pipeline, mut key) = (Pipeline::new(), String::new());
-        let mut waits = Vec::new();
-        for (flight, found) in flights.iter().zip(found) {
-            for (number, found) in found.iter_mut().enumerate() {
-                if let Found::InFlight { retry_after } = found {
-                    keys::event(&flight.log.project, flight.encoded.id(flight.first(number)), &mut key);
-                    pipeline.cmd("PTTL").arg(&key);
-                    waits.push(retry_after);
+                let mut places = flights
+                    .iter()
+                    .zip(&mut found)
+                    .flat_map(|(flight, found)| found.iter_mut().map(move |found| (flight, found)));
+                let mut next = 0;
+                let held = held.into_iter().enumerate().flat_map(|(call, held)| {
+                    held.into_iter().map(move |(number, held, ms)| (call * PER_CALL + number, held, ms))
+                });
+                for (at, held, remaining_ms) in held {
+                    if let Some((flight, found)) = places.nth(at - next) {
+                        *found = find(&held, remaining_ms, &flight.log.incarnation);
+                    }
+                    next = at + 1;
                 }
             }
+            Err(failure) => failed("claim", &failure),
         }
-        if waits.is_empty() {
-            return;
-        }
-        match self.redis.run::<Vec<i64>>(&pipeline).await {
-            Ok(remaining) => {
-                for (wait, ms) in waits.into_iter().zip(remaining) {
-                    *wait = Duration::from_millis(u64::try_from(ms).unwrap_or(0));
-                }
-            }
-            Err(failure) => failed("remaining", &failure),
-        }
+        found
     }
 
     /// Confirms what was delivered, whatever its key holds by now, and gives the other claims back, as far as
     /// they are still held.
     pub async fn settle(&self, flights: &[(Arc<Flight>, Vec<Fate>)]) {
-        let mut pipeline = Pipeline::with_capacity(flights.iter().map(|(_, fates)| fates.len()).sum());
-        let (mut key, mut value) = (String::new(), String::new());
+        let events = flights.iter().map(|(_, fates)| fates.len()).sum();
+        let mut calls = Calls::new(&self.settle, events, keys::CONFIRMED_MS);
         for (flight, fates) in flights {
             for (number, fate) in fates.iter().enumerate().filter(|(number, _)| flight.is_ours(*number)) {
-                keys::event(&flight.log.project, flight.encoded.id(flight.first(number)), &mut key);
-                if let Fate::Delivered(stored) = fate {
-                    stored.write(&flight.log.incarnation, &mut value);
-                    pipeline.cmd("SET").arg(&key).arg(&value).arg("PX").arg(keys::CONFIRMED_MS).ignore();
-                } else {
-                    let claim = keys::claimed(&flight.token);
-                    pipeline.cmd("EVAL").arg(keys::RELEASE).arg(1).arg(&key).arg(claim).ignore();
+                keys::event(&flight.log.project, flight.encoded.id(flight.first(number)), &mut calls.key);
+                match fate {
+                    Fate::Delivered(stored) => stored.write(&flight.log.incarnation, &mut calls.value),
+                    _ => keys::claimed(&flight.token, &mut calls.value),
                 }
+                calls.push();
             }
         }
-        self.run("settle", &pipeline).await;
+        if let Err(failure) = self.run::<()>(&mut calls).await {
+            failed("settle", &failure);
+        }
     }
 
     /// Confirms events that reached the log later.
     pub async fn confirm<'a>(&self, log: &Log, events: impl Iterator<Item = (&'a str, Stored)>) {
-        let (mut pipeline, mut key, mut value) = (Pipeline::new(), String::new(), String::new());
+        let mut calls = Calls::new(&self.settle, PER_CALL, keys::CONFIRMED_MS);
         for (event_id, stored) in events {
-            keys::event(&log.project, event_id, &mut key);
-            stored.write(&log.incarnation, &mut value);
-            pipeline.cmd("SET").arg(&key).arg(&value).arg("PX").arg(keys::CONFIRMED_MS).ignore();
+            keys::event(&log.project, event_id, &mut calls.key);
+            stored.write(&log.incarnation, &mut calls.value);
+            calls.push();
         }
-        self.run("confirm", &pipeline).await;
+        if let Err(failure) = self.run::<()>(&mut calls).await {
+            failed("confirm", &failure);
+        }
     }
 
-    async fn run(&self, step: &'static str, pipeline: &Pipeline) {
-        if pipeline.is_empty() {
-            return;
-        }
-        if let Err(failure) = self.redis.run::<()>(pipeline).await {
-            failed(step, &failure);
+    /// Runs calls in one round trip. A lost connection is tried again at once; a Redis that does not know the script
+    /// is told it.
+    async fn run<T: FromRedisValue + Default>(&self, calls: &mut Calls<'_>) -> Result<T, RedisFailure> {
+        let Some(pipeline) = calls.pack() else { return Ok(T::default()) };
+        match self.redis.run(pipeline).await {
+            Err(RedisFailure::Failed(_, error)) if error.is_io_error() => self.redis.run(pipeline).await,
+            Err(RedisFailure::Failed(_, error)) if error.kind() == ErrorKind::Server(ServerErrorKind::NoScript) => {
+                let mut load = Pipeline::new();
+                for script in [keys::CLAIM, keys::SETTLE] {
+                    load.cmd("SCRIPT").arg("LOAD").arg(script).ignore();
+                }
+                self.redis.run::<()>(&load).await?;
+                self.redis.run(pipeline).await
+            }
+            answer => answer,
         }
     }
 }
 
-/// What a claim's answer means.
-fn read(held: &Value, token: &str, incarnation: &str) -> Found {
-    let Value::BulkString(held) = held else { return Found::New };
-    match std::str::from_utf8(held).map(Held::read) {
-        Ok(Held::Claimed(by)) if by != token => Found::InFlight { retry_after: Duration::from_millis(keys::CLAIM_MS) },
-        Ok(Held::Stored(stored, of)) if same_log(of, incarnation) => Found::Stored(stored),
+/// Calls of one script for many events. The script is one command for a thousand keys, which costs this side and the
+/// wire a fifth of a command a key.
+struct Calls<'a> {
+    script: &'a Script,
+    argument: u64,
+    /// The key of the event to be pushed next.
+    key: String,
+    /// The value that goes with it.
+    value: String,
+    keys: Vec<u8>,
+    values: Vec<u8>,
+    /// Where each key and each value ends.
+    ends: Vec<(usize, usize)>,
+    pipeline: Pipeline,
+}
+
+impl<'a> Calls<'a> {
+    fn new(script: &'a Script, events: usize, argument: u64) -> Self {
+        Self {
+            script,
+            argument,
+            key: String::new(),
+            value: String::new(),
+            keys: Vec::with_capacity(events * 64),
+            values: Vec::with_capacity(events * 64),
+            ends: Vec::with_capacity(events),
+            pipeline: Pipeline::new(),
+        }
+    }
+
+    fn push(&mut self) {
+        self.keys.extend_from_slice(self.key.as_bytes());
+        self.values.extend_from_slice(self.value.as_bytes());
+        self.ends.push((self.keys.len(), self.values.len()));
+    }
+
+    /// All calls; none if there is nothing to call for.
+    fn pack(&mut self) -> Option<&Pipeline> {
+        let (mut key, mut value) = (0, 0);
+        for ends in self.ends.chunks(PER_CALL) {
+            let &(keys_end, values_end) = ends.last()?;
+            let mut call = Cmd::with_capacity(2 * ends.len() + 4, keys_end - key + values_end - value + 64);
+            call.arg("EVALSHA").arg(self.script.get_hash()).arg(ends.len());
+            for (end, _) in ends {
+                call.arg(&self.keys[key..*end]);
+                key = *end;
+            }
+            call.arg(self.argument);
+            for (_, end) in ends {
+                call.arg(&self.values[value..*end]);
+                value = *end;
+            }
+            self.pipeline.add_command(call);
+        }
+        (!self.ends.is_empty()).then_some(&self.pipeline)
+    }
+}
+
+/// What a value that stood in the way means.
+fn find(held: &[u8], remaining_ms: i64, incarnation: &str) -> Found {
+    match Held::read(std::str::from_utf8(held).unwrap_or_default()) {
+        Held::Claimed(_) => {
+            Found::InFlight { retry_after: Duration::from_millis(u64::try_from(remaining_ms).unwrap_or(0)) }
+        }
+        Held::Stored(stored, of) if same_log(of, incarnation) => Found::Stored(stored),
         _ => Found::New,
     }
 }
@@ -169,17 +215,11 @@ mod tests {
     use super::*;
     use crate::body_hash::BodyHash;
 
-    fn find(held: Option<&str>, incarnation: &str) -> Found {
-        let held = held.map_or(Value::Nil, |held| Value::BulkString(held.into()));
-        read(&held, "own", incarnation)
-    }
-
     #[test]
     fn only_anothers_claim_stands_in_the_way() {
-        assert_eq!(find(None, ""), Found::New);
-        assert_eq!(find(Some("P:own"), ""), Found::New);
-        assert_eq!(find(Some("rubbish"), ""), Found::New);
-        assert!(matches!(find(Some("P:other"), ""), Found::InFlight { .. }));
+        assert_eq!(find(b"rubbish \xff", 1, ""), Found::New);
+        assert_eq!(find(b"P:other", 1_500, ""), Found::InFlight { retry_after: Duration::from_millis(1_500) });
+        assert_eq!(find(b"P:other", -2, ""), Found::InFlight { retry_after: Duration::ZERO });
     }
 
     #[test]
@@ -190,9 +230,28 @@ mod tests {
             stored.write(incarnation, &mut text);
             text
         };
-        assert_eq!(find(Some(&text("a")), "a"), Found::Stored(stored));
-        assert_eq!(find(Some(&text("")), "a"), Found::Stored(stored));
-        assert_eq!(find(Some(&text("a")), ""), Found::Stored(stored));
-        assert_eq!(find(Some(&text("a")), "b"), Found::New);
+        assert_eq!(find(text("a").as_bytes(), 1, "a"), Found::Stored(stored));
+        assert_eq!(find(text("").as_bytes(), 1, "a"), Found::Stored(stored));
+        assert_eq!(find(text("a").as_bytes(), 1, ""), Found::Stored(stored));
+        assert_eq!(find(text("a").as_bytes(), 1, "b"), Found::New);
+    }
+
+    #[test]
+    fn many_events_share_a_call() {
+        let script = Script::new(keys::CLAIM);
+        let mut calls = Calls::new(&script, 0, 7);
+        assert!(calls.pack().is_none());
+        for i in 0..PER_CALL + 1 {
+            calls.key = format!("k{i}");
+            calls.value = format!("v{i}");
+            calls.push();
+        }
+        let packed = calls.pack().expect("calls").get_packed_pipeline();
+        let text = String::from_utf8(packed).expect("text");
+        assert_eq!(text.matches("EVALSHA").count(), 2);
+        let hash = script.get_hash();
+        let last =
+            format!("*6\r\n$7\r\nEVALSHA\r\n$40\r\n{hash}\r\n$1\r\n1\r\n$5\r\nk1000\r\n$1\r\n7\r\n$5\r\nv1000\r\n");
+        assert!(text.ends_with(&last), "{}", &text[text.len() - 200..]);
     }
 }

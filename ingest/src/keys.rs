@@ -19,9 +19,29 @@ use crate::body_hash::BodyHash;
 pub const CLAIM_MS: u64 = 10_000;
 /// How long a confirmation stands, in milliseconds: the dedupe window.
 pub const CONFIRMED_MS: u64 = 24 * 3_600 * 1_000;
-/// Deletes KEYS[1] if it still holds ARGV[1]: a claim that ran out may be another's by now.
-pub const RELEASE: &str =
-    "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0";
+/// Claims each of KEYS: does `SET KEYS[i] ARGV[i + 1] NX GET PX ARGV[1]` and gives what stood in the way: its number
+/// (from 0), its value and how long it still stands, one after the other. Run twice, it finds its own claims, which
+/// are in nobody's way.
+pub const CLAIM: &str = "
+local found = {}
+for i = 1, #KEYS do
+  local held = redis.pcall('SET', KEYS[i], ARGV[i + 1], 'NX', 'GET', 'PX', ARGV[1])
+  if type(held) == 'string' and held ~= ARGV[i + 1] then
+    found[#found + 1] = i - 1
+    found[#found + 1] = held
+    found[#found + 1] = redis.call('PTTL', KEYS[i])
+  end
+end
+return found";
+/// Settles each of KEYS: a confirmation ARGV[i + 1] is set, whatever stands there, for ARGV[1] ms; a claim is deleted
+/// if it still stands there, since one that ran out may be another's by now.
+pub const SETTLE: &str = "
+for i = 1, #KEYS do
+  local value = ARGV[i + 1]
+  if string.sub(value, 1, 2) == 'C:' then redis.pcall('SET', KEYS[i], value, 'PX', ARGV[1])
+  elseif redis.pcall('GET', KEYS[i]) == value then redis.call('DEL', KEYS[i]) end
+end
+return #KEYS";
 
 /// Leases tokens of KEYS[1], which gets ARGV[1] per second, up to a second's worth: at most ARGV[2], after ARGV[3]
 /// spent on credit are paid. Gives the tokens and the number of gateways (ARGV[4] is this one) of the last 10 s.
@@ -83,9 +103,11 @@ pub fn idempotency(project: &str, key: &[u8]) -> String {
     redis_key
 }
 
-/// The value of a claim.
-pub fn claimed(token: &str) -> String {
-    format!("P:{token}")
+/// Writes the value of a claim.
+pub fn claimed(token: &str, value: &mut String) {
+    value.clear();
+    value.push_str("P:");
+    value.push_str(token);
 }
 
 /// Where an event stands in the log.
@@ -153,7 +175,8 @@ mod tests {
         stored.write("kQ-_9w", &mut text);
         assert!(text.starts_with("C:kQ-_9w:3:41:"), "{text}");
         assert_eq!(Held::read(&text), Held::Stored(stored, "kQ-_9w"));
-        assert_eq!(Held::read(&claimed("t")), Held::Claimed("t"));
+        claimed("t", &mut text);
+        assert_eq!(Held::read(&text), Held::Claimed("t"));
     }
 
     #[test]
