@@ -85,7 +85,8 @@ impl Producer {
             .set("compression.type", "snappy")
             // The brokers' usual limit, less what a batch adds; the client's own default is lower.
             .set("message.max.bytes", "1048000")
-            .set("linger.ms", "2")
+            // What comes within this time shares a batch. Longer lets callers wait, and saves no CPU worth it.
+            .set("linger.ms", "0.5")
             // The caller bounds what is in flight; this only has to hold it.
             .set("queue.buffering.max.messages", "2000000")
             .set("delivery.timeout.ms", delivery_timeout.as_millis().to_string());
