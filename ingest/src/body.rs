@@ -13,7 +13,7 @@ use crate::decompress::Chunks;
 use crate::overload::{Overload, Share};
 
 /// A refused request's body is read on for so long, so that a client that is still sending it gets to see
-/// the answer instead of a broken connection.
+/// the answer instead of a broken connection, and can go on with it.
 const LINGER: Duration = Duration::from_secs(2);
 /// More than this is not worth it.
 const LINGER_BYTES: usize = 32 * 1024 * 1024;
@@ -38,7 +38,7 @@ pub async fn read(
         Ok(body) => Ok((body, share)),
         Err(problem) => {
             drop(share);
-            linger(chunks.into_rest(), overload).await;
+            linger(chunks.into_rest(), overload);
             Err(problem)
         }
     }
@@ -88,10 +88,11 @@ impl Parts {
     }
 }
 
-/// Reads on and throws away; if too many requests are listened to like this already, the connection just ends.
-pub async fn linger(stream: Option<BodyDataStream>, overload: &Overload) {
-    let (Some(mut stream), Some(_room)) = (stream, overload.linger()) else { return };
-    let drain = async {
+/// Reads on beside the answer and throws away. If too many requests are listened to like this already, the
+/// connection just ends.
+pub fn linger(stream: Option<BodyDataStream>, overload: &Overload) {
+    let (Some(mut stream), Some(room)) = (stream, overload.linger()) else { return };
+    let drain = async move {
         let mut bytes = 0;
         while let Some(Ok(chunk)) = stream.next().await {
             bytes += chunk.len();
@@ -99,8 +100,9 @@ pub async fn linger(stream: Option<BodyDataStream>, overload: &Overload) {
                 break;
             }
         }
+        drop(room);
     };
-    let _ = tokio::time::timeout(LINGER, drain).await;
+    tokio::spawn(tokio::time::timeout(LINGER, drain));
 }
 
 /// 400, about the body as a whole.

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Refused requests whose clients are still being listened to, which costs a connection each.
-const LINGERING: usize = 64;
+/// Refused requests whose clients are still being listened to, which costs a buffer each.
+const LINGERING: usize = 1_024;
 
 /// Room for requests and for the bytes of their bodies.
 #[derive(Clone)]

@@ -202,9 +202,11 @@ fn check_number(events: &[Parsed<'_>], gateway: &Gateway) -> Result<(), Problem>
 
 /// Everything that is known before the body comes.
 async fn enter(gateway: &Gateway, request: Request) -> Result<Entered, Response> {
-    let Some(share) = gateway.overload.enter() else { return Err(body::overloaded().into_response()) };
     let (head, body) = request.into_parts();
     let headers = head.headers;
+    let Some(share) = gateway.overload.enter() else {
+        return Err(refuse(body::overloaded(), &gateway.overload, &headers, body));
+    };
     let peer = head.extensions.get::<ConnectInfo<SocketAddr>>().map(|ConnectInfo(peer)| peer.ip());
     let receipt = Receipt::now(peer, gateway.config.client_address, &headers);
     match allowed(gateway, &headers, &head.uri).await {
@@ -216,7 +218,7 @@ async fn enter(gateway: &Gateway, request: Request) -> Result<Entered, Response>
         }
         Err(problem) => {
             drop(share); // callers that are not let in must not take the places of those who are
-            Err(refuse(problem, &gateway.overload, &headers, body).await)
+            Err(refuse(problem, &gateway.overload, &headers, body))
         }
     }
 }
@@ -227,9 +229,9 @@ async fn allowed(gateway: &Gateway, headers: &HeaderMap, uri: &Uri) -> Result<(A
 }
 
 /// Refuses a request whose body has not been read. One that waits for "100 Continue" sends none.
-async fn refuse(problem: Problem, overload: &Overload, headers: &HeaderMap, body: axum::body::Body) -> Response {
+fn refuse(problem: Problem, overload: &Overload, headers: &HeaderMap, body: axum::body::Body) -> Response {
     if !headers.contains_key(header::EXPECT) {
-        body::linger(Some(body.into_data_stream()), overload).await;
+        body::linger(Some(body.into_data_stream()), overload);
     }
     problem.into_response()
 }

@@ -127,7 +127,7 @@ impl Reading {
     async fn give_up(self, problem: Problem, gateway: &Gateway) -> Response {
         let Self { chunks, share, answers, .. } = self;
         drop(share);
-        body::linger(chunks.into_rest(), &gateway.overload).await;
+        body::linger(chunks.into_rest(), &gateway.overload);
         let problem = match answers.len() {
             0 => problem,
             decided => problem.and(&format!("; the first {decided} events have been decided, see results")),
