@@ -6,11 +6,12 @@ import { Tidemill } from "../../../docs/clients/tidemill.mjs";
 
 const { url, key, retries, timeout, real, events } = JSON.parse(readFileSync(0, "utf8"));
 const pauses = [];
-async function sleep(ms) {
+const client = new Tidemill({ url, key, retries, timeout: timeout * 1_000 });
+const sleep = client.sleep;
+client.sleep = async (ms) => {
   pauses.push(ms / 1_000);
-  if (real) await new Promise((resolve) => setTimeout(resolve, ms));
-}
-const client = new Tidemill({ url, key, retries, timeout: timeout * 1_000, sleep });
+  if (real) await sleep(ms);
+};
 const before = JSON.stringify(events);
 const verdicts = await client.send(events);
 if (JSON.stringify(events) !== before) throw new Error("the caller's events were changed");

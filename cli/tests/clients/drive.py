@@ -5,23 +5,23 @@ import copy
 import json
 import pathlib
 import sys
-import time
 
 sys.dont_write_bytecode = True
 sys.path.insert(0, str(pathlib.Path(__file__).parents[3] / "docs" / "clients"))
 from tidemill import Tidemill  # noqa: E402
 
 order = json.load(sys.stdin)
-pauses = []
+client = Tidemill(order["url"], order["key"], order["retries"], order["timeout"])
+pauses, sleep = [], client.sleep
 
 
-def sleep(seconds):
+def noted(seconds):
     pauses.append(seconds)
     if order["real"]:
-        time.sleep(seconds)
+        sleep(seconds)
 
 
-client = Tidemill(order["url"], order["key"], order["retries"], order["timeout"], sleep=sleep)
+client.sleep = noted
 events = copy.deepcopy(order["events"])
 verdicts = client.send(events)
 assert events == order["events"], "the caller's events were changed"

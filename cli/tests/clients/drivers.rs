@@ -13,6 +13,9 @@ use tokio::process::Command;
 use crate::generator::Event;
 use crate::sender::{Delivery, Patience, Sender, Wait};
 
+/// No client takes longer.
+const PATIENCE: Duration = Duration::from_secs(120);
+
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Client {
     JavaScript,
@@ -81,7 +84,8 @@ async fn script(program: String, file: &str, order: &Order) -> Report {
         .spawn()
         .unwrap_or_else(|error| panic!("{program}: {error}; dev/install installs it"));
     child.stdin.take().unwrap().write_all(order.to_string().as_bytes()).await.unwrap();
-    let output = child.wait_with_output().await.unwrap();
+    let output = tokio::time::timeout(PATIENCE, child.wait_with_output()).await;
+    let output = output.unwrap_or_else(|_| panic!("{file} did not end")).unwrap();
     assert!(output.status.success(), "{file} failed");
     serde_json::from_slice(&output.stdout).expect("a report")
 }
@@ -89,16 +93,13 @@ async fn script(program: String, file: &str, order: &Order) -> Report {
 /// The load generator has its own words: what the gateway refuses ends it with an error.
 async fn loadgen(order: &Order) -> Report {
     let pauses = Arc::new(Mutex::new(Vec::new()));
-    let (noted, real) = (Arc::clone(&pauses), order.real);
+    let patience = Patience { timeout: Duration::from_secs(order.timeout), ..Patience::new(order.retries) };
+    let (noted, real, sleep) = (Arc::clone(&pauses), order.real, Arc::clone(&patience.wait));
     let wait: Wait = Arc::new(move |pause| {
         noted.lock().unwrap().push(pause.as_secs_f64());
-        Box::pin(async move {
-            if real {
-                tokio::time::sleep(pause).await
-            }
-        })
+        if real { sleep(pause) } else { Box::pin(async {}) }
     });
-    let patience = Patience { retries: order.retries, timeout: Duration::from_secs(order.timeout), wait };
+    let patience = Patience { wait, ..patience };
     let sender = Sender::new(&order.url, &order.key, 1, patience).unwrap();
     let batch = order.events.iter().map(|event| Delivery::new(Arc::new(typed(event)), false)).collect();
     let mut fates = HashMap::new();
