@@ -59,7 +59,7 @@ export class Tidemill {
       answer.retryAfter = response.headers.get("Retry-After");
       answer.body = JSON.parse(text);
     } catch (error) {
-      answer.body = { detail: `no usable answer: ${error.message}` };
+      answer.body = { detail: `no usable answer (status ${answer.status}): ${error.message}` };
     }
     return answer;
   }

@@ -54,7 +54,7 @@ class Tidemill:
             status, retry_after = response.status, response.headers["Retry-After"]
             return status, retry_after, json.loads(text)
         except (OSError, http.client.HTTPException, ValueError) as error:
-            return status, retry_after, {"detail": f"no usable answer: {error}"}
+            return status, retry_after, {"detail": f"no usable answer (status {status}): {error}"}
 
 
 class _Parcel:
