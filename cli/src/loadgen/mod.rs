@@ -17,7 +17,7 @@ use tokio::time::sleep_until;
 use self::account::Account;
 use self::generator::{Generator, Shape};
 use self::pacer::Pacer;
-use self::sender::{Delivered, Sender};
+use self::sender::{Delivered, Patience, Sender};
 use crate::output::json_line;
 use crate::signals::Signals;
 
@@ -66,7 +66,7 @@ pub struct Args {
     /// Requests at a time
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     connections: u32,
-    /// Further tries for what the gateway could not take; after the third they are 4 s apart
+    /// Further tries for what the gateway could not take, after 1, 2, 4, then 8 s, or later where it says so
     #[arg(long, default_value_t = 3)]
     retries: u32,
     /// Write what became of each event to this file, a JSON object a line
@@ -75,7 +75,7 @@ pub struct Args {
 }
 
 pub async fn run(args: Args) -> anyhow::Result<()> {
-    let sender = Sender::new(&args.url, &args.key, args.connections as usize, args.retries)?;
+    let sender = Sender::new(&args.url, &args.key, args.connections as usize, Patience::new(args.retries))?;
     let mut account = Account::open(args.journal.as_deref())?;
     let mut pacer = Pacer::new(Generator::new(args.shape()), args.rate, args.batch as usize, args.limits());
     let mut signals = Signals::new()?;

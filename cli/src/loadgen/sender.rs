@@ -1,19 +1,42 @@
 //! Sends batches to a gateway, again and again until every event has its verdict or the tries are used up.
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::bail;
+use chrono::{DateTime, Utc};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, RETRY_AFTER};
-use reqwest::{Client, StatusCode};
+use reqwest::{Client, StatusCode, redirect};
 use serde::{Deserialize, Serialize};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::generator::Event;
 
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(15);
-/// A gateway that asks for a longer pause than this gets asked again all the same.
-const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+/// An event is given up when the gateway asks for a longer pause than this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+
+/// Lets a pause pass.
+pub type Wait = Arc<dyn Fn(Duration) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send + Sync>;
+
+/// How long and how often a gateway is asked.
+#[derive(Clone)]
+pub struct Patience {
+    /// Further tries after the first.
+    pub retries: u32,
+    /// For one answer.
+    pub timeout: Duration,
+    /// Between the tries. Tests need not wait in earnest.
+    pub wait: Wait,
+}
+
+impl Patience {
+    /// As it is meant for real gateways.
+    pub fn new(retries: u32) -> Self {
+        let wait: Wait = Arc::new(|pause| Box::pin(tokio::time::sleep(pause)));
+        Self { retries, timeout: Duration::from_secs(15), wait }
+    }
+}
 
 /// What became of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -69,7 +92,7 @@ pub struct Sender {
     client: Client,
     url: String,
     key: String,
-    retries: u32,
+    patience: Patience,
     connections: Arc<Semaphore>,
 }
 
@@ -89,16 +112,17 @@ struct Verdict {
     position: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Default, Deserialize)]
 struct Verdicts {
     results: Vec<Verdict>,
 }
 
 impl Sender {
-    pub fn new(url: &str, key: &str, connections: usize, retries: u32) -> anyhow::Result<Self> {
-        let client = Client::builder().timeout(REQUEST_TIMEOUT).pool_max_idle_per_host(connections).build()?;
+    pub fn new(url: &str, key: &str, connections: usize, patience: Patience) -> anyhow::Result<Self> {
+        let client = Client::builder().timeout(patience.timeout).redirect(redirect::Policy::none());
+        let client = client.pool_max_idle_per_host(connections).build()?;
         let url = format!("{}/v1/events", url.trim_end_matches('/'));
-        Ok(Self { client, url, key: key.to_owned(), retries, connections: Arc::new(Semaphore::new(connections)) })
+        Ok(Self { client, url, key: key.to_owned(), patience, connections: Arc::new(Semaphore::new(connections)) })
     }
 
     /// A connection to send on. Fresh batches and retries wait for it in one line.
@@ -124,11 +148,12 @@ impl Sender {
             let (done, again, retry_after) = judge(batch, answer)?;
             delivered.deliveries.extend(done);
             batch = again;
-            if batch.is_empty() || attempt >= self.retries {
+            let pause = pause(attempt, retry_after);
+            if batch.is_empty() || attempt >= self.patience.retries || pause > LONGEST_PAUSE {
                 break;
             }
             delivered.retries += 1;
-            tokio::time::sleep(pause(attempt, retry_after)).await;
+            (self.patience.wait)(pause).await;
         }
         delivered.deliveries.extend(batch);
         Ok(delivered)
@@ -140,7 +165,7 @@ impl Sender {
         let body = serde_json::to_vec(&events).expect("events have text keys only");
         let request = self.client.post(&self.url).bearer_auth(&self.key).header(CONTENT_TYPE, "application/json");
         let response = request.body(body).send().await?;
-        let (status, retry_after) = (response.status(), retry_after(response.headers()));
+        let (status, retry_after) = (response.status(), retry_after(response.headers(), Utc::now()));
         Ok(Answer { status, retry_after, body: response.bytes().await?.to_vec() })
     }
 }
@@ -150,51 +175,54 @@ type Judged = (Vec<Delivery>, Vec<Delivery>, Option<Duration>);
 /// Parts a batch into what is done and what is to be sent again.
 fn judge(batch: Vec<Delivery>, answer: Result<Answer, reqwest::Error>) -> anyhow::Result<Judged> {
     let Ok(answer) = answer else { return Ok((Vec::new(), batch, None)) };
-    match answer.status {
-        StatusCode::ACCEPTED => {
-            let verdicts: Verdicts = serde_json::from_slice(&answer.body)
-                .context("the gateway's answer has no results; is --url that of 'tidemill ingest'?")?;
-            let (done, again) = apply(batch, verdicts.results)?;
-            Ok((done, again, answer.retry_after))
-        }
-        StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => Ok((Vec::new(), batch, answer.retry_after)),
-        status if status.is_server_error() => Ok((Vec::new(), batch, answer.retry_after)),
+    let (done, again) = match answer.status {
+        // An answer that makes no sense is none.
+        status if status.is_success() => apply(batch, serde_json::from_slice(&answer.body).unwrap_or_default()),
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT => (Vec::new(), batch),
+        status if status.is_server_error() => (Vec::new(), batch),
         status => bail!("the gateway refuses the traffic: {}", refusal(status, &answer.body)),
-    }
+    };
+    Ok((done, again, answer.retry_after))
 }
 
-fn apply(batch: Vec<Delivery>, verdicts: Vec<Verdict>) -> anyhow::Result<(Vec<Delivery>, Vec<Delivery>)> {
+fn apply(batch: Vec<Delivery>, verdicts: Verdicts) -> (Vec<Delivery>, Vec<Delivery>) {
     let mut by_index: Vec<Option<Verdict>> = batch.iter().map(|_| None).collect();
-    for verdict in verdicts {
-        let place = by_index.get_mut(verdict.index);
-        *place.ok_or_else(|| anyhow!("the gateway answers for an event that it was not sent"))? = Some(verdict);
+    for verdict in verdicts.results {
+        if let Some(place) = by_index.get_mut(verdict.index) {
+            *place = Some(verdict);
+        }
     }
     let (mut done, mut again) = (Vec::new(), Vec::new());
     for (mut delivery, verdict) in batch.into_iter().zip(by_index) {
-        let verdict = verdict.ok_or_else(|| anyhow!("the gateway's answer leaves out {}", delivery.event.event_id))?;
-        delivery.fate.status = match verdict.status.as_str() {
+        let (status, position) = verdict.map(|verdict| (verdict.status, verdict.position)).unwrap_or_default();
+        delivery.fate.status = match status.as_str() {
             "accepted" => Status::Accepted,
             "duplicate" => Status::Duplicate,
             "invalid" => Status::Invalid,
-            "retry" | "limited" => {
+            // `retry`, `limited`, or nothing that is known.
+            _ => {
                 again.push(delivery);
                 continue;
             }
-            other => bail!("the gateway answers with the unknown status {other:?}"),
         };
-        delivery.fate.position = verdict.position;
+        delivery.fate.position = position;
         done.push(delivery);
     }
-    Ok((done, again))
+    (done, again)
 }
 
-/// 1, 2, 4, 4, … seconds, or what the gateway asks for.
+/// 1, 2, 4, 8, 8, … seconds, or later where the gateway says so.
 fn pause(attempt: u32, retry_after: Option<Duration>) -> Duration {
-    retry_after.unwrap_or(Duration::from_secs(1 << attempt.min(2))).min(LONGEST_PAUSE)
+    Duration::from_secs(1 << attempt.min(3)).max(retry_after.unwrap_or_default())
 }
 
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
-    headers.get(RETRY_AFTER)?.to_str().ok()?.parse().ok().map(Duration::from_secs)
+/// Seconds or a date.
+fn retry_after(headers: &HeaderMap, now: DateTime<Utc>) -> Option<Duration> {
+    let text = headers.get(RETRY_AFTER)?.to_str().ok()?;
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
+    }
+    (DateTime::parse_from_rfc2822(text).ok()?.to_utc() - now).to_std().ok()
 }
 
 /// The problem's own words, if it has any.
@@ -245,15 +273,37 @@ mod tests {
         }
         let refused = judge(batch(2), answer(401, r#"{"detail":"this API key is unknown"}"#)).expect_err("refused");
         assert!(refused.to_string().contains("this API key is unknown (401"), "{refused}");
-        assert!(judge(batch(2), answer(202, "<html>")).is_err());
-        assert!(judge(batch(2), answer(202, r#"{"results":[]}"#)).is_err());
     }
 
     #[test]
-    fn pauses_double_up_to_four_seconds_unless_the_gateway_says_otherwise() {
-        let seconds: Vec<u64> = (0..5).map(|attempt| pause(attempt, None).as_secs()).collect();
-        assert_eq!(seconds, [1, 2, 4, 4, 4]);
+    fn what_an_answer_says_nothing_of_is_sent_again() {
+        let strange = r#"{"results":[{"index":0,"status":"perhaps"},{"index":7,"status":"accepted"}]}"#;
+        for body in ["", "<html>", "[]", r#"{"results":[]}"#, strange] {
+            let (done, again, _) = judge(batch(2), answer(202, body)).expect("judged");
+            assert_eq!((done.len(), again.len()), (0, 2), "{body}");
+        }
+    }
+
+    #[test]
+    fn pauses_double_up_to_eight_seconds_or_are_as_long_as_the_gateway_says() {
+        let seconds: Vec<u64> = (0..6).map(|attempt| pause(attempt, None).as_secs()).collect();
+        assert_eq!(seconds, [1, 2, 4, 8, 8, 8]);
         assert_eq!(pause(0, Some(Duration::from_secs(7))).as_secs(), 7);
-        assert_eq!(pause(0, Some(Duration::from_secs(7_000))), LONGEST_PAUSE);
+        assert_eq!(pause(2, Some(Duration::from_secs(1))).as_secs(), 4, "never sooner");
+    }
+
+    #[test]
+    fn retry_after_has_seconds_or_a_date() {
+        let now = DateTime::from_timestamp(784_111_777, 0).expect("a time");
+        let seconds = |text: &'static str| {
+            let headers = HeaderMap::from_iter([(RETRY_AFTER, reqwest::header::HeaderValue::from_static(text))]);
+            retry_after(&headers, now).map(|pause| pause.as_secs())
+        };
+        assert_eq!(seconds("7"), Some(7));
+        assert_eq!(seconds("99999999999999999999"), Some(u64::MAX));
+        assert_eq!(seconds("Sun, 06 Nov 1994 08:49:57 GMT"), Some(20));
+        for text in ["Sun, 06 Nov 1994 08:49:07 GMT", "", "-1", "soon"] {
+            assert_eq!(seconds(text), None, "{text}");
+        }
     }
 }
