@@ -58,6 +58,14 @@ impl Scratch {
     async fn database(&self) -> PgConnection {
         PgConnection::connect(&self.connections.database_url).await.unwrap()
     }
+
+    /// The project's row alone.
+    async fn insert_project(&self) -> PgConnection {
+        let insert = "INSERT INTO projects (id, partitions, dlq_partitions) VALUES ($1, 6, 2)";
+        let mut db = self.database().await;
+        sqlx::query(insert).bind(&self.project).execute(&mut db).await.unwrap();
+        db
+    }
 }
 
 impl Drop for Scratch {
@@ -145,9 +153,7 @@ async fn keys_are_shown_once_and_kept_as_hashes() {
     let project = scratch.project.as_str();
     scratch.json(&["migrate"]);
     assert!(scratch.error(&["keys", "create", project, "--scope", "write"]).contains("tidemill projects create"));
-    let insert = "INSERT INTO projects (id, partitions, dlq_partitions) VALUES ($1, 6, 2)";
-    let mut db = scratch.database().await;
-    sqlx::query(insert).bind(project).execute(&mut db).await.unwrap();
+    let mut db = scratch.insert_project().await;
 
     let limited = ["keys", "create", project, "--scope", "read", "--scope", "write", "--rate-limit", "50"];
     let made = scratch.json(&limited);
@@ -166,6 +172,40 @@ async fn keys_are_shown_once_and_kept_as_hashes() {
     assert!(revoked["revoked_at"].is_string());
     assert_eq!(scratch.json(&["keys", "revoke", prefix]), revoked, "the first time counts");
     assert!(scratch.error(&["keys", "revoke", "tm_nobody's"]).contains("tidemill keys list"));
+}
+
+#[tokio::test]
+async fn keys_can_be_made_to_expire() {
+    let scratch = Scratch::new();
+    scratch.json(&["migrate"]);
+    let mut db = scratch.insert_project().await;
+    for (lifetime, minutes) in [("30d", 30 * 24 * 60), ("12h", 12 * 60), ("15m", 15)] {
+        let made = scratch.json(&["keys", "create", &scratch.project, "--scope", "write", "--expires", lifetime]);
+        let left =
+            "SELECT round(extract(epoch FROM expires_at - created_at) / 60)::int8 FROM api_keys WHERE prefix = $1";
+        let left: i64 = sqlx::query_scalar(left).bind(made["prefix"].as_str()).fetch_one(&mut db).await.unwrap();
+        assert_eq!(left, minutes, "{lifetime}");
+    }
+    for lifetime in ["", "d", "5", "0h", "-1d", "99999d"] {
+        let expires = format!("--expires={lifetime}");
+        let output = scratch.run(&["keys", "create", &scratch.project, "--scope", "write", &expires]);
+        assert_eq!(output.status.code(), Some(2), "{lifetime:?}");
+        assert!(text(&output.stderr).contains("e.g. 30d, 12h or 15m"));
+    }
+}
+
+#[tokio::test]
+async fn a_projects_quota_is_set_and_taken_away() {
+    let scratch = Scratch::new();
+    let project = scratch.project.as_str();
+    scratch.json(&["migrate"]);
+    drop(scratch.insert_project().await);
+    assert_eq!(scratch.json(&["projects", "quota", project, "5000"])["quota_per_second"], 5000);
+    assert_eq!(scratch.json(&["projects", "list"])[0]["quota_per_second"], 5000);
+    assert_eq!(scratch.json(&["projects", "quota", project, "none"])["quota_per_second"], Value::Null);
+    assert_eq!(scratch.json(&["projects", "list"])[0]["quota_per_second"], Value::Null);
+    assert!(scratch.error(&["projects", "quota", "nobodys", "1"]).contains("tidemill projects list"));
+    assert_eq!(scratch.run(&["projects", "quota", project, "0"]).status.code(), Some(2));
 }
 
 #[test]
