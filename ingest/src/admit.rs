@@ -103,7 +103,7 @@ async fn deliver(gateway: &Gateway, caller: &ApiKey, encoded: Encoded, share: &A
     let _ = lanes.claims.send(Arc::clone(&flight)); // the receiver lives as long as the gateway
     let outcomes = outcomes.await.unwrap_or_else(|_| vec![Outcome::Retry(SOON); flight.encoded.events().len()]);
     gateway.meters.outcomes(&outcomes);
-    let events = flight.encoded.events().iter().map(|event| Some(flight.encoded.id(event).to_owned()));
+    let events = flight.encoded.events().iter().map(|event| Some(flight.encoded.id_text(event).to_owned()));
     events.zip(outcomes).map(|(event_id, outcome)| Answered { event_id, outcome }).collect()
 }
 
@@ -186,7 +186,7 @@ fn produce(gateway: &Gateway, flight: &Arc<Flight>, new: &[usize]) {
         let record = Outgoing {
             topic: &flight.log.topic,
             partition: event.partition,
-            key: Some(flight.encoded.id(event).as_bytes()),
+            key: Some(flight.encoded.id(event)),
             value: flight.encoded.value(event),
             headers: Vec::new(),
         };

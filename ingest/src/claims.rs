@@ -52,8 +52,8 @@ impl Claims {
         let mut calls = Calls::new(&self.claim, found.iter().map(Vec::len).sum(), keys::CLAIM_MS);
         for flight in flights {
             for number in 0..flight.firsts.at.len() {
-                keys::event(&flight.log.project, flight.encoded.id(flight.first(number)), &mut calls.key);
-                keys::claimed(&flight.token, &mut calls.value);
+                keys::event(&flight.log.project, flight.encoded.id(flight.first(number)), &mut calls.keys);
+                keys::claimed(&flight.token, &mut calls.values);
                 calls.push();
             }
         }
@@ -86,10 +86,10 @@ impl Claims {
         let mut calls = Calls::new(&self.settle, events, keys::CONFIRMED_MS);
         for (flight, fates) in flights {
             for (number, fate) in fates.iter().enumerate().filter(|(number, _)| flight.is_ours(*number)) {
-                keys::event(&flight.log.project, flight.encoded.id(flight.first(number)), &mut calls.key);
+                keys::event(&flight.log.project, flight.encoded.id(flight.first(number)), &mut calls.keys);
                 match fate {
-                    Fate::Delivered(stored) => stored.write(&flight.log.incarnation, &mut calls.value),
-                    _ => keys::claimed(&flight.token, &mut calls.value),
+                    Fate::Delivered(stored) => stored.write(&flight.log.incarnation, &mut calls.values),
+                    _ => keys::claimed(&flight.token, &mut calls.values),
                 }
                 calls.push();
             }
@@ -103,8 +103,8 @@ impl Claims {
     pub async fn confirm<'a>(&self, log: &Log, events: impl Iterator<Item = (&'a str, Stored)>) {
         let mut calls = Calls::new(&self.settle, PER_CALL, keys::CONFIRMED_MS);
         for (event_id, stored) in events {
-            keys::event(&log.project, event_id, &mut calls.key);
-            stored.write(&log.incarnation, &mut calls.value);
+            keys::event(&log.project, event_id.as_bytes(), &mut calls.keys);
+            stored.write(&log.incarnation, &mut calls.values);
             calls.push();
         }
         if let Err(failure) = self.run::<()>(&mut calls).await {
@@ -136,12 +136,9 @@ impl Claims {
 struct Calls<'a> {
     script: &'a Script,
     argument: u64,
-    /// The key of the event to be pushed next.
-    key: String,
-    /// The value that goes with it.
-    value: String,
+    /// All keys, and all values, one after the other.
     keys: Vec<u8>,
-    values: Vec<u8>,
+    values: String,
     /// Where each key and each value ends.
     ends: Vec<(usize, usize)>,
     pipeline: Pipeline,
@@ -152,18 +149,15 @@ impl<'a> Calls<'a> {
         Self {
             script,
             argument,
-            key: String::new(),
-            value: String::new(),
             keys: Vec::with_capacity(events * 64),
-            values: Vec::with_capacity(events * 64),
+            values: String::with_capacity(events * 64),
             ends: Vec::with_capacity(events),
             pipeline: Pipeline::new(),
         }
     }
 
+    /// Ends the key and the value that were appended.
     fn push(&mut self) {
-        self.keys.extend_from_slice(self.key.as_bytes());
-        self.values.extend_from_slice(self.value.as_bytes());
         self.ends.push((self.keys.len(), self.values.len()));
     }
 
@@ -242,8 +236,8 @@ mod tests {
         let mut calls = Calls::new(&script, 0, 7);
         assert!(calls.pack().is_none());
         for i in 0..PER_CALL + 1 {
-            calls.key = format!("k{i}");
-            calls.value = format!("v{i}");
+            calls.keys.extend_from_slice(format!("k{i}").as_bytes());
+            calls.values.push_str(&format!("v{i}"));
             calls.push();
         }
         let packed = calls.pack().expect("calls").get_packed_pipeline();

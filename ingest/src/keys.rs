@@ -85,13 +85,11 @@ pub fn newest_schema(project: &str, event_type: &str, changed: i64) -> String {
     format!("schema:{project}:{event_type}:latest@{changed}")
 }
 
-/// Writes the key of an event.
-pub fn event(project: &str, event_id: &str, key: &mut String) {
-    key.clear();
-    key.push_str("event:");
-    key.push_str(project);
-    key.push(':');
-    key.push_str(event_id);
+/// Appends the key of an event.
+pub fn event(project: &str, event_id: &[u8], keys: &mut Vec<u8>) {
+    for part in [b"event:", project.as_bytes(), b":", event_id] {
+        keys.extend_from_slice(part);
+    }
 }
 
 /// The key of a request's first answer. Clients choose what is hashed, so it cannot clash with other keys.
@@ -103,11 +101,10 @@ pub fn idempotency(project: &str, key: &[u8]) -> String {
     redis_key
 }
 
-/// Writes the value of a claim.
-pub fn claimed(token: &str, value: &mut String) {
-    value.clear();
-    value.push_str("P:");
-    value.push_str(token);
+/// Appends the value of a claim.
+pub fn claimed(token: &str, values: &mut String) {
+    values.push_str("P:");
+    values.push_str(token);
 }
 
 /// Where an event stands in the log.
@@ -122,10 +119,9 @@ pub struct Stored {
 }
 
 impl Stored {
-    /// The value of a confirmation. The topic's incarnation is blank if it is not known.
-    pub fn write(&self, incarnation: &str, value: &mut String) {
-        value.clear();
-        write!(value, "C:{incarnation}:{}:{}:{}", self.partition, self.offset, self.body).expect("a String grows");
+    /// Appends the value of a confirmation. The topic's incarnation is blank if it is not known.
+    pub fn write(&self, incarnation: &str, values: &mut String) {
+        write!(values, "C:{incarnation}:{}:{}:{}", self.partition, self.offset, self.body).expect("a String grows");
     }
 }
 
@@ -175,6 +171,7 @@ mod tests {
         stored.write("kQ-_9w", &mut text);
         assert!(text.starts_with("C:kQ-_9w:3:41:"), "{text}");
         assert_eq!(Held::read(&text), Held::Stored(stored, "kQ-_9w"));
+        text.clear();
         claimed("t", &mut text);
         assert_eq!(Held::read(&text), Held::Claimed("t"));
     }

@@ -44,7 +44,7 @@ impl Spooling {
         let spooled_at = Utc::now().timestamp_millis();
         let record = |&number: &usize| {
             let event = flight.first(number);
-            let (event_id, value) = (flight.encoded.id(event), flight.encoded.value(event));
+            let (event_id, value) = (flight.encoded.id_text(event), flight.encoded.value(event));
             Record { partition: event.partition, spooled_at, body: event.body.bytes(), event_id, value }
         };
         let records: Vec<Record<'_>> = failed.iter().map(record).collect();

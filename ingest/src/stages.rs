@@ -140,8 +140,13 @@ impl Encoded {
     }
 
     /// An event's id, the record's key.
-    pub fn id(&self, event: &EncodedEvent) -> &str {
-        std::str::from_utf8(&self.values[event.id.0..event.id.1]).expect("it was written from a str")
+    pub fn id(&self, event: &EncodedEvent) -> &[u8] {
+        &self.values[event.id.0..event.id.1]
+    }
+
+    /// The same as text.
+    pub fn id_text(&self, event: &EncodedEvent) -> &str {
+        std::str::from_utf8(self.id(event)).expect("it was written from a str")
     }
 
     /// An event's record: framed Avro.
@@ -163,7 +168,7 @@ mod tests {
             let raw = RawEvent { event_id: id.into(), event_type: "t".into(), ..RawEvent::default() };
             encoded.push(&raw, &receipt, Encoder::new(1), 6).expect("valid");
         }
-        let found: Vec<&str> = encoded.events().iter().map(|event| encoded.id(event)).collect();
+        let found: Vec<&str> = encoded.events().iter().map(|event| encoded.id_text(event)).collect();
         assert_eq!(found, ids);
         assert!(encoded.events().iter().all(|event| encoded.value(event).starts_with(&[0, 0, 0, 0, 1])));
     }

@@ -90,7 +90,7 @@ fn read_by_all(body: &[u8]) -> usize {
 
 #[test]
 fn nothing_that_comes_makes_a_parser_panic() {
-    let bodies = std::env::var("TIDEMILL_BODIES").ok().and_then(|bodies| bodies.parse().ok()).unwrap_or(20_000);
+    let bodies = std::env::var("TIDEMILL_BODIES").ok().and_then(|bodies| bodies.parse().ok()).unwrap_or(100_000);
     let config = ProptestConfig { cases: bodies, failure_persistence: None, ..ProptestConfig::default() };
     let taken = std::cell::Cell::new(0);
     TestRunner::new(config)
