@@ -1,23 +1,25 @@
-//! The limit: what the Kafka client alone costs. A bare producer, in a process of its own, with the settings of
-//! `common/src/kafka/producer.rs` and the gateway's events.
+//! The limit: what the Kafka client alone costs. A bare producer, in a process of its own, with the gateway's settings and
+//! events.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Context, bail};
 use clap::Args;
-use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
-use rdkafka::producer::{BaseProducer, BaseRecord, Producer, ProducerContext};
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _, ProducerContext};
 use serde::{Deserialize, Serialize};
+use tidemill_common::kafka::{KafkaConfig, Producer};
 
 use crate::events::{self, Ids, Timestamp};
 use crate::process;
 
 /// Different events that are sent in turn.
 const EVENTS: u64 = 1_024;
+/// Longer than any pause of the broker.
+const DELIVERY: Duration = Duration::from_secs(30);
 /// Records between two looks at the time and at deliveries.
 const STRIDE: usize = 64;
 
@@ -79,16 +81,9 @@ pub fn run(options: &Options) -> anyhow::Result<Limit> {
 }
 
 fn producer(brokers: &str) -> anyhow::Result<BaseProducer<Deliveries>> {
-    ClientConfig::new()
-        .set("bootstrap.servers", brokers)
-        .set("client.id", "tidemill-bench")
-        .set("allow.auto.create.topics", "false")
-        .set("acks", "all")
-        .set("enable.idempotence", "true")
-        .set("compression.type", "snappy")
-        .set("message.max.bytes", "1048000")
-        .set("linger.ms", "2")
-        .set("delivery.timeout.ms", "30000")
+    Producer::config(&KafkaConfig { brokers: brokers.to_owned() }, DELIVERY)
+        // It is always full here, and a longer one would only be further from the caches.
+        .set("queue.buffering.max.messages", "100000")
         .create_with_context(Deliveries::default())
         .context("the bare producer cannot be made")
 }

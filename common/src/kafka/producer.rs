@@ -77,7 +77,8 @@ impl Producer {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    fn config(kafka: &KafkaConfig, delivery_timeout: Duration) -> ClientConfig {
+    /// Its settings, for a client of the same kind.
+    pub fn config(kafka: &KafkaConfig, delivery_timeout: Duration) -> ClientConfig {
         let mut config = kafka.client();
         config
             .set("acks", "all")
