@@ -3,21 +3,35 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// A problem. `kind` is a stable word, sent as `type` (`urn:tidemill:problem:<kind>`). Texts are boxed because
 /// results carry problems.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(description = "What went wrong, and what to do (RFC 9457).")]
 pub struct Problem {
+    /// Stable: what a program decides by.
+    #[schema(value_type = String, pattern = "^urn:tidemill:problem:[a-z-]+$")]
     #[serde(rename = "type", serialize_with = "urn")]
     kind: &'static str,
     title: &'static str,
+    /// The HTTP status, or what it would be for this event alone.
+    #[schema(value_type = u16, minimum = 400, maximum = 599)]
     #[serde(serialize_with = "number")]
     status: StatusCode,
+    /// What was wrong and what to do.
+    #[schema(value_type = String)]
     detail: Box<str>,
+    /// The field at fault.
+    #[schema(value_type = String, required = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<Box<str>>,
+    /// The event.
+    #[schema(value_type = String, required = false)]
     #[serde(rename = "eventId", skip_serializing_if = "Option::is_none")]
     event_id: Option<Box<str>>,
+    /// Where a duplicate's first copy stands in the log.
+    #[schema(value_type = String, required = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     position: Option<Box<str>>,
     #[serde(skip)]

@@ -1,6 +1,7 @@
 //! Projects, as Postgres has them.
 
 use sqlx::{PgExecutor, Row};
+use utoipa::ToSchema;
 
 /// A project's settings that the log's readers and writers must agree on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,7 +19,8 @@ pub struct Project {
 }
 
 /// What becomes of events that break their type's JSON Schema.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ToSchema)]
+#[schema(rename_all = "lowercase")]
 pub enum SchemaMode {
     /// Nobody looks.
     #[default]

@@ -8,30 +8,56 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Serialize, Serializer};
 use tidemill_common::problem::Problem;
+use utoipa::ToSchema;
 
 use crate::json_schemas::Violation;
 use crate::outcome::{Answered, Outcome, Position};
 
 /// The answer to a single event that is accepted.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Accepted {
+pub struct Accepted {
+    #[schema(required, value_type = String)]
     event_id: Option<String>,
+    #[schema(pattern = "^accepted$")]
     status: &'static str,
+    /// Partition and offset in the log, or `spooled`.
+    #[schema(value_type = String, pattern = "^([0-9]+:[0-9]+|spooled)$")]
     #[serde(serialize_with = "text")]
     position: Position,
 }
 
 /// One of several events. Every member is always there.
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
-struct Item {
+#[schema(as = Verdict)]
+pub struct Item {
+    /// Where the event stood in the request.
     index: usize,
+    /// Its id, if it has one.
+    #[schema(required)]
     event_id: Option<String>,
+    #[schema(value_type = Status)]
     status: &'static str,
+    /// Of `accepted` and `duplicate`: partition and offset in the log, or `spooled`.
+    #[schema(required, value_type = Option<String>, pattern = "^([0-9]+:[0-9]+|spooled)$")]
     #[serde(serialize_with = "text_or_null")]
     position: Option<Position>,
+    /// Of all others: what is wrong.
+    #[schema(required)]
     error: Option<Problem>,
+}
+
+/// What became of one of several events.
+#[derive(ToSchema)]
+#[schema(as = VerdictStatus, rename_all = "lowercase")]
+#[allow(dead_code)] // a description; the words themselves are in `item`
+enum Status {
+    Accepted,
+    Duplicate,
+    Invalid,
+    Limited,
+    Retry,
 }
 
 fn text<S: Serializer>(position: &Position, serializer: S) -> Result<S::Ok, S::Error> {
@@ -49,8 +75,10 @@ fn text_or_null<S: Serializer>(position: &Option<Position>, serializer: S) -> Re
 /// Bytes of an item, most often.
 const ITEM: usize = 128;
 
-#[derive(Serialize)]
-struct Items {
+#[derive(Serialize, ToSchema)]
+#[schema(as = Verdicts)]
+pub struct Items {
+    /// One for each event, in their order.
     results: Vec<Item>,
 }
 
@@ -90,9 +118,10 @@ pub fn many(answers: Vec<Answered>) -> Response {
 }
 
 /// What Segment's libraries look for.
-#[derive(Serialize)]
-struct Taken {
+#[derive(Serialize, ToSchema)]
+pub struct Taken {
     success: bool,
+    /// One for each message, in their order.
     results: Vec<Item>,
 }
 
@@ -107,10 +136,13 @@ pub fn batch(answers: Vec<Answered>) -> Response {
 }
 
 /// A request that could not be taken whole, with the verdicts on the events that were.
-#[derive(Serialize)]
-struct BrokenOff {
+#[derive(Serialize, ToSchema)]
+#[schema(as = ProblemWithVerdicts)]
+pub struct BrokenOff {
     #[serde(flatten)]
     problem: Problem,
+    /// The verdicts so far, where some events have been decided.
+    #[schema(required = false)]
     results: Vec<Item>,
 }
 

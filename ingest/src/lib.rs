@@ -5,6 +5,7 @@
 
 mod admit;
 mod answer;
+mod around;
 mod auth;
 mod batches;
 mod body;
@@ -13,6 +14,7 @@ mod claims;
 mod config;
 mod cors;
 mod decompress;
+mod docs;
 mod event_types;
 mod flight;
 mod formats;
@@ -23,6 +25,7 @@ pub mod json_schemas;
 mod keys;
 mod limits;
 mod meters;
+mod openapi;
 mod outages;
 mod outcome;
 mod overload;
@@ -59,6 +62,6 @@ pub async fn run(
     let gateway = Gateway::new(config, &connections).await?;
     gateway.start(&health, &shutdown)?;
     tracing::info!(address = %listener.local_addr()?, "ingest is listening");
-    serve(listener, routes::routes(Arc::clone(&gateway), &health), shutdown).await?;
+    serve(listener, routes::routes(Arc::clone(&gateway), &health)?, shutdown).await?;
     gateway.drain().await
 }

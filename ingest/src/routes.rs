@@ -2,29 +2,30 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Instant;
 
 use axum::Router;
 use axum::extract::{ConnectInfo, Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
-use axum::middleware::{self, Next};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
-use axum::routing::post;
 use tidemill_common::auth::ApiKey;
 use tidemill_common::http::Health;
 use tidemill_common::problem::Problem;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::admit::admit;
 use crate::answer;
+use crate::around::around;
 use crate::auth;
 use crate::body;
-use crate::cors::Origins;
 use crate::decompress::{Chunks, Coding};
+use crate::docs;
 use crate::formats::{Format, segment};
 use crate::gateway::Gateway;
 use crate::idempotency;
 use crate::json_schemas;
-use crate::meters::EndpointMeters;
+use crate::openapi::{self, EventAnswers, EventHeaders, SegmentAnswers, SegmentHeaders};
 use crate::outcome::Answered;
 use crate::overload::{Overload, Share};
 use crate::parse::{Body, NotJson, Parsed};
@@ -32,21 +33,27 @@ use crate::stages::Receipt;
 use crate::streamed;
 
 /// What the gateway serves.
-pub fn routes(gateway: Arc<Gateway>, health: &Health) -> Router {
-    let mut routes = Router::new().route("/v1/events", post(events)).route("/collect", post(events));
-    for (path, call) in SEGMENT {
-        routes = routes.route(path, post(move |State(gateway), request| segment(gateway, request, call)));
-    }
-    routes
-        .merge(json_schemas::routes::routes())
-        .method_not_allowed_fallback(other_method)
-        .layer(middleware::from_fn_with_state(Arc::clone(&gateway), around))
-        .with_state(gateway)
-        .merge(health.routes().method_not_allowed_fallback(other_method))
-        .fallback(async || {
-            let detail = "there is nothing at this path; events are sent by POST to /v1/events";
-            Problem::new(StatusCode::NOT_FOUND, "not-found", "Not found", detail)
-        })
+pub fn routes(gateway: Arc<Gateway>, health: &Health) -> anyhow::Result<Router> {
+    let (routes, document) = documented().split_for_parts();
+    let (health, of_health) = health.documented().split_for_parts();
+    let around = middleware::from_fn_with_state(Arc::clone(&gateway), around);
+    let measured = routes.method_not_allowed_fallback(other_method).layer(around).with_state(gateway);
+    let others = health.merge(docs::routes(document.merge_from(of_health))?).method_not_allowed_fallback(other_method);
+    Ok(measured.merge(others).fallback(async || {
+        let detail = "there is nothing at this path; events are sent by POST to /v1/events";
+        Problem::new(StatusCode::NOT_FOUND, "not-found", "Not found", detail)
+    }))
+}
+
+/// What callers with an API key are served. Every route comes with its description for the OpenAPI document.
+fn documented() -> OpenApiRouter<Arc<Gateway>> {
+    let routes = OpenApiRouter::with_openapi(openapi::document())
+        .routes(routes!(events))
+        .routes(openapi::at("/collect", routes!(events)))
+        .routes(routes!(segment_batch));
+    let call = |call| openapi::at(&format!("/v1/{call}"), routes!(segment_call));
+    let routes = SEGMENT.into_iter().map(call).fold(routes, OpenApiRouter::routes);
+    routes.merge(json_schemas::routes::routes())
 }
 
 async fn other_method() -> Problem {
@@ -54,16 +61,8 @@ async fn other_method() -> Problem {
     Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method-not-allowed", "Method not allowed", detail)
 }
 
-/// Segment's paths; all but the first are for one message, whose type the path says.
-const SEGMENT: [(&str, Option<&str>); 7] = [
-    ("/v1/batch", None),
-    ("/v1/track", Some("track")),
-    ("/v1/page", Some("page")),
-    ("/v1/screen", Some("screen")),
-    ("/v1/identify", Some("identify")),
-    ("/v1/group", Some("group")),
-    ("/v1/alias", Some("alias")),
-];
+/// Segment's calls of one message; each has a path of its own.
+const SEGMENT: [&str; 6] = ["track", "page", "screen", "identify", "group", "alias"];
 
 /// A request that has been let in, and whose body is still to come.
 struct Entered {
@@ -75,7 +74,23 @@ struct Entered {
     share: Share,
 }
 
-/// Takes one event or several of them, in any format.
+/// Send events
+///
+/// One, or several in an array, by line or as CloudEvents; each gets its verdict, and a bad one costs its neighbours
+/// nothing. Without a `Content-Type` the body is taken for JSON. With `ce-*` headers and a JSON body it is a CloudEvent
+/// in binary mode. `text/plain` is JSON as `navigator.sendBeacon` sends it. `/collect` is another name of `/v1/events`.
+#[utoipa::path(post, path = "/v1/events", tag = "events",
+    params(EventHeaders),
+    request_body(content(
+        (openapi::Events = "application/json"),
+        (openapi::Lines = "application/x-ndjson", example = json!(openapi::LINES)),
+        (openapi::CloudEvent = "application/cloudevents+json"),
+        (openapi::CloudEvents = "application/cloudevents-batch+json"),
+        (openapi::Events = "text/plain", example = json!({"eventId": "leave-1", "eventType": "page_leave"})),
+    )),
+    responses(EventAnswers),
+    security(("bearer" = []), ("key" = []), ("basic" = []), ("url" = [])),
+)]
 async fn events(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
     let Entered { caller, receipt, headers, format, chunks, share } = match enter(&gateway, request).await {
         Ok(entered) => entered,
@@ -159,7 +174,25 @@ async fn answers(
     Ok(answers)
 }
 
-/// Takes what Segment's libraries send.
+/// Send messages of any kind
+#[utoipa::path(post, path = "/v1/batch", tag = "Segment",
+    params(SegmentHeaders), request_body = openapi::SegmentBatch, responses(SegmentAnswers),
+    security(("basic" = []), ("bearer" = []), ("key" = []), ("url" = [])),
+)]
+async fn segment_batch(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
+    segment(gateway, request, None).await
+}
+
+/// Send a message of the kind that the path names
+#[utoipa::path(post, path = "/v1/track", tag = "Segment",
+    params(SegmentHeaders), request_body = openapi::SegmentMessage, responses(SegmentAnswers),
+    security(("basic" = []), ("bearer" = []), ("key" = []), ("url" = [])),
+)]
+async fn segment_call(State(gateway): State<Arc<Gateway>>, request: Request) -> Response {
+    let call = SEGMENT.into_iter().find(|call| request.uri().path().strip_prefix("/v1/") == Some(call));
+    segment(gateway, request, call).await
+}
+
 async fn segment(gateway: Arc<Gateway>, request: Request, call: Option<&'static str>) -> Response {
     let Entered { caller, receipt, format, chunks, share, .. } = match enter(&gateway, request).await {
         Ok(entered) => entered,
@@ -236,36 +269,28 @@ fn refuse(problem: Problem, overload: &Overload, headers: &HeaderMap, body: axum
     problem.into_response()
 }
 
-/// Measures a request, and lets pages of other origins read the answer where they may.
-async fn around(State(gateway): State<Arc<Gateway>>, request: Request, next: Next) -> Response {
-    let started = Instant::now();
-    let path = request.uri().path();
-    let endpoint = endpoint(path);
-    // Pages send events; schemas are no business of theirs.
-    let origin = Origins::origin(request.headers()).filter(|_| !path.starts_with("/v1/schemas"));
-    let preflight = origin.is_some().then(|| gateway.origins.preflight(&request)).flatten();
-    let mut response = match preflight {
-        Some(response) => response,
-        None => next.run(request).await,
-    };
-    if let Some(origin) = origin {
-        gateway.origins.allow(&origin, response.headers_mut());
-    }
-    endpoint.answered(response.status().as_u16(), started.elapsed());
-    response
-}
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
 
-fn endpoint(path: &str) -> &'static EndpointMeters {
-    static EVENTS: EndpointMeters = EndpointMeters::new("/v1/events");
-    static COLLECT: EndpointMeters = EndpointMeters::new("/collect");
-    static SCHEMAS: EndpointMeters = EndpointMeters::new("/v1/schemas");
-    static BATCH: EndpointMeters = EndpointMeters::new("/v1/batch");
-    static SINGLE: EndpointMeters = EndpointMeters::new("/v1/{track,page,screen,identify,group,alias}");
-    match path {
-        "/v1/events" => &EVENTS,
-        "/collect" => &COLLECT,
-        "/v1/batch" => &BATCH,
-        path if path.starts_with("/v1/schemas") => &SCHEMAS,
-        _ => &SINGLE,
+    use super::*;
+
+    #[test]
+    fn every_route_is_in_the_document() {
+        check(documented(), "/v1/events");
+        check(docs::documented(), "/docs");
+        check(Health::new().documented(), "/livez");
+    }
+
+    /// axum does not list its routes, but it shows them.
+    fn check<S: Clone + Send + Sync + 'static>(routes: OpenApiRouter<S>, one: &str) {
+        let (routes, document) = routes.split_for_parts();
+        let shown = format!("{routes:?}");
+        let own = |path: &str| path == "/" || path.contains("__private_"); // axum's, for its fallback
+        let paths = shown.split('"').filter(|text| text.starts_with('/') && !own(text));
+        let served: BTreeSet<&str> = paths.collect();
+        let described: BTreeSet<&str> = document.paths.paths.keys().map(String::as_str).collect();
+        assert!(served.contains(one), "{shown}");
+        assert_eq!(served, described);
     }
 }

@@ -8,10 +8,12 @@ use std::time::{Duration, Instant};
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
 use axum::{Json, Router};
-use serde_json::json;
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
+use utoipa::ToSchema;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 const RECHECK: Duration = Duration::from_secs(2);
 
@@ -87,19 +89,51 @@ impl Health {
 
     /// `/health`, `/livez`, `/readyz` and `/metrics`.
     pub fn routes(&self) -> Router {
-        let metrics = crate::telemetry::metrics();
-        Router::new()
-            .route("/health", get(health))
-            .route("/livez", get(|| async { "ok" }))
-            .route("/readyz", get(readyz))
+        self.documented().into()
+    }
+
+    /// The same, with their descriptions for an OpenAPI document.
+    pub fn documented(&self) -> OpenApiRouter {
+        crate::telemetry::metrics();
+        OpenApiRouter::default()
+            .routes(routes!(health))
+            .routes(routes!(livez))
+            .routes(routes!(readyz))
+            .routes(routes!(metrics))
             .with_state(self.clone())
-            .route(
-                "/metrics",
-                get(move || async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], metrics.render()) }),
-            )
     }
 }
 
+/// How a service is.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Health)]
+struct Report {
+    /// `degraded`: it works, without something that it can do without for a while.
+    #[schema(value_type = Status)]
+    status: &'static str,
+    version: &'static str,
+    /// Seconds since its start.
+    uptime: u64,
+    /// What it stands on: `ok`, or what is wrong with it.
+    #[schema(value_type = BTreeMap<String, String>)]
+    checks: BTreeMap<&'static str, String>,
+}
+
+/// The words for it.
+#[derive(ToSchema)]
+#[schema(as = HealthStatus, rename_all = "lowercase")]
+#[allow(dead_code)] // a description
+enum Status {
+    Ok,
+    Degraded,
+    Unavailable,
+}
+
+/// How the service and what it stands on are
+#[utoipa::path(get, path = "/health", tag = "operations", responses(
+    (status = 200, description = "It works", body = Report),
+    (status = 503, description = "It does not", body = Report),
+))]
 async fn health(State(health): State<Health>) -> Response {
     let checks: BTreeMap<&str, String> = health
         .checks()
@@ -111,20 +145,34 @@ async fn health(State(health): State<Health>) -> Response {
         (true, false) => "degraded",
         (false, _) => "unavailable",
     };
-    let body = json!({
-        "status": status,
-        "version": env!("CARGO_PKG_VERSION"),
-        "uptime": health.started.elapsed().as_secs(),
-        "checks": checks,
-    });
+    let uptime = health.started.elapsed().as_secs();
     let code = if status == "unavailable" { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK };
-    (code, Json(body)).into_response()
+    (code, Json(Report { status, version: env!("CARGO_PKG_VERSION"), uptime, checks })).into_response()
 }
 
+/// Whether the process lives
+#[utoipa::path(get, path = "/livez", tag = "operations", responses((status = 200, description = "It does", body = String)))]
+async fn livez() -> &'static str {
+    "ok"
+}
+
+/// Whether requests should come here
+#[utoipa::path(get, path = "/readyz", tag = "operations", responses(
+    (status = 200, description = "They should", body = String),
+    (status = 503, description = "They should not; /health says why", body = String),
+))]
 async fn readyz(State(health): State<Health>) -> Response {
     if health.ready() {
         (StatusCode::OK, "ready").into_response()
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "not ready; /health says why").into_response()
     }
+}
+
+/// Metrics for Prometheus
+#[utoipa::path(get, path = "/metrics", tag = "operations", responses(
+    (status = 200, description = "In the text format, version 0.0.4", body = String),
+))]
+async fn metrics() -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], crate::telemetry::metrics().render()).into_response()
 }

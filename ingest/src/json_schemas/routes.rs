@@ -3,71 +3,111 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::Json;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post, put};
-use axum::{Json, Router};
 use chrono::Utc;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tidemill_common::auth::{ApiKey, Scope, credential};
 use tidemill_common::problem::Problem;
 use tidemill_common::projects::SchemaMode;
+use utoipa::{IntoParams, ToSchema};
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use super::schema::MOST_BYTES;
 use super::store::{self, Listed, Registered, Registration, SchemaError, Shown};
 use crate::body::{bad, overloaded, too_large};
 use crate::gateway::Gateway;
+use crate::openapi::AdminRefusals;
 
 /// A schema and what stands around it.
 const MOST_BODY_BYTES: usize = MOST_BYTES + 4_096;
 
 /// The routes.
-pub fn routes() -> Router<Arc<Gateway>> {
-    Router::new()
-        .route("/v1/schemas", post(register).get(list))
-        .route("/v1/schemas/mode", put(set_mode).get(show_type_named_mode))
-        .route("/v1/schemas/{event_type}", get(show))
+pub fn routes() -> OpenApiRouter<Arc<Gateway>> {
+    OpenApiRouter::default()
+        .routes(routes!(register, list))
+        .routes(routes!(set_mode, show_type_named_mode))
+        .routes(routes!(show))
 }
 
-#[derive(Deserialize)]
+/// A JSON Schema to register.
+#[derive(Deserialize, ToSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[schema(as = NewSchema, example = json!({
+    "eventType": "purchase",
+    "schema": {"type": "object", "properties": {"price": {"type": "number"}}, "required": ["price"]},
+}))]
 struct Registering<'a> {
+    /// Whose events it describes.
+    #[schema(min_length = 1, max_length = 100)]
     event_type: String,
+    /// A JSON Schema of their `properties`: draft 2020-12, or 2019-09 or draft-07 where `$schema` says so; at most
+    /// 64 KiB, without recursion or references to elsewhere.
+    #[schema(value_type = Object)]
     #[serde(borrow)]
     schema: &'a RawValue,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams, Default)]
 #[serde(rename_all = "camelCase", default)]
-#[derive(Default)]
+#[into_params(parameter_in = Query)]
 struct HowToRegister {
+    /// Register it even if events that were valid could be invalid.
     force: bool,
+    /// Only say what would be.
     dry_run: bool,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct Which {
+    /// The newest, if absent.
+    #[param(nullable = false, minimum = 1, maximum = 2_147_483_647)]
     version: Option<i32>,
 }
 
-#[derive(Deserialize, Serialize)]
+/// What the project does with events that break their schemas: nothing, accept and count them, or refuse them.
+#[derive(Deserialize, Serialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 struct Mode {
+    #[schema(value_type = SchemaMode)]
     mode: String,
 }
 
-#[derive(Serialize)]
+/// A project's schemas.
+#[derive(Serialize, ToSchema)]
+#[schema(as = Schemas)]
 struct All {
+    #[schema(value_type = SchemaMode)]
     mode: &'static str,
     schemas: Vec<Listed>,
 }
 
 type Shared = State<Arc<Gateway>>;
 
+/// Register a JSON Schema
+///
+/// Events of the type are held to its newest version, within seconds in every gateway, as the project's mode has it.
+#[utoipa::path(post, path = "/v1/schemas", tag = "schemas", params(HowToRegister), request_body = Registering<'_>,
+    responses(
+        (status = 200, description = "It is the newest version already, or was only looked at", body = Registered),
+        (status = 201, description = "It is the newest version now", body = Registered),
+        (status = 400, description = "The body or the query is not as it should be",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 409, description = "Events that are valid now could be invalid, or there are too many schemas",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "It is too large", body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "It cannot be a schema", body = Problem, content_type = "application/problem+json"),
+        AdminRefusals,
+    ),
+    security(("bearer" = []), ("key" = [])),
+)]
 async fn register(
     State(gateway): Shared,
     how: Result<Query<HowToRegister>, QueryRejection>,
@@ -89,6 +129,11 @@ async fn register(
     Ok((status, Json(registered)).into_response())
 }
 
+/// List the schemas
+#[utoipa::path(get, path = "/v1/schemas", tag = "schemas",
+    responses((status = 200, description = "All versions", body = All), AdminRefusals),
+    security(("bearer" = []), ("key" = [])),
+)]
 async fn list(State(gateway): Shared, headers: HeaderMap) -> Result<Json<All>, Problem> {
     let admin = admin(&gateway, &headers).await?;
     let mut db = gateway.connection().await?;
@@ -96,6 +141,19 @@ async fn list(State(gateway): Shared, headers: HeaderMap) -> Result<Json<All>, P
     Ok(Json(All { mode, schemas: store::list(&mut db, &admin.project).await? }))
 }
 
+/// Show a schema
+#[utoipa::path(get, path = "/v1/schemas/{event_type}", tag = "schemas",
+    params(("event_type" = String, Path, description = "Whose events it describes"), Which),
+    responses(
+        (status = 200, description = "The version", body = Shown),
+        (status = 400, description = "The query is not as it should be",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 422, description = "No event can have this type",
+            body = Problem, content_type = "application/problem+json"),
+        AdminRefusals,
+    ),
+    security(("bearer" = []), ("key" = [])),
+)]
 async fn show(
     State(gateway): Shared,
     event_type: Result<Path<String>, PathRejection>,
@@ -112,7 +170,18 @@ async fn show(
     Ok(Json(shown))
 }
 
+/// Show the schema of the event type `mode`
+///
 /// There may be an event type of this name.
+#[utoipa::path(get, path = "/v1/schemas/mode", tag = "schemas", params(Which),
+    responses(
+        (status = 200, description = "The version", body = Shown),
+        (status = 400, description = "The query is not as it should be",
+            body = Problem, content_type = "application/problem+json"),
+        AdminRefusals,
+    ),
+    security(("bearer" = []), ("key" = [])),
+)]
 async fn show_type_named_mode(
     state: Shared,
     which: Result<Query<Which>, QueryRejection>,
@@ -121,6 +190,18 @@ async fn show_type_named_mode(
     show(state, Ok(Path("mode".to_owned())), which, headers).await
 }
 
+/// Say what becomes of events that break their schemas
+#[utoipa::path(put, path = "/v1/schemas/mode", tag = "schemas", request_body = Mode,
+    responses(
+        (status = 200, description = "The mode now", body = Mode),
+        (status = 400, description = "The body is not as it should be",
+            body = Problem, content_type = "application/problem+json"),
+        (status = 413, description = "The body is too large",
+            body = Problem, content_type = "application/problem+json"),
+        AdminRefusals,
+    ),
+    security(("bearer" = []), ("key" = [])),
+)]
 async fn set_mode(State(gateway): Shared, request: Request) -> Result<Json<Mode>, Problem> {
     let (admin, body) = read(&gateway, request).await?;
     let wanted = serde_json::from_slice(&body).ok().and_then(|Mode { mode }| SchemaMode::parse(&mode));

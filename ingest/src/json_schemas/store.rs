@@ -6,6 +6,7 @@ use serde_json::Value;
 use sqlx::{Connection, PgConnection};
 use tidemill_common::event::MAX_EVENT_TYPE;
 use tidemill_common::projects::SchemaMode;
+use utoipa::ToSchema;
 
 use super::compat;
 use super::schema::{self, BadSchema};
@@ -31,8 +32,9 @@ pub struct Registration<'a> {
 }
 
 /// What became of it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = RegisteredSchema, description = "What became of a schema.")]
 pub struct Registered {
     /// Whose it is.
     pub project: String,
@@ -45,20 +47,23 @@ pub struct Registered {
 }
 
 /// A version, without its schema.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = ListedSchema)]
 pub struct Listed {
     /// Whose events it describes.
     pub event_type: String,
     /// Its version.
     pub version: i32,
     /// When it was registered.
+    #[schema(value_type = String, format = DateTime)]
     pub created_at: DateTime<Utc>,
 }
 
 /// A version.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
 #[serde(rename_all = "camelCase")]
+#[schema(as = Schema)]
 pub struct Shown {
     /// Whose it is.
     pub project: String,
@@ -67,8 +72,10 @@ pub struct Shown {
     /// Its version.
     pub version: i32,
     /// The JSON Schema.
+    #[schema(value_type = Object)]
     pub schema: Value,
     /// When it was registered.
+    #[schema(value_type = String, format = DateTime)]
     pub created_at: DateTime<Utc>,
 }
 
