@@ -9,9 +9,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use futures::StreamExt;
-use futures::future::join_all;
-use futures::stream::FuturesUnordered;
+use futures::future::join;
 use rdkafka::error::KafkaError;
 use tidemill_common::auth::ApiKey;
 use tidemill_common::kafka::{Deliveries, Outgoing};
@@ -22,15 +20,12 @@ use crate::batches::{BatchNote, Types};
 use crate::flight::Flight;
 use crate::gateway::Gateway;
 use crate::json_schemas::{Checker, Judged};
-use crate::outcome::{Answered, Fate, Outcome, SOON};
+use crate::outcome::{Answered, Outcome, SOON};
 use crate::overload::Share;
 use crate::parse::Parsed;
 use crate::stages::{Encoded, RawEvent, Receipt};
 
-/// Round trips to Redis under way at once, for claims and for settling each: what comes meanwhile shares the
-/// next one.
-const ROUND_TRIPS: usize = 2;
-/// Most events that share a round trip; a larger request has one of its own.
+/// Most events that share a round trip to Redis, claims and settlements each; a larger request has one of its own.
 const SHARED: usize = 2_000;
 
 /// Admits events that were parsed; gives an answer for each, in order. The share is held until they are settled.
@@ -131,47 +126,42 @@ impl Lanes {
 impl LaneEnds {
     /// Works for all requests until it is told to stop.
     pub fn work(self, gateway: &Arc<Gateway>, stop: &CancellationToken) {
-        let claims = together(self.claims, Arc::clone(gateway), |gateway, flights| async move {
-            let found = gateway.claims.claim(&flights).await;
-            for (flight, found) in flights.iter().zip(found) {
-                produce(&gateway, flight, &flight.claimed(found));
-            }
-        });
-        let delivered = together(self.delivered, Arc::clone(gateway), settle);
-        tokio::spawn(stop.clone().run_until_cancelled_owned(claims));
-        tokio::spawn(stop.clone().run_until_cancelled_owned(delivered));
+        tokio::spawn(stop.clone().run_until_cancelled_owned(self.turns(Arc::clone(gateway))));
     }
-}
 
-/// Takes what waits, as much as may share a round trip, and works on it beside what was taken before. All of it
-/// in one task: a task each would cost more in wake-ups than the work itself.
-async fn together<F: Future<Output = ()>>(
-    mut lane: mpsc::UnboundedReceiver<Arc<Flight>>,
-    gateway: Arc<Gateway>,
-    work: impl Fn(Arc<Gateway>, Vec<Arc<Flight>>) -> F,
-) {
-    let mut under_way = FuturesUnordered::new();
-    loop {
-        tokio::select! {
-            Some(()) = under_way.next() => {}
-            next = lane.recv(), if under_way.len() < ROUND_TRIPS => {
-                let Some(first) = next else { return };
-                under_way.push(work(Arc::clone(&gateway), waiting(&mut lane, first)));
+    /// One round trip to Redis after the other, each for all that waits, claims and settlements alike: what comes
+    /// meanwhile shares the next one. A round trip costs more than the events in it, and that a request waits for
+    /// the end of another's is little beside its way through Kafka.
+    async fn turns(mut self, gateway: Arc<Gateway>) {
+        loop {
+            let (mut claims, mut delivered) = (Vec::new(), Vec::new());
+            tokio::select! {
+                Some(flight) = self.claims.recv() => claims.push(flight),
+                Some(flight) = self.delivered.recv() => delivered.push(flight),
+                else => return,
             }
+            take_what_waits(&mut self.claims, &mut claims);
+            take_what_waits(&mut self.delivered, &mut delivered);
+            join(claim(&gateway, claims), settle(&gateway, delivered)).await;
         }
     }
 }
 
-fn waiting(lane: &mut mpsc::UnboundedReceiver<Arc<Flight>>, first: Arc<Flight>) -> Vec<Arc<Flight>> {
-    let mut events = first.encoded.events().len();
-    let mut flights = vec![first];
+fn take_what_waits(lane: &mut mpsc::UnboundedReceiver<Arc<Flight>>, flights: &mut Vec<Arc<Flight>>) {
+    let mut events: usize = flights.iter().map(|flight| flight.encoded.events().len()).sum();
     while events < SHARED
         && let Ok(next) = lane.try_recv()
     {
         events += next.encoded.events().len();
         flights.push(next);
     }
-    flights
+}
+
+async fn claim(gateway: &Gateway, flights: Vec<Arc<Flight>>) {
+    let found = gateway.claims.claim(&flights).await;
+    for (flight, found) in flights.iter().zip(found) {
+        produce(gateway, flight, &flight.claimed(found));
+    }
 }
 
 /// Sends the events that are new home. The client tells the flight of each delivery. Where they could wait on
@@ -197,32 +187,40 @@ fn produce(gateway: &Gateway, flight: &Arc<Flight>, new: &[usize]) {
     }
 }
 
-/// Spools what was not delivered, where there is a spool; confirms what was, gives the other claims back, and
-/// answers.
-async fn settle(gateway: Arc<Gateway>, flights: Vec<Arc<Flight>>) {
-    let settled = join_all(flights.into_iter().map(|flight| fates(&gateway, flight))).await;
+/// Confirms what was delivered, gives the other claims back, and answers. What was not delivered is spooled first,
+/// where there is a spool, and comes back.
+async fn settle(gateway: &Arc<Gateway>, mut flights: Vec<Arc<Flight>>) {
+    flights.retain(|flight| {
+        let spooled = gateway.spooling.is_some() && flight.is_to_be_spooled();
+        if spooled {
+            tokio::spawn(spool(Arc::clone(gateway), Arc::clone(flight)));
+        }
+        !spooled
+    });
+    let settled: Vec<_> = flights.into_iter().map(|flight| (flight.fates(), flight)).collect();
     gateway.claims.settle(&settled).await;
-    for (flight, fates) in settled {
+    for (fates, flight) in settled {
+        let (ours, failed) = (flight.ours().count(), flight.failed().count());
+        gateway.meters.queue_depth.decrement(ours as f64);
+        if failed > 0 && gateway.spooling.is_none() {
+            tracing::warn!(events = failed, "events could not be delivered to Kafka; their senders must retry");
+        }
+        if let Some(spooling) = &gateway.spooling
+            && ours > 0
+            && failed == 0
+        {
+            spooling.outages.over(&flight.log.project); // nothing of ours would say nothing
+        }
         flight.answer(&fates);
     }
 }
 
-async fn fates(gateway: &Gateway, flight: Arc<Flight>) -> (Arc<Flight>, Vec<Fate>) {
-    let mut fates: Vec<Fate> = (0..flight.firsts.at.len()).map(|number| flight.fate(number)).collect();
-    let ours: Vec<usize> = (0..fates.len()).filter(|&number| flight.is_ours(number)).collect();
-    gateway.meters.queue_depth.decrement(ours.len() as f64);
-    let failed: Vec<usize> = ours.iter().copied().filter(|&number| matches!(fates[number], Fate::Open(_))).collect();
-    if let Some(spooling) = &gateway.spooling {
-        if failed.is_empty() {
-            // Nothing of ours says nothing.
-            ours.first().inspect(|_| spooling.outages.over(&flight.log.project));
-        } else if spooling.append(&flight, &failed).await {
-            failed.iter().for_each(|&number| fates[number] = Fate::Spooled);
-        }
-    } else if !failed.is_empty() {
-        tracing::warn!(events = failed.len(), "events could not be delivered to Kafka; their senders must retry");
-    }
-    (flight, fates)
+/// Beside the lanes: nobody else waits for the disk.
+async fn spool(gateway: Arc<Gateway>, flight: Arc<Flight>) {
+    let Some(spooling) = &gateway.spooling else { return };
+    let failed: Vec<usize> = flight.failed().collect();
+    let spooled = spooling.append(&flight, &failed).await;
+    flight.came_back(spooled);
 }
 
 /// Differs between all requests of all gateways.

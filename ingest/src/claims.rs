@@ -81,10 +81,10 @@ impl Claims {
 
     /// Confirms what was delivered, whatever its key holds by now, and gives the other claims back, as far as
     /// they are still held.
-    pub async fn settle(&self, flights: &[(Arc<Flight>, Vec<Fate>)]) {
-        let events = flights.iter().map(|(_, fates)| fates.len()).sum();
+    pub async fn settle(&self, flights: &[(Vec<Fate>, Arc<Flight>)]) {
+        let events = flights.iter().map(|(fates, _)| fates.len()).sum();
         let mut calls = Calls::new(&self.settle, events, keys::CONFIRMED_MS);
-        for (flight, fates) in flights {
+        for (fates, flight) in flights {
             for (number, fate) in fates.iter().enumerate().filter(|(number, _)| flight.is_ours(*number)) {
                 keys::event(&flight.log.project, flight.encoded.id(flight.first(number)), &mut calls.keys);
                 match fate {

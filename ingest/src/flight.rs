@@ -41,6 +41,8 @@ pub struct Flight {
     found: OnceLock<Vec<Found>>,
     /// The offset of each first.
     offsets: Box<[AtomicI64]>,
+    /// Whether what was not delivered is in the spool; unset before that was tried.
+    spooled: OnceLock<bool>,
     /// Deliveries that are still to come.
     left: AtomicUsize,
     /// Where it goes once all have come.
@@ -69,6 +71,7 @@ impl Flight {
             firsts,
             token,
             found: OnceLock::new(),
+            spooled: OnceLock::new(),
             left: AtomicUsize::new(0),
             delivered,
             answer: Mutex::new(Some(answer)),
@@ -98,12 +101,38 @@ impl Flight {
         let _ = self.delivered.send(Arc::clone(self)); // the receiver lives as long as the gateway
     }
 
-    /// What became of a first.
-    pub fn fate(&self, number: usize) -> Fate {
+    /// The numbers of the firsts that were ours to produce.
+    pub fn ours(&self) -> impl Iterator<Item = usize> {
+        (0..self.offsets.len()).filter(|&number| self.is_ours(number))
+    }
+
+    /// Those of them that were not delivered.
+    pub fn failed(&self) -> impl Iterator<Item = usize> {
+        self.ours().filter(|&number| self.offsets[number].load(Ordering::Acquire) < 0)
+    }
+
+    /// Whether something was not delivered that might be spooled.
+    pub fn is_to_be_spooled(&self) -> bool {
+        self.spooled.get().is_none() && self.failed().next().is_some()
+    }
+
+    /// Goes on with what was not delivered in the spool, or not even there.
+    pub fn came_back(self: &Arc<Self>, spooled: bool) {
+        let _ = self.spooled.set(spooled); // tried once
+        self.done();
+    }
+
+    /// What became of each first.
+    pub fn fates(&self) -> Vec<Fate> {
+        (0..self.offsets.len()).map(|number| self.fate(number)).collect()
+    }
+
+    fn fate(&self, number: usize) -> Fate {
         match self.found.get().map(|found| &found[number]) {
             Some(Found::Stored(stored)) => Fate::Known(*stored),
             Some(Found::InFlight { retry_after }) => Fate::Open(*retry_after),
             Some(Found::New) => match self.offsets[number].load(Ordering::Acquire) {
+                PENDING | FAILED if self.spooled.get() == Some(&true) => Fate::Spooled,
                 PENDING | FAILED => Fate::Open(SOON),
                 offset => {
                     let event = self.first(number);

@@ -19,17 +19,19 @@ use crate::body_hash::BodyHash;
 pub const CLAIM_MS: u64 = 10_000;
 /// How long a confirmation stands, in milliseconds: the dedupe window.
 pub const CONFIRMED_MS: u64 = 24 * 3_600 * 1_000;
-/// Claims each of KEYS: does `SET KEYS[i] ARGV[i + 1] NX GET PX ARGV[1]` and gives what stood in the way: its number
+/// Claims each of KEYS: does `SET KEYS[i] ARGV[i + 1] NX PX ARGV[1]` and gives what stood in the way: its number
 /// (from 0), its value and how long it still stands, one after the other. Run twice, it finds its own claims, which
 /// are in nobody's way.
 pub const CLAIM: &str = "
 local found = {}
 for i = 1, #KEYS do
-  local held = redis.pcall('SET', KEYS[i], ARGV[i + 1], 'NX', 'GET', 'PX', ARGV[1])
-  if type(held) == 'string' and held ~= ARGV[i + 1] then
-    found[#found + 1] = i - 1
-    found[#found + 1] = held
-    found[#found + 1] = redis.call('PTTL', KEYS[i])
+  if not redis.pcall('SET', KEYS[i], ARGV[i + 1], 'NX', 'PX', ARGV[1]) then
+    local held = redis.pcall('GET', KEYS[i])
+    if type(held) == 'string' and held ~= ARGV[i + 1] then
+      found[#found + 1] = i - 1
+      found[#found + 1] = held
+      found[#found + 1] = redis.call('PTTL', KEYS[i])
+    end
   end
 end
 return found";
