@@ -3,6 +3,7 @@
 
 use std::path::PathBuf;
 
+use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use crate::figures::{self, Figures};
@@ -61,6 +62,7 @@ pub async fn run(options: &Options) -> anyhow::Result<bool> {
         for (subject, name) in [(Subject::Limit, "limit"), (Subject::Peer, "peer"), (Subject::Gateway, "gateway")] {
             if options.only.is_empty() || options.only.contains(&subject) {
                 let before = figures.clone();
+                written_back().await?;
                 match subject {
                     Subject::Limit => options.limit(&mut figures).await?,
                     Subject::Peer => options.peer(&mut figures).await?,
@@ -79,6 +81,13 @@ pub async fn run(options: &Options) -> anyhow::Result<bool> {
     });
     println!("{}", figures::json(&medians));
     Ok(passed)
+}
+
+/// Waits until what was measured before is on the disk: the limit program leaves gigabytes for the kernel to write.
+async fn written_back() -> anyhow::Result<()> {
+    let status = tokio::process::Command::new("sync").status().await.context("cannot run sync")?;
+    anyhow::ensure!(status.success(), "sync failed: {status}");
+    Ok(())
 }
 
 impl Options {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
-use redis::{FromRedisValue, Pipeline, RedisError};
+use redis::io::tcp::TcpSettings;
+use redis::{FromRedisValue, IntoConnectionInfo, Pipeline, RedisError};
 
 use crate::breaker::{Breaker, Failure};
 
@@ -29,7 +30,9 @@ impl Redis {
             .set_max_delay(Duration::from_millis(500))
             .set_connection_timeout(Some(TIMEOUT))
             .set_response_timeout(Some(TIMEOUT));
-        let connection = ConnectionManager::new_lazy_with_config(redis::Client::open(url)?, config)?;
+        // Without it a request in two segments waits for Redis' delayed ACK: 40 ms.
+        let address = url.into_connection_info()?.set_tcp_settings(TcpSettings::default().set_nodelay(true));
+        let connection = ConnectionManager::new_lazy_with_config(redis::Client::open(address)?, config)?;
         Ok(Self { connection, breaker: Arc::new(Breaker::new("redis", TIMEOUT)) })
     }
 
