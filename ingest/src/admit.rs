@@ -9,7 +9,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures::StreamExt;
 use futures::future::join;
+use futures::stream::FuturesUnordered;
 use rdkafka::error::KafkaError;
 use tidemill_common::auth::ApiKey;
 use tidemill_common::kafka::{Deliveries, Outgoing};
@@ -25,6 +27,8 @@ use crate::overload::Share;
 use crate::parse::Parsed;
 use crate::stages::{Encoded, RawEvent, Receipt};
 
+/// Round trips to Redis under way at once: while one is on its way or its answers are worked on, Redis has the other.
+const ROUND_TRIPS: usize = 2;
 /// Most events that share a round trip to Redis, claims and settlements each; a larger request has one of its own.
 const SHARED: usize = 2_000;
 
@@ -129,22 +133,29 @@ impl LaneEnds {
         tokio::spawn(stop.clone().run_until_cancelled_owned(self.turns(Arc::clone(gateway))));
     }
 
-    /// One round trip to Redis after the other, each for all that waits, claims and settlements alike: what comes
-    /// meanwhile shares the next one. A round trip costs more than the events in it, and that a request waits for
-    /// the end of another's is little beside its way through Kafka.
+    /// Asks Redis for all that waits, claims and settlements alike: what comes while it works shares the next round
+    /// trip, because a round trip costs more than the events in it. All of it in one task: a task each would cost more
+    /// in wake-ups than the work itself.
     async fn turns(mut self, gateway: Arc<Gateway>) {
+        let mut under_way = FuturesUnordered::new();
         loop {
             let (mut claims, mut delivered) = (Vec::new(), Vec::new());
+            let room = under_way.len() < ROUND_TRIPS;
             tokio::select! {
-                Some(flight) = self.claims.recv() => claims.push(flight),
-                Some(flight) = self.delivered.recv() => delivered.push(flight),
+                Some(()) = under_way.next() => continue,
+                Some(flight) = self.claims.recv(), if room => claims.push(flight),
+                Some(flight) = self.delivered.recv(), if room => delivered.push(flight),
                 else => return,
             }
             take_what_waits(&mut self.claims, &mut claims);
             take_what_waits(&mut self.delivered, &mut delivered);
-            join(claim(&gateway, claims), settle(&gateway, delivered)).await;
+            under_way.push(turn(Arc::clone(&gateway), claims, delivered));
         }
     }
+}
+
+async fn turn(gateway: Arc<Gateway>, claims: Vec<Arc<Flight>>, delivered: Vec<Arc<Flight>>) {
+    join(claim(&gateway, claims), settle(&gateway, delivered)).await;
 }
 
 fn take_what_waits(lane: &mut mpsc::UnboundedReceiver<Arc<Flight>>, flights: &mut Vec<Arc<Flight>>) {
