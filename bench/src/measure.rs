@@ -38,6 +38,7 @@ pub struct Measured {
 
 /// Loads a server and measures it; `log` must hold every event that was accepted.
 pub async fn measure(pid: u32, plan: Plan, lengths: Lengths, log: &Log<'_>) -> anyhow::Result<Measured> {
+    written_back().await?;
     let records = log.records()?;
     let own = std::process::id();
     let mut load = Load::start(plan).await?;
@@ -59,6 +60,14 @@ pub async fn measure(pid: u32, plan: Plan, lengths: Lengths, log: &Log<'_>) -> a
     let accepted = load.stop().await?.accepted;
     log.holds(records, accepted)?;
     Ok(measured)
+}
+
+/// Waits until what was measured before is on the disk. The kernel would write it half a minute later, hundreds of
+/// megabytes at once, and the broker's appends would wait for tens of milliseconds.
+pub async fn written_back() -> anyhow::Result<()> {
+    let status = tokio::process::Command::new("sync").status().await.context("cannot run sync")?;
+    anyhow::ensure!(status.success(), "sync failed: {status}");
+    Ok(())
 }
 
 /// A topic as a witness of what was accepted.

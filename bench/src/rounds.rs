@@ -3,13 +3,12 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
 use clap::{Args, ValueEnum};
 
 use crate::figures::{self, Figures};
 use crate::http::Target;
 use crate::load::Plan;
-use crate::measure::{Lengths, Measured, measure};
+use crate::measure::{self, Lengths, Measured, measure};
 use crate::subjects::Place;
 
 /// Share of the capacity that the open loop offers.
@@ -62,7 +61,6 @@ pub async fn run(options: &Options) -> anyhow::Result<bool> {
         for (subject, name) in [(Subject::Limit, "limit"), (Subject::Peer, "peer"), (Subject::Gateway, "gateway")] {
             if options.only.is_empty() || options.only.contains(&subject) {
                 let before = figures.clone();
-                written_back().await?;
                 match subject {
                     Subject::Limit => options.limit(&mut figures).await?,
                     Subject::Peer => options.peer(&mut figures).await?,
@@ -83,15 +81,9 @@ pub async fn run(options: &Options) -> anyhow::Result<bool> {
     Ok(passed)
 }
 
-/// Waits until what was measured before is on the disk: the limit program leaves gigabytes for the kernel to write.
-async fn written_back() -> anyhow::Result<()> {
-    let status = tokio::process::Command::new("sync").status().await.context("cannot run sync")?;
-    anyhow::ensure!(status.success(), "sync failed: {status}");
-    Ok(())
-}
-
 impl Options {
     async fn limit(&self, figures: &mut Figures) -> anyhow::Result<()> {
+        measure::written_back().await?;
         let limit = self.place.limit(self.lengths()).await?;
         figures.add("limit_us", limit.cpu_us);
         figures.add("limit_eps", limit.per_second);
