@@ -175,11 +175,15 @@ fn micros(json: &RawValue) -> Result<i64, Invalid> {
     DateTime::parse_from_rfc3339(&time).map(|time| time.timestamp_micros()).map_err(problem)
 }
 
-/// The object with another member, unless it has that one already.
+/// The object with another member, unless it has that one already. One that a reader cannot take apart (half a
+/// surrogate pair in a name, deep nesting) stays as it is.
 fn with<'a>(name: &str, value: Option<Cow<'a, str>>, object: Option<Cow<'a, str>>) -> Option<Cow<'a, str>> {
     let Some(value) = value else { return object };
     let object = object.unwrap_or(Cow::Borrowed("{}"));
-    let members: HashMap<Cow<'_, str>, IgnoredAny> = serde_json::from_str(&object).unwrap_or_default();
+    let members: HashMap<Cow<'_, str>, IgnoredAny> = match serde_json::from_str(&object) {
+        Ok(members) => members,
+        Err(_) => return Some(object),
+    };
     if members.contains_key(name) {
         return Some(object);
     }
@@ -216,6 +220,7 @@ mod tests {
                 Some(r#"{"page":"Home \"x\"","url":"/"}"#),
             ),
             (r#""type":"page","name":"Home","properties":{"page":"/"}"#, "page", Some(r#"{"page":"/"}"#)),
+            (r#""type":"page","name":"Home","properties":{"\ud800":1}"#, "page", Some(r#"{"\ud800":1}"#)),
             (r#""type":"page","properties":{}"#, "page", Some("{}")),
             (r#""type":"screen","name":"Main""#, "screen", Some(r#"{"page":"Main"}"#)),
             (r#""type":"screen","name":"Main","properties":{ }"#, "screen", Some(r#"{"page":"Main" }"#)),
