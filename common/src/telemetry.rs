@@ -2,6 +2,7 @@
 
 use std::io::IsTerminal;
 use std::sync::OnceLock;
+use std::time::Duration;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tracing_subscriber::EnvFilter;
@@ -10,6 +11,9 @@ use tracing_subscriber::EnvFilter;
 const SECONDS: [f64; 12] = [0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0];
 /// Records per batch.
 const SIZES: [f64; 8] = [1.0, 10.0, 50.0, 100.0, 500.0, 1_000.0, 5_000.0, 10_000.0];
+
+/// How often histograms sum up what was recorded.
+const UPKEEP: Duration = Duration::from_secs(5);
 
 /// Starts logging to standard error: text for a terminal, else a JSON object a line.
 pub fn start_logging(level: &str) {
@@ -24,11 +28,26 @@ pub fn metrics() -> PrometheusHandle {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     HANDLE
         .get_or_init(|| {
-            PrometheusBuilder::new()
+            let handle = PrometheusBuilder::new()
                 .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS)
                 .and_then(|b| b.set_buckets_for_metric(Matcher::Suffix("_histogram".to_owned()), &SIZES))
                 .and_then(PrometheusBuilder::install_recorder)
-                .expect("buckets are not empty, and nothing else installs a recorder")
+                .expect("buckets are not empty, and nothing else installs a recorder");
+            keep_up(handle.clone());
+            handle
         })
         .clone()
+}
+
+/// What histograms record is kept sample by sample until somebody renders it, or this sums it up: a process that
+/// nobody scrapes would grow for ever.
+fn keep_up(handle: PrometheusHandle) {
+    let work = move || {
+        loop {
+            std::thread::sleep(UPKEEP);
+            handle.run_upkeep();
+        }
+    };
+    // Without it, scrapes do the same.
+    let _ = std::thread::Builder::new().name("metrics".to_owned()).spawn(work);
 }
