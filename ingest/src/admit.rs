@@ -29,6 +29,8 @@ use crate::stages::{Encoded, RawEvent, Receipt};
 
 /// Round trips to Redis under way at once: while one is on its way or its answers are worked on, Redis has the other.
 const ROUND_TRIPS: usize = 2;
+/// Events from which a round trip gets such a companion: beside a smaller one it costs less to wait and to share.
+const LARGE: usize = 256;
 /// Most events that share a round trip to Redis, claims and settlements each; a larger request has one of its own.
 const SHARED: usize = 2_000;
 
@@ -138,17 +140,18 @@ impl LaneEnds {
     /// in wake-ups than the work itself.
     async fn turns(mut self, gateway: Arc<Gateway>) {
         let mut under_way = FuturesUnordered::new();
+        let mut latest = 0; // events of the round trip that was begun last
         loop {
             let (mut claims, mut delivered) = (Vec::new(), Vec::new());
-            let room = under_way.len() < ROUND_TRIPS;
+            let room = under_way.is_empty() || latest >= LARGE && under_way.len() < ROUND_TRIPS;
             tokio::select! {
                 Some(()) = under_way.next() => continue,
                 Some(flight) = self.claims.recv(), if room => claims.push(flight),
                 Some(flight) = self.delivered.recv(), if room => delivered.push(flight),
                 else => return,
             }
-            take_what_waits(&mut self.claims, &mut claims);
-            take_what_waits(&mut self.delivered, &mut delivered);
+            latest =
+                take_what_waits(&mut self.claims, &mut claims) + take_what_waits(&mut self.delivered, &mut delivered);
             under_way.push(turn(Arc::clone(&gateway), claims, delivered));
         }
     }
@@ -158,7 +161,8 @@ async fn turn(gateway: Arc<Gateway>, claims: Vec<Arc<Flight>>, delivered: Vec<Ar
     join(claim(&gateway, claims), settle(&gateway, delivered)).await;
 }
 
-fn take_what_waits(lane: &mut mpsc::UnboundedReceiver<Arc<Flight>>, flights: &mut Vec<Arc<Flight>>) {
+/// Adds what waits to the flights; gives how many events they hold.
+fn take_what_waits(lane: &mut mpsc::UnboundedReceiver<Arc<Flight>>, flights: &mut Vec<Arc<Flight>>) -> usize {
     let mut events: usize = flights.iter().map(|flight| flight.encoded.events().len()).sum();
     while events < SHARED
         && let Ok(next) = lane.try_recv()
@@ -166,6 +170,7 @@ fn take_what_waits(lane: &mut mpsc::UnboundedReceiver<Arc<Flight>>, flights: &mu
         events += next.encoded.events().len();
         flights.push(next);
     }
+    events
 }
 
 async fn claim(gateway: &Gateway, flights: Vec<Arc<Flight>>) {
