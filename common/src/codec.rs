@@ -1,12 +1,15 @@
 //! Avro in the Confluent framing: `0x00`, the schema id as four big-endian bytes, the datum
 //! (<https://docs.confluent.io/platform/current/schema-registry/fundamentals/serdes-develop/index.html#wire-format>).
 
+mod datum;
+
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, RwLock};
 
 use apache_avro::Schema;
 use apache_avro::reader::datum::GenericDatumReader;
 
+use self::datum::BadDatum;
 use crate::event::{Event, EventRef};
 use crate::registry::{Registry, RegistryError};
 
@@ -45,10 +48,6 @@ pub enum DecodeError {
 }
 
 /// Writes events. The schema id is that of the topic's subject.
-///
-/// The datum is written by hand, field by field in the order of `schemas/event.avsc`: it takes a twentieth of
-/// what going through a schema's tree takes, and this is the path of every event. The tests hold it against
-/// `apache_avro`'s writer and reader.
 #[derive(Debug, Clone, Copy)]
 pub struct Encoder {
     id: u32,
@@ -74,48 +73,8 @@ impl Encoder {
     pub fn encode_into(&self, event: &EventRef<'_>, out: &mut Vec<u8>) {
         out.push(0);
         out.extend_from_slice(&self.id.to_be_bytes());
-        string(event.event_id, out);
-        string(event.event_type, out);
-        long(event.timestamp, out);
-        optional(event.received_at, out, long);
-        for text in [
-            event.user_id,
-            event.session_id,
-            event.event_action,
-            event.properties,
-            event.client_address,
-            event.user_agent,
-        ] {
-            optional(text, out, string);
-        }
+        datum::write(event, out);
     }
-}
-
-/// A union with `null` as its first branch
-/// (<https://avro.apache.org/docs/1.12.0/specification/#binary-encoding>).
-fn optional<T>(value: Option<T>, out: &mut Vec<u8>, write: impl FnOnce(T, &mut Vec<u8>)) {
-    match value {
-        None => out.push(0),
-        Some(value) => {
-            out.push(2); // branch 1, zigzag
-            write(value, out);
-        }
-    }
-}
-
-fn string(text: &str, out: &mut Vec<u8>) {
-    long(text.len() as i64, out);
-    out.extend_from_slice(text.as_bytes());
-}
-
-/// Zigzag, then seven bits a byte, lowest first.
-fn long(number: i64, out: &mut Vec<u8>) {
-    let mut rest = ((number << 1) ^ (number >> 63)) as u64;
-    while rest >= 0x80 {
-        out.push(rest as u8 | 0x80);
-        rest >>= 7;
-    }
-    out.push(rest as u8);
 }
 
 /// Reads events written under any registered schema that has the envelope's required fields. Schemas are
@@ -123,44 +82,69 @@ fn long(number: i64, out: &mut Vec<u8>) {
 #[derive(Clone)]
 pub struct Decoder {
     registry: Registry,
-    schemas: Arc<RwLock<HashMap<u32, Arc<Schema>>>>,
+    layouts: Arc<RwLock<HashMap<u32, Layout>>>,
+}
+
+/// How a schema's data lie.
+#[derive(Clone)]
+enum Layout {
+    /// As the envelope's own.
+    Envelope,
+    /// As this schema says.
+    Of(Arc<Schema>),
+}
+
+impl Layout {
+    fn of(schema: Schema) -> Self {
+        // The canonical form is what readers resolve by: names, types and order, nothing else.
+        let envelope = schema.canonical_form() == EVENT.canonical_form();
+        if envelope { Self::Envelope } else { Self::Of(Arc::new(schema)) }
+    }
+
+    fn read(&self, datum: &[u8]) -> Result<Event, String> {
+        let schema = match self {
+            Self::Envelope => return datum::read(datum).map_err(|error| error.to_string()),
+            Self::Of(schema) => schema,
+        };
+        let mut rest = datum;
+        let event = GenericDatumReader::builder(schema).build().and_then(|reader| reader.read_deser(&mut rest));
+        match event {
+            Ok(_) if !rest.is_empty() => Err(BadDatum::LeftOver.to_string()),
+            event => event.map_err(|error| error.to_string()),
+        }
+    }
 }
 
 impl Decoder {
     /// A decoder that asks this registry.
     pub fn new(registry: Registry) -> Self {
-        Self { registry, schemas: Arc::default() }
+        Self { registry, layouts: Arc::default() }
     }
 
     /// The event in a framed value.
     pub async fn decode(&self, value: &[u8]) -> Result<Event, DecodeError> {
         let id = schema_id(value)?;
-        let schema = match self.cached(id) {
-            Some(schema) => schema,
+        let layout = match self.cached(id) {
+            Some(layout) => layout,
             None => self.fetch(id).await?,
         };
-        let mut datum = &value[FRAME..];
-        let event = GenericDatumReader::builder(&schema).build().and_then(|reader| reader.read_deser(&mut datum));
-        match event {
-            Ok(_) if !datum.is_empty() => Err(datum_error(id, "bytes are left over behind the datum")),
-            Ok(event) => Ok(event),
-            Err(error) => Err(datum_error(id, error)),
-        }
+        layout.read(&value[FRAME..]).map_err(|reason| DecodeError::Datum { id, reason })
     }
 
-    fn cached(&self, id: u32) -> Option<Arc<Schema>> {
-        self.schemas.read().expect("no holder panics").get(&id).cloned()
+    fn cached(&self, id: u32) -> Option<Layout> {
+        self.layouts.read().expect("no holder panics").get(&id).cloned()
     }
 
-    async fn fetch(&self, id: u32) -> Result<Arc<Schema>, DecodeError> {
+    async fn fetch(&self, id: u32) -> Result<Layout, DecodeError> {
         LazyLock::force(&EVENT); // lowers the allocation cap before the first datum is read
         let text = self.registry.schema(id).await.map_err(|error| match error {
             RegistryError::Unknown(id) => DecodeError::UnknownSchema(id),
             other => DecodeError::Registry(other),
         })?;
-        let schema = Arc::new(Schema::parse_str(&text).map_err(|error| datum_error(id, error))?);
-        self.schemas.write().expect("no holder panics").insert(id, Arc::clone(&schema));
-        Ok(schema)
+        let schema = Schema::parse_str(&text).map_err(|error| DecodeError::Datum { id, reason: error.to_string() })?;
+        let layout = Layout::of(schema);
+        self.layouts.write().expect("no holder panics").insert(id, layout.clone());
+        Ok(layout)
     }
 }
 
@@ -170,10 +154,6 @@ pub fn schema_id(value: &[u8]) -> Result<u32, DecodeError> {
         [0, a, b, c, d, ..] => Ok(u32::from_be_bytes([*a, *b, *c, *d])),
         _ => Err(DecodeError::Framing),
     }
-}
-
-fn datum_error(id: u32, reason: impl ToString) -> DecodeError {
-    DecodeError::Datum { id, reason: reason.to_string() }
 }
 
 #[cfg(test)]
@@ -205,18 +185,45 @@ mod tests {
         )
     }
 
+    fn by_the_library(mut datum: &[u8]) -> Option<Event> {
+        let reader = GenericDatumReader::builder(&EVENT).build().expect("a schema");
+        reader.read_deser(&mut datum).ok().filter(|_| datum.is_empty())
+    }
+
     proptest! {
         #[test]
-        fn writes_what_the_avro_library_writes_and_reads(event in event()) {
+        fn writes_and_reads_what_the_avro_library_does(event in event()) {
             let value = Encoder::new(7).encode(&event);
             let mut expected = vec![0, 0, 0, 0, 7];
             let writer = GenericDatumWriter::builder(&EVENT).build().expect("a schema");
             writer.write_ser(&mut expected, &event).expect("an event");
             prop_assert_eq!(&value, &expected);
-            let mut datum = &value[FRAME..];
-            let read: Event =
-                GenericDatumReader::builder(&EVENT).build().expect("a schema").read_deser(&mut datum).expect("readable");
-            prop_assert_eq!(read, event);
+            prop_assert_eq!(by_the_library(&value[FRAME..]), Some(event.clone()));
+            prop_assert_eq!(Layout::Envelope.read(&value[FRAME..]), Ok(event));
         }
+
+        /// So that a record has one verdict, whichever way it is read.
+        #[test]
+        fn refuses_what_the_avro_library_refuses(
+            event in event(),
+            changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..3),
+            cut in prop::option::of(any::<prop::sample::Index>()),
+        ) {
+            let mut datum = Encoder::new(7).encode(&event).split_off(FRAME);
+            for (at, byte) in changes {
+                let at = at.index(datum.len().min(24)); // lengths and branches stand mostly at the beginning
+                datum[at] = byte;
+            }
+            cut.map(|at| datum.truncate(at.index(datum.len())));
+            prop_assert_eq!(Layout::Envelope.read(&datum).ok(), by_the_library(&datum));
+        }
+    }
+
+    #[test]
+    fn the_envelope_is_known_by_its_layout() {
+        let same = Schema::parse_str(&EVENT_SCHEMA.replace("when it happened, UTC", "when")).expect("a schema");
+        assert!(matches!(Layout::of(same), Layout::Envelope));
+        let other = Schema::parse_str(&EVENT_SCHEMA.replace("eventAction", "action")).expect("a schema");
+        assert!(matches!(Layout::of(other), Layout::Of(_)));
     }
 }

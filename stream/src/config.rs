@@ -13,9 +13,9 @@ pub struct Config {
     pub group: String,
     /// Regular expression of the topics to read.
     pub topics: String,
-    /// Most records in a batch.
+    /// Most records in a batch. One takes what came while the one before was applied.
     pub batch_size: usize,
-    /// Longest wait for a batch to fill, in milliseconds.
+    /// How long a batch waits for more while nothing else is applied, in milliseconds.
     pub batch_wait_ms: u64,
     /// After this long without a heartbeat Kafka gives a worker's partitions to others, in milliseconds.
     pub session_timeout_ms: u64,
@@ -40,7 +40,7 @@ impl Default for Config {
         Self {
             group: STREAM_GROUP.to_owned(),
             topics: EVENT_TOPICS.to_owned(),
-            batch_size: 5_000,
+            batch_size: 20_000,
             batch_wait_ms: 100,
             session_timeout_ms: 10_000,
             unknown_schema_wait_ms: 60_000,

@@ -1,7 +1,9 @@
 //! The stream worker: a consumer group that turns the log into sessions and metrics, exactly once in effect.
 
+mod apply;
 mod config;
 pub mod emit;
+mod filling;
 pub mod fold;
 pub mod keys;
 pub mod ledger;
@@ -10,6 +12,7 @@ pub mod metric;
 mod project;
 pub mod sketch;
 mod sort;
+mod state;
 pub mod store;
 mod time;
 pub mod window;
@@ -27,11 +30,14 @@ use tidemill_common::redis::Redis;
 use tidemill_common::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
+use apply::Applier;
 pub use config::{Config, OnGap};
+use filling::Filling;
 use live::Preparer;
 use project::Projector;
 use sort::Sorter;
-use worker::{State, Worker};
+use state::State;
+use worker::{Failures, Worker};
 
 /// A processed record, a stray or a dead letter is delivered, or given up, within this time.
 const DELIVERY: Duration = Duration::from_secs(30);
@@ -57,7 +63,6 @@ pub async fn run(
             &config.topics,
             Duration::from_millis(config.session_timeout_ms),
         )?,
-        producer: Producer::new(&connections.kafka, DELIVERY)?,
         preparer: Preparer {
             pool: pool.clone(),
             kafka: connections.kafka.clone(),
@@ -66,17 +71,23 @@ pub async fn run(
             on_gap: config.on_gap,
             shutdown: shutdown.clone(),
         },
+        applier: Some(Applier {
+            pool: pool.clone(),
+            producer: Producer::new(&connections.kafka, DELIVERY)?,
+            projector: Projector::new(pool.clone(), redis),
+        }),
+        under_way: None,
         sorter: Sorter::new(
             decoder,
             emit::Emitter::new(registry),
             Duration::from_millis(config.unknown_schema_wait_ms),
         ),
-        projector: Projector::new(pool.clone(), redis),
         health: health.clone(),
         shutdown: shutdown.clone(),
         state: State::default(),
+        filling: Filling::default(),
+        failures: Failures::default(),
         config,
-        pool,
     };
     let stop = shutdown.child_token();
     let server = tokio::spawn(serve(listener, health.routes(), stop.clone()));

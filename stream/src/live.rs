@@ -33,8 +33,14 @@ pub struct Live {
     pub project: Arc<Project>,
     /// The end of the last batch that went through.
     pub next: i64,
+    /// The end of what has been sorted: where the next batch goes on.
+    pub read: i64,
+    /// Its next record cannot be judged yet; it gives nothing until it goes on from the ledger.
+    pub held: bool,
     /// Up to where Redis shows everything.
     pub projected: i64,
+    /// Up to where the ledger knows of it, but for what a batch tells it.
+    pub marked: i64,
     /// What has been seen.
     pub seen: SeenStore,
 }
@@ -118,7 +124,9 @@ impl Preparer {
         prepared.touched = touched;
         for (at, (place, project, position)) in live {
             let Some(seen) = stores.remove(&at) else { continue };
-            prepared.live.insert(at, Live { place, project, next: position.next, projected: position.projected, seen });
+            let Position { next, projected } = position;
+            let live = Live { place, project, next, read: next, held: false, projected, marked: projected, seen };
+            prepared.live.insert(at, live);
         }
         Ok(prepared)
     }

@@ -118,20 +118,35 @@ impl GroupConsumer {
     pub async fn next(&mut self) -> Option<GroupEvent> {
         loop {
             let (ticket, event) = self.events.recv().await?;
-            match event {
-                GroupEvent::Record(record) => {
-                    self.queued.records.fetch_sub(1, Ordering::Relaxed);
-                    self.queued.bytes.fetch_sub(size(&record), Ordering::Relaxed);
-                    if self.tickets.get(&record.topic_partition()) == Some(&ticket) {
-                        return Some(GroupEvent::Record(record));
-                    }
-                }
-                GroupEvent::Revoked(partitions) => {
-                    self.tickets.retain(|at, _| !partitions.contains(at));
-                    return Some(GroupEvent::Revoked(partitions));
-                }
-                other => return Some(other),
+            if let Some(event) = self.pass(ticket, event) {
+                return Some(event);
             }
+        }
+    }
+
+    /// The next event, if there is one at once.
+    pub fn try_next(&mut self) -> Option<GroupEvent> {
+        loop {
+            let (ticket, event) = self.events.try_recv().ok()?;
+            if let Some(event) = self.pass(ticket, event) {
+                return Some(event);
+            }
+        }
+    }
+
+    /// An event, unless it is from before its partition was started anew.
+    fn pass(&mut self, ticket: u64, event: GroupEvent) -> Option<GroupEvent> {
+        match &event {
+            GroupEvent::Record(record) => {
+                self.queued.records.fetch_sub(1, Ordering::Relaxed);
+                self.queued.bytes.fetch_sub(size(record), Ordering::Relaxed);
+                (self.tickets.get(&record.topic_partition()) == Some(&ticket)).then_some(event)
+            }
+            GroupEvent::Revoked(partitions) => {
+                self.tickets.retain(|at, _| !partitions.contains(at));
+                Some(event)
+            }
+            _ => Some(event),
         }
     }
 

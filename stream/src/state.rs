@@ -1,0 +1,100 @@
+//! Which partitions are ours, and where they stand.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::time::Instant;
+
+use tidemill_common::kafka::{Record, TopicPartition};
+
+use crate::ledger::{Advance, Place};
+use crate::live::{Live, Parked};
+
+/// The partitions that Kafka gave to this worker.
+#[derive(Default)]
+pub struct State {
+    /// Those that are counted.
+    pub live: HashMap<TopicPartition, Live>,
+    /// Ours, but not live: new, of an unknown project, or to be read from the ledger anew.
+    pub waiting: BTreeSet<TopicPartition>,
+    /// The seen stores of partitions that are not live.
+    pub parked: Parked,
+    /// When it is time to make waiting partitions live; none: now.
+    pub retry_at: Option<Instant>,
+}
+
+impl State {
+    /// The records of partitions that are read, by partition in order.
+    pub fn ours(&self, records: Vec<Record>) -> BTreeMap<TopicPartition, Vec<Record>> {
+        let mut by_partition = BTreeMap::<TopicPartition, Vec<Record>>::new();
+        for record in records {
+            let at = record.topic_partition();
+            if self.live.get(&at).is_some_and(|live| !live.held) {
+                by_partition.entry(at).or_default().push(record);
+            }
+        }
+        by_partition
+    }
+
+    /// These steps are in the ledger now.
+    pub fn advance(&mut self, steps: &[Advance]) {
+        let by_place: HashMap<&Place, i64> = steps.iter().map(|step| (&step.place, step.next)).collect();
+        for live in self.live.values_mut() {
+            if let Some(&next) = by_place.get(&live.place) {
+                live.next = next;
+                live.seen.advance(next);
+            }
+        }
+    }
+
+    /// Redis shows everything that is in the ledger.
+    pub fn shown(&mut self) {
+        for live in self.live.values_mut() {
+            live.projected = live.next;
+        }
+    }
+
+    /// The ends of what is counted.
+    pub fn positions(&self) -> Vec<(TopicPartition, i64)> {
+        self.live.iter().map(|(at, live)| (at.clone(), live.next)).collect()
+    }
+
+    /// New partitions; what went to other workers is theirs to know.
+    pub fn assigned(&mut self, partitions: Vec<TopicPartition>) {
+        self.parked.retain(|at, _| partitions.contains(at));
+        self.waiting.extend(partitions);
+        self.retry_at = None;
+    }
+
+    /// Partitions that are ours no more.
+    pub fn revoked(&mut self, partitions: &[TopicPartition]) {
+        for at in partitions {
+            self.waiting.remove(at);
+            self.park(at);
+        }
+    }
+
+    /// These partitions go on from the ledger, at `retry_at`.
+    pub fn retry(&mut self, partitions: &[TopicPartition], retry_at: Instant) {
+        for at in partitions {
+            if self.park(at) {
+                self.waiting.insert(at.clone());
+                self.retry_at = Some(retry_at);
+            }
+        }
+    }
+
+    /// Every live partition goes on from the ledger, at once; what was fetched is dropped.
+    pub fn reset(&mut self) {
+        for (at, live) in self.live.drain() {
+            self.parked.insert(at.clone(), (live.place.incarnation, live.seen));
+            self.waiting.insert(at);
+        }
+        self.retry_at = None;
+    }
+
+    /// Keeps the store of a partition; says whether it was live.
+    fn park(&mut self, at: &TopicPartition) -> bool {
+        let Some(live) = self.live.remove(at) else { return false };
+        self.parked.insert(at.clone(), (live.place.incarnation, live.seen));
+        true
+    }
+}
