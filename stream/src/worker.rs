@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use chrono::DateTime;
 use metrics::{counter, gauge, histogram};
 use sqlx::PgPool;
+use tidemill_common::failpoint::hit;
 use tidemill_common::http::Health;
 use tidemill_common::kafka::{GroupConsumer, GroupEvent, Producer, Record, TopicPartition};
 use tokio_util::sync::CancellationToken;
@@ -162,6 +163,7 @@ impl Worker {
     /// was counted.
     async fn apply_batch(&mut self, records: Vec<Record>) -> Result<bool, Transient> {
         let by_partition = self.state.ours(records);
+        hit("stream.polled").await?;
         let mut sorted = Sorted::default();
         let mut steps = Vec::new();
         let mut held = Vec::new();
@@ -173,7 +175,9 @@ impl Worker {
                 held.push(at);
             }
         }
+        hit("stream.sorted").await?;
         emit::send(&self.producer, &sorted.emissions).await?;
+        hit("stream.sent").await?;
         let batch = Batch { steps, events: sorted.events, dead_letters: sorted.dead_letters };
         let committed = within(COMMIT, store::commit(&self.pool, &batch)).await?;
         let Some(touched) = committed else { return Ok(false) };
@@ -181,7 +185,9 @@ impl Worker {
         self.state.hold(&held);
         self.projector.add(touched);
         self.project().await;
+        hit("stream.projected").await?;
         self.consumer.commit(self.state.positions(by_partition.keys()));
+        hit("stream.done").await?;
         counter!("analytics_events_processed_total").increment(batch.events.len() as u64);
         counter!("tidemill_stream_copies_total").increment(sorted.copies);
         counter!("tidemill_stream_strays_total").increment(sorted.strays);
@@ -203,6 +209,9 @@ impl Worker {
             return;
         }
         marks.sort();
+        if hit("stream.flushed").await.is_err() {
+            return;
+        }
         if let Err(error) = within(COMMIT, ledger::mark_projected(&self.pool, &marks)).await {
             // Then more is projected again than need be.
             tracing::debug!(%error, "projection marks not written");
@@ -234,6 +243,9 @@ impl Worker {
             Ok(prepared) => prepared,
             Err(error) => return self.pause(PARTITIONS, &error),
         };
+        if let Err(error) = hit("stream.prepared").await {
+            return self.pause(PARTITIONS, &error.into());
+        }
         self.projector.add(prepared.touched);
         for (at, live) in prepared.live {
             let (next, sightings) = (live.next, live.seen.len());
