@@ -221,8 +221,8 @@ impl Drill {
         if let Err(error) = self.settle().await {
             differences.push(format!("{error:#}"));
         }
-        differences.extend(self.reconcile().await?);
-        let facts = vec![format!("{} sent", self.journal.len())];
+        let (found, facts) = self.reconcile().await?;
+        differences.extend(found);
         Ok(Outcome { differences, recovery, facts })
     }
 
@@ -246,7 +246,8 @@ impl Drill {
         .await
     }
 
-    async fn reconcile(&self) -> anyhow::Result<Vec<String>> {
+    /// All differences, and what there was to compare.
+    async fn reconcile(&self) -> anyhow::Result<(Vec<String>, Vec<String>)> {
         let (log, entries) = (log::read(&self.stack).await?, self.journal.entries()?);
         let expected = Expected::of(&log, PARTITIONS, self.stack.project().await.dedupe_window_ms);
         ensure!(!expected.first_sights.is_empty(), "the log holds no events, so the row shows nothing");
@@ -262,7 +263,9 @@ impl Drill {
         if self.archived {
             differences.extend(self.archive(&expected).await?);
         }
-        Ok(differences)
+        let (count, strays, dead) = (expected.first_sights.len(), expected.strays.len(), expected.dead.len());
+        let copies = log.len() - count - strays - dead;
+        Ok((differences, vec![format!("{count} events, {copies} copies, {strays} strays, {dead} dead")]))
     }
 
     /// What Redis shows is brought level a little later; what still differs after `limit` counts.

@@ -72,8 +72,9 @@ async fn abort(options: Options, step: &'static str) -> anyhow::Result<Outcome> 
 /// Every step fails once in one worker, which has to get over it by itself.
 async fn errors(options: Options) -> anyhow::Result<Outcome> {
     let mut drill = Drill::start(&options).await?;
-    let points: Vec<String> =
-        STEPS.iter().enumerate().map(|(i, step)| format!("{step}=error@{}", if i == 0 { 1 } else { i + 2 })).collect();
+    // Far enough apart for the partitions to be live again after each: a batch of nothing would not show much.
+    let point = |(i, step): (usize, &&str)| format!("{step}=error@{}", 1 + 12 * i);
+    let points: Vec<String> = STEPS.iter().enumerate().map(point).collect();
     let fault = Instant::now();
     let mut worker = drill.worker("a", &[(FAILPOINTS, &points.join(","))])?;
     let flow = drill.flow(Stream::default())?;
