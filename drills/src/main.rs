@@ -17,9 +17,9 @@ use tokio::signal::unix::{SignalKind, signal};
 #[command(name = "tidemill-drills")]
 struct Cli {
     /// Rows to run, separated by commas; a `*` at the end stands for anything (default: all, and all mutants)
-    #[arg(long, env = "ROWS", value_delimiter = ',', conflicts_with = "short")]
+    #[arg(long, env = "ROWS", value_delimiter = ',')]
     rows: Vec<String>,
-    /// The short selection
+    /// The short selection, whatever `--rows` says
     #[arg(long)]
     short: bool,
     /// Repeats a run's traffic and random choices
@@ -31,7 +31,7 @@ struct Cli {
     /// The tidemill binary, a debug build (default: beside this one)
     #[arg(long, env = "TIDEMILL_BIN")]
     binary: Option<PathBuf>,
-    /// Folder for journals and the processes' logs
+    /// Folder for journals and the processes' logs; those of failed rows stay
     #[arg(long, env = "TIDEMILL_DRILL_LOGS")]
     logs: Option<PathBuf>,
 }

@@ -74,20 +74,43 @@ pub async fn run(pick: &Pick, options: &Options) -> anyhow::Result<Summary> {
     }
     let mut summary = Summary::default();
     for row in picked {
+        let options = &of_its_own(options, &row.name);
         let outcome = one(row, options, None).await;
+        if good(&outcome) {
+            tidy(options);
+        }
         summary.rows += 1;
-        summary.failed += usize::from(!outcome.as_ref().is_ok_and(|outcome| outcome.differences.is_empty()));
+        summary.failed += usize::from(!good(&outcome));
         summary.differences += outcome.as_ref().map_or(0, |outcome| outcome.differences.len());
         tell(&row.name, &outcome)?;
     }
     for mutant in mutants {
         let row = all.iter().find(|row| row.name == mutant.row).ok_or_else(|| anyhow!("no row {}", mutant.row))?;
+        let options = &of_its_own(options, mutant.name);
         let outcome = one(row, options, Some(mutant.name)).await;
+        let caught = caught(mutant, &outcome)?;
+        if caught {
+            tidy(options);
+        }
         summary.mutants += 1;
-        summary.mutants_caught += usize::from(caught(mutant, &outcome)?);
+        summary.mutants_caught += usize::from(caught);
     }
     summary.seconds = began.elapsed().as_secs();
     Ok(summary)
+}
+
+fn good(outcome: &anyhow::Result<Outcome>) -> bool {
+    outcome.as_ref().is_ok_and(|outcome| outcome.differences.is_empty())
+}
+
+/// The same with a folder for one row's logs, by its name.
+fn of_its_own(options: &Options, name: &str) -> Options {
+    Options { logs: options.logs.join(name.replace(':', "-")), ..options.clone() }
+}
+
+/// What is as it should be need not be looked into.
+fn tidy(options: &Options) {
+    let _ = std::fs::remove_dir_all(&options.logs);
 }
 
 async fn one(row: &Row, options: &Options, mutant: Option<&'static str>) -> anyhow::Result<Outcome> {
