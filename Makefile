@@ -4,7 +4,7 @@ export CARGO_TARGET_DIR ?= $(or $(TIDEMILL_CACHE),$(HOME)/.cache/tidemill)/targe
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup build up down demo fmt lint test bench-ingest clean-data
+.PHONY: help setup build up down demo fmt lint test drill-stream bench-ingest clean-data
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ lint: ## check formatting, run clippy with warnings as errors
 
 test: ## set up, then run every check and test on the real components
 	@dev/test
+
+drill-stream: ## break a running stream in every way and compare all views (ROWS= picks some, SEED= repeats)
+	@dev/drill
 
 bench-ingest: ## measure the gateway beside the bare Kafka client and Benthos (ARGS: see dev/bench)
 	@dev/bench $(ARGS)

@@ -3,6 +3,7 @@
 use anyhow::Context;
 use serde::Deserialize;
 use tidemill_common::config::Settings;
+use tidemill_common::failpoint;
 use tidemill_common::http::Listener;
 use tidemill_common::telemetry::{self, start_logging};
 use tokio::net::TcpListener;
@@ -69,6 +70,7 @@ pub async fn run(service: Service) -> anyhow::Result<()> {
     let settings = Settings::load(service.name())?;
     start_logging(&settings.log_level());
     telemetry::metrics(); // before anything looks up its meters
+    failpoint::arm()?;
     let listener = listen(service, &settings).await?;
     let shutdown = CancellationToken::new();
     stop_on_signals(&shutdown)?;

@@ -4,8 +4,6 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -13,7 +11,7 @@ use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use serde_json::Value;
 use support::{Fleet, SERVICES};
-use tidemill_testkit::{Stack, eventually};
+use tidemill_testkit::{Own, Stack, eventually};
 
 /// Waits for the load generator; its last line.
 async fn finish(load: std::process::Child) -> Value {
@@ -61,63 +59,20 @@ async fn kill_9_of_every_service_at_random() {
     assert_eq!(fleet.in_log().await.len(), 50_000);
 }
 
-/// A Postgres or Redis of a test's own, which it can stop.
-struct Private {
-    folder: PathBuf,
-}
-
-impl Private {
-    fn start(component: &str, stack_env: &mut Vec<(String, String)>) -> Self {
-        let folder = std::env::temp_dir().join(format!("tidemill-{}", uuid::Uuid::new_v4().simple()));
-        let private = Self { folder };
-        private.services(&["start", component]);
-        let env = private.services(&["env", component]);
-        for line in env.lines() {
-            let (name, value) = line.trim_start_matches("export ").split_once('=').expect("NAME=value");
-            stack_env.push((name.to_owned(), value.trim_matches(['\'', '"']).to_owned()));
-        }
-        private
-    }
-
-    fn services(&self, args: &[&str]) -> String {
-        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../dev/services");
-        let mut command = Command::new(script);
-        command.args(args).env("TIDEMILL_DEV", &self.folder);
-        for name in ["REDIS", "POSTGRES"] {
-            command.env(format!("TIDEMILL_{name}_PORT"), "0");
-        }
-        let output = command.output().expect("dev/services");
-        assert!(output.status.success(), "dev/services {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-        String::from_utf8(output.stdout).unwrap()
-    }
-}
-
-impl Drop for Private {
-    fn drop(&mut self) {
-        self.services(&["stop", "--wipe"]);
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
-
-fn value<'a>(env: &'a [(String, String)], name: &str) -> &'a str {
-    &env.iter().find(|(key, _)| key == name).expect(name).1
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_away_for_twenty_seconds() {
-    let mut env = Vec::new();
-    let postgres = Private::start("postgres", &mut env);
-    let stack = Stack::with(|connections| connections.database_url = value(&env, "DATABASE_URL").to_owned()).await;
+    let postgres = Own::start(&["postgres"]).await;
+    let stack = Stack::with(|connections| connections.database_url = postgres.value("DATABASE_URL")).await;
     let fleet = Fleet::start(stack).await;
     let load = fleet.loadgen(&["--events", "12000", "--rate", "400", "--duplicates", "0.02", "--retries", "60"]);
     eventually("some are counted", || async { fleet.counted().await > 500 }).await;
     let before = fleet.accepted_in_log().await;
-    postgres.services(&["stop", "postgres"]);
+    postgres.services("stop").await;
     // What the promise is about: this long without Postgres.
     tokio::time::sleep(Duration::from_secs(20)).await;
     let during = fleet.accepted_in_log().await;
     assert!(during > before + 4_000, "ingest goes on without Postgres: {before} to {during}");
-    postgres.services(&["start", "postgres"]);
+    postgres.services("start").await;
     let sent = finish(load).await;
     assert_eq!((&sent["failed"], &sent["invalid"]), (&0.into(), &0.into()), "{sent}");
     fleet.views_have_passed_the_log().await;
@@ -127,17 +82,16 @@ async fn postgres_away_for_twenty_seconds() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn redis_away_during_ingest() {
-    let mut env = Vec::new();
-    let redis = Private::start("redis", &mut env);
-    let stack = Stack::with(|connections| connections.redis_url = value(&env, "REDIS_URL").to_owned()).await;
+    let redis = Own::start(&["redis"]).await;
+    let stack = Stack::with(|connections| connections.redis_url = redis.value("REDIS_URL")).await;
     let fleet = Fleet::start(stack).await;
     // Duplicates come some seconds later: some of them when Redis no longer knows the first one.
     let load = fleet.loadgen(&["--events", "8000", "--rate", "600", "--duplicates", "0.1", "--retries", "60"]);
     eventually("some are counted", || async { fleet.counted().await > 500 }).await;
     let before = fleet.accepted_in_log().await;
-    redis.services(&["stop", "redis"]);
+    redis.services("stop").await;
     eventually("ingest goes on without Redis", || async { fleet.accepted_in_log().await > before + 2_000 }).await;
-    redis.services(&["start", "redis"]);
+    redis.services("start").await;
     let sent = finish(load).await;
     assert_eq!(sent["failed"], 0, "{sent}");
     fleet.views_have_passed_the_log().await;

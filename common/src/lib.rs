@@ -7,6 +7,7 @@ pub mod codec;
 pub mod config;
 pub mod dead_letters;
 pub mod event;
+pub mod failpoint;
 pub mod first_sight;
 pub mod home;
 pub mod http;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use sqlx::PgPool;
+use tidemill_common::failpoint::hit;
 use tidemill_common::kafka::Producer;
 
 use crate::emit;
@@ -40,15 +41,22 @@ pub enum Applied {
 impl Applier {
     /// The path of a batch, top to bottom.
     pub async fn apply(&mut self, filled: &Filled) -> Result<Applied, Transient> {
+        hit("stream.sorted").await?;
         emit::send(&self.producer, &filled.emissions).await?;
+        hit("stream.sent").await?;
         let committed = within(COMMIT, store::commit(&self.pool, &filled.batch)).await?;
         let Some(touched) = committed else { return Ok(Applied::Elsewhere) };
         self.projector.add(touched);
-        Ok(Applied::Counted { shown: self.projector.flush().await })
+        let shown = self.projector.flush().await;
+        hit("stream.projected").await?;
+        Ok(Applied::Counted { shown })
     }
 
     /// Has the ledger know up to where Redis shows everything; says whether it does.
     pub async fn mark_projected(&self, marks: &[(Place, i64)]) -> bool {
+        if hit("stream.flushed").await.is_err() {
+            return false;
+        }
         let written = within(COMMIT, ledger::mark_projected(&self.pool, marks)).await;
         // If not, more is projected again than need be.
         written.inspect_err(|error| tracing::debug!(%error, "projection marks not written")).is_ok()

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use chrono::DateTime;
+use tidemill_common::failpoint::hit;
 use tidemill_common::kafka::{Record, TopicPartition};
 
 use crate::emit::Emission;
@@ -41,6 +42,10 @@ impl Filling {
     /// Sorts records and adds them. A partition whose next record cannot be judged yet is held: it gives
     /// nothing until it is live again.
     pub async fn add(&mut self, records: Vec<Record>, state: &mut State, sorter: &mut Sorter) -> Result<(), Transient> {
+        if records.is_empty() {
+            return Ok(());
+        }
+        hit("stream.polled").await?;
         self.since.get_or_insert_with(Instant::now);
         for (at, records) in state.ours(records) {
             let Some(live) = state.live.get_mut(&at) else { continue };

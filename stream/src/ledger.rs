@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool, Row};
+use tidemill_common::failpoint::mutant;
 
 /// This view's name.
 const VIEW: &str = "stream";
@@ -76,7 +77,7 @@ pub async fn advance(tx: &mut PgConnection, steps: &[Advance]) -> Result<bool, s
     let columns = Columns::of(steps.iter().map(|step| &step.place));
     let found = read(tx, &columns, "FOR UPDATE OF l").await?;
     let stands = |step: &Advance| found.get(&step.place).is_some_and(|position| position.next == step.start);
-    if !steps.iter().all(stands) {
+    if !steps.iter().all(stands) && !mutant("no-fencing") {
         return Ok(false);
     }
     sqlx::query(

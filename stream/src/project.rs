@@ -3,6 +3,7 @@
 //! Each value carries `(generation, epoch, version)` of the rows it stands for, and an older one never
 //! overwrites a newer one, whoever writes last. What cannot be written stays noted and is tried again.
 
+mod mutant;
 mod read;
 mod write;
 
@@ -92,7 +93,7 @@ impl Projector {
             let live = read::sessions(&self.pool, &sessions, now).await?;
             let absent = write::sessions(&self.redis, &live).await?;
             sessions.retain(|key| absent.contains(*key));
-            let hot = read::windows(&self.pool, &windows).await?;
+            let hot = mutant::incremented(&self.redis, read::windows(&self.pool, &windows).await?).await?;
             let absent = write::windows(&self.redis, &hot).await?;
             windows.retain(|key| absent.contains(key));
         }

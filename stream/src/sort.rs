@@ -1,11 +1,13 @@
 //! What becomes of each record of a batch: a stray, a dead letter, a copy, or a first sight that counts.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 use chrono::DateTime;
 use rdkafka::error::KafkaError;
 use tidemill_common::codec::{DecodeError, Decoder, schema_id};
+use tidemill_common::failpoint::{Injected, mutant};
 use tidemill_common::first_sight::fingerprint;
 use tidemill_common::kafka::Record;
 use tidemill_common::registry::RegistryError;
@@ -42,6 +44,9 @@ pub enum Transient {
     /// A partition is not ready yet.
     #[error("{0}")]
     NotReady(String),
+    /// A drill.
+    #[error(transparent)]
+    Injected(#[from] Injected),
 }
 
 /// A batch, sorted.
@@ -105,7 +110,8 @@ impl Sorter {
         let Live { place, project, seen, .. } = live;
         match verdict {
             Verdict::Valid(event) => {
-                if seen.sight(fingerprint(&event.event_id), record.offset, record.append_ms) {
+                let first = seen.sight(fingerprint(&event.event_id), record.offset, record.append_ms);
+                if first && !existed(&event.event_id) {
                     sorted.emissions.push(self.emitter.processed(&project.id, record, &event).await?);
                     let (project, generation) = (project.id.clone(), place.generation);
                     sorted.events.push(Counted { project, generation, event });
@@ -166,4 +172,10 @@ impl Sorter {
     fn give_up(&self, id: u32, since: Instant) -> Option<Verdict> {
         (since.elapsed() >= self.unknown_wait).then(|| Verdict::Rejected(Rejection::unknown_schema(id)))
     }
+}
+
+/// A planted mutant for the drills: dedupe by mere existence, which takes a redelivery for a copy.
+fn existed(event_id: &str) -> bool {
+    static SEEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    mutant("existence") && !SEEN.lock().expect("no holder panics").insert(event_id.to_owned())
 }

@@ -5,6 +5,7 @@ use std::future::pending;
 use std::time::{Duration, Instant};
 
 use metrics::{counter, gauge, histogram};
+use tidemill_common::failpoint::hit;
 use tidemill_common::http::Health;
 use tidemill_common::kafka::{GroupConsumer, GroupEvent, Record};
 use tokio_util::sync::CancellationToken;
@@ -79,7 +80,7 @@ impl Worker {
                 biased;
                 () = shutdown.cancelled() => break Ok(()),
                 ended = joined(&mut self.under_way) => match ended {
-                    Ok(ended) => self.settle(ended),
+                    Ok(ended) => self.settle(ended).await,
                     Err(error) => break Err(error),
                 },
                 () = at(self.filling.due(self.config.batch_wait())), if self.applier.is_some() => self.apply(),
@@ -167,7 +168,7 @@ impl Worker {
     }
 
     /// What the outcome of a batch means.
-    fn settle(&mut self, Ended { applier, filled, outcome, took }: Ended) {
+    async fn settle(&mut self, Ended { applier, filled, outcome, took }: Ended) {
         (self.applier, self.under_way) = (Some(applier), None);
         match outcome {
             Ok(Applied::Counted { shown }) => {
@@ -180,6 +181,9 @@ impl Worker {
                 self.state.retry(&filled.held, Instant::now() + HELD);
                 self.consumer.commit(self.state.positions());
                 count(&filled, took);
+                if let Err(error) = hit("stream.done").await {
+                    self.fail(&error.into());
+                }
             }
             Ok(Applied::Elsewhere) => {
                 tracing::warn!(
@@ -249,6 +253,9 @@ impl Worker {
             Ok(prepared) => prepared,
             Err(error) => return self.pause(PARTITIONS, &error),
         };
+        if let Err(error) = hit("stream.prepared").await {
+            return self.pause(PARTITIONS, &error.into());
+        }
         applier.projector.add(prepared.touched);
         for (at, live) in prepared.live {
             let (next, sightings) = (live.next, live.seen.len());

@@ -2,6 +2,8 @@
 //! that tests run side by side.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot set itself up must fail loudly
 
+mod own;
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
@@ -21,6 +23,8 @@ use tidemill_common::registry::Registry;
 use tidemill_common::{postgres, projects};
 use tokio_util::sync::CancellationToken;
 
+pub use own::{Cluster, Own, free_port};
+
 /// Partitions of a test project.
 pub const PARTITIONS: i32 = 4;
 
@@ -36,6 +40,7 @@ pub struct Stack {
     pub encoder: Encoder,
     /// Sends records.
     pub producer: Producer,
+    replication: i32,
     server_url: String,
     database: String,
     warehouse: std::path::PathBuf,
@@ -49,6 +54,11 @@ impl Stack {
 
     /// The same with some components elsewhere, e.g. a Postgres that the test may stop.
     pub async fn with(change: impl FnOnce(&mut Connections)) -> Self {
+        Self::replicated(1, change).await
+    }
+
+    /// The same with topics that so many brokers hold.
+    pub async fn replicated(replication: i32, change: impl FnOnce(&mut Connections)) -> Self {
         let mut connections = Settings::load("test").expect("settings").connections();
         change(&mut connections);
         let server_url = connections.database_url.clone();
@@ -69,7 +79,8 @@ impl Stack {
         let schema_id =
             registry.register(&subject, EVENT_SCHEMA).await.expect("the registry; start it with dev/services start");
         let encoder = Encoder::new(schema_id);
-        let stack = Self { connections, pool, project, encoder, producer, server_url, database, warehouse };
+        let stack =
+            Self { connections, pool, project, encoder, producer, replication, server_url, database, warehouse };
         stack.create_project(&stack.project).await;
         stack
     }
@@ -112,7 +123,7 @@ impl Stack {
         let topics: Vec<NewTopic<'_>> = names
             .iter()
             .map(|name| {
-                NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(1))
+                NewTopic::new(name, PARTITIONS, TopicReplication::Fixed(self.replication))
                     .set("message.timestamp.type", "LogAppendTime")
             })
             .collect();

@@ -10,6 +10,7 @@ mod users;
 
 use sqlx::{PgConnection, PgPool};
 use tidemill_common::event::Event;
+use tidemill_common::failpoint::{hit, mutant};
 
 pub use dead_letters::DeadLetter;
 
@@ -59,13 +60,20 @@ pub async fn commit(pool: &PgPool, batch: &Batch) -> Result<Option<Touched>, sql
     if !ledger::advance(&mut tx, &batch.steps).await? {
         return Ok(None);
     }
+    hit("stream.advanced").await?;
+    if mutant("commit-first") {
+        tx.commit().await?;
+        tx = pool.begin().await?;
+    }
     let mut touched = Touched::default();
     // Generations stand side by side, so each is a batch of its own to the tables below.
     for (generation, events) in by_generation(&batch.events) {
         apply(&mut tx, generation, &events, shard(batch), &mut touched).await?;
     }
     dead_letters::insert(&mut tx, &batch.dead_letters).await?;
+    hit("stream.folded").await?;
     tx.commit().await?;
+    hit("stream.committed").await?;
     Ok(Some(touched))
 }
 

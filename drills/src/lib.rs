@@ -1,0 +1,16 @@
+//! Fault drills: real processes on real components are broken in a given way under traffic; then journal, log,
+//! Postgres, Redis, archive, processed topic and dead letters are compared event by event with what the log says
+//! they must hold, and every difference is printed. `docs/drills.md` tells what each row shows.
+
+pub mod drill;
+pub mod journal;
+pub mod log;
+pub mod oracle;
+pub mod process;
+pub mod proxy;
+pub mod reconcile;
+pub mod rows;
+pub mod run;
+pub mod send;
+pub mod traffic;
+pub mod views;

@@ -1,0 +1,73 @@
+//! The log as it stands: every record of a project's events topic, decoded.
+
+use tidemill_common::codec::{DecodeError, Decoder};
+use tidemill_common::event::Event;
+use tidemill_common::kafka::Record;
+use tidemill_common::names::events_topic;
+use tidemill_common::registry::Registry;
+use tidemill_testkit::Stack;
+
+/// One record.
+#[derive(Debug, Clone)]
+pub struct Line {
+    /// Partition and offset.
+    pub at: (i32, i64),
+    /// When the broker appended it, in milliseconds since 1970.
+    pub append_ms: i64,
+    /// Its key, as text.
+    pub key: String,
+    /// Where it stood before, when it is a stray that was sent home.
+    pub origin: Option<Origin>,
+    /// The event in it, or the reason why there is none.
+    pub content: Result<Event, &'static str>,
+}
+
+/// Where a stray stood.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Origin {
+    /// Partition and offset.
+    pub at: (i32, i64),
+    /// When it was appended there, in milliseconds since 1970.
+    pub append_ms: i64,
+}
+
+/// The whole log of the stack's project, by partition and offset.
+pub async fn read(stack: &Stack) -> anyhow::Result<Vec<Line>> {
+    let decoder = Decoder::new(Registry::new(&stack.connections.registry_url)?);
+    let mut lines = Vec::new();
+    for record in stack.records(&events_topic(&stack.project)).await {
+        let content = match decoder.decode(&record.value).await {
+            Ok(event) => Ok(event),
+            Err(DecodeError::Framing) => Err("not-avro"),
+            Err(DecodeError::Datum { .. }) => Err("bad-datum"),
+            Err(DecodeError::UnknownSchema(_)) => Err("unknown-schema"),
+            Err(error) => return Err(error.into()),
+        };
+        lines.push(Line {
+            at: (record.partition, record.offset),
+            append_ms: record.append_ms,
+            key: text(record.key.as_deref().unwrap_or_default()),
+            origin: origin(&record),
+            content,
+        });
+    }
+    Ok(lines)
+}
+
+/// Which record of the events topic a record stands for, by its headers.
+pub fn origin(record: &Record) -> Option<Origin> {
+    let number = |name: &str| header(record, name)?.parse::<i64>().ok();
+    Some(Origin {
+        at: (number("source-partition")? as i32, number("source-offset")?),
+        append_ms: number("source-append-time")?,
+    })
+}
+
+/// A header of a record, as text.
+pub fn header(record: &Record, name: &str) -> Option<String> {
+    record.headers.iter().find(|(key, _)| key == name).map(|(_, value)| text(value))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}

@@ -1,0 +1,87 @@
+//! The rows: each breaks something in one way. To add one, write a function that takes [`Options`] and gives an
+//! [`Outcome`], and name it in the list of its file.
+
+mod kafka;
+mod postgres;
+mod processes;
+mod producers;
+mod redis;
+mod steps;
+mod store;
+
+use std::time::Duration;
+
+use futures::FutureExt;
+use futures::future::LocalBoxFuture;
+
+use crate::drill::{Options, Outcome};
+
+/// A row that takes longer counts as failed.
+const LIMIT: Duration = Duration::from_secs(180);
+
+type Run = Box<dyn Fn(Options) -> LocalBoxFuture<'static, anyhow::Result<Outcome>>>;
+
+/// A drill of one kind.
+pub struct Row {
+    /// What it is picked by.
+    pub name: String,
+    /// Whether it belongs to the short selection.
+    pub short: bool,
+    /// The longest it may take.
+    pub limit: Duration,
+    /// Runs it.
+    pub run: Run,
+}
+
+/// A fault in the code that a row has to notice.
+pub struct Mutant {
+    /// `TIDEMILL_MUTANT`
+    pub name: &'static str,
+    /// The row that must find differences with it.
+    pub row: &'static str,
+    /// Whether it belongs to the short selection.
+    pub short: bool,
+}
+
+/// The planted mutants.
+pub const MUTANTS: [Mutant; 4] = [
+    // The ledger is committed before what it stands for.
+    Mutant { name: "commit-first", row: "abort:stream.folded", short: false },
+    // Dedupe takes whatever was seen for a copy, wherever it stood.
+    Mutant { name: "existence", row: "errors", short: true },
+    // Redis is counted up.
+    Mutant { name: "increments", row: "abort:stream.flushed", short: false },
+    // The ledger is moved on wherever it stands.
+    Mutant { name: "no-fencing", row: "stopped", short: false },
+];
+
+/// All rows, in the order in which they are run.
+pub fn all() -> Vec<Row> {
+    let mut rows = steps::rows();
+    rows.extend(processes::rows());
+    rows.extend(producers::rows());
+    rows.extend(store::rows());
+    rows.extend(postgres::rows());
+    rows.extend(redis::rows());
+    rows.extend(kafka::rows());
+    rows
+}
+
+impl Row {
+    fn new<F>(name: impl Into<String>, run: impl Fn(Options) -> F + 'static) -> Self
+    where
+        F: Future<Output = anyhow::Result<Outcome>> + 'static,
+    {
+        let run: Run = Box::new(move |options| run(options).boxed_local());
+        Self { name: name.into(), short: false, limit: LIMIT, run }
+    }
+
+    /// For the short selection.
+    fn short(self) -> Self {
+        Self { short: true, ..self }
+    }
+
+    fn within(self, limit: Duration) -> Self {
+        Self { limit, ..self }
+    }
+}

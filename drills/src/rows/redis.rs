@@ -1,0 +1,68 @@
+//! Redis that loses what it had.
+
+use std::time::{Duration, Instant};
+
+use tidemill_testkit::Own;
+
+use super::Row;
+use crate::drill::{Drill, Options, Outcome, Stream};
+use crate::proxy::Proxy;
+use crate::traffic::Style;
+
+pub fn rows() -> Vec<Row> {
+    vec![Row::new("redis-flushed", flushed), Row::new("redis-failover", failover)]
+}
+
+/// FLUSHALL, once under traffic and once when nothing comes any more.
+async fn flushed(options: Options) -> anyhow::Result<Outcome> {
+    let own = Own::start(&["redis"]).await;
+    let mut drill = Drill::with(&options, 1, |connections| connections.redis_url = own.value("REDIS_URL")).await?;
+    drill.gateway().await?;
+    let flow = drill.flow(Stream::default())?;
+    let _worker = drill.live_worker("a", &[]).await?;
+    drill.sent(1_000).await?;
+    run(&own, &["FLUSHALL"]).await?;
+    drill.sent(1_000).await?;
+    flow.stop().await?;
+    drill.settle().await?;
+    run(&own, &["FLUSHALL"]).await?;
+    let fault = Instant::now();
+    let outcome = drill.finish(Duration::ZERO).await?;
+    Ok(Outcome { recovery: fault.elapsed(), ..outcome })
+}
+
+/// The address leads to a replica that has missed the last while; then old events are sent again.
+async fn failover(options: Options) -> anyhow::Result<Outcome> {
+    let (master, replica) = (Own::start(&["redis"]).await, Own::start(&["redis"]).await);
+    let (proxy, through) = Proxy::before(&master.value("REDIS_URL")).await?;
+    let mut drill = Drill::with(&options, 1, |connections| connections.redis_url = through).await?;
+    drill.gateway().await?;
+    let _worker = drill.live_worker("a", &[]).await?;
+    let mut traffic = drill.traffic("failover", Style::default());
+    let mut batch = || traffic.events(400, chrono::Utc::now().timestamp_micros());
+    let (before, after) = (batch(), batch());
+
+    let url = master.value("REDIS_URL");
+    let authority = url.trim_start_matches("redis://").trim_end_matches("/0");
+    let (host, port) = authority.split_once(':').unwrap_or((authority, "6379"));
+    run(&replica, &["REPLICAOF", host, port]).await?;
+    drill.http()?.send(&before).await?;
+    drill.settle().await?;
+    run(&master, &["WAIT", "1", "5000"]).await?;
+    run(&replica, &["REPLICAOF", "NO", "ONE"]).await?;
+    drill.http()?.send(&after).await?;
+    drill.settle().await?;
+    proxy.lead_to(&replica.value("REDIS_URL"))?;
+    let fault = Instant::now();
+    // The replica knows of the first that they are in the log, and of the others nothing.
+    drill.http()?.send(&before[..200]).await?;
+    drill.http()?.send(&after[..200]).await?;
+    let outcome = drill.finish(Duration::ZERO).await?;
+    Ok(Outcome { recovery: fault.elapsed(), ..outcome })
+}
+
+async fn run(redis: &Own, command: &[&str]) -> anyhow::Result<()> {
+    let mut connection = redis::Client::open(redis.value("REDIS_URL"))?.get_multiplexed_async_connection().await?;
+    redis::cmd(command[0]).arg(&command[1..]).exec_async(&mut connection).await?;
+    Ok(())
+}

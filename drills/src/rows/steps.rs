@@ -1,0 +1,109 @@
+//! Failures at the steps of a batch.
+
+use std::os::unix::process::ExitStatusExt;
+use std::time::{Duration, Instant};
+
+use anyhow::ensure;
+use rand::Rng;
+use tidemill_testkit::event;
+
+use super::Row;
+use crate::drill::{Drill, Options, Outcome, Stream};
+use crate::send::Partitioner;
+
+/// The steps of a batch, in their order (`stream/src/worker.rs`, `stream/src/store/mod.rs`).
+const STEPS: [&str; 10] = [
+    "stream.prepared",
+    "stream.polled",
+    "stream.sorted",
+    "stream.sent",
+    "stream.advanced",
+    "stream.folded",
+    "stream.committed",
+    "stream.flushed",
+    "stream.projected",
+    "stream.done",
+];
+const FAILPOINTS: &str = "TIDEMILL_FAILPOINTS";
+const SIGABRT: i32 = 6;
+
+pub fn rows() -> Vec<Row> {
+    let mut rows = vec![Row::new("clean", clean).short()];
+    for step in STEPS {
+        let row = Row::new(format!("abort:{step}"), move |options| abort(options, step));
+        rows.push(if step == "stream.committed" { row.short() } else { row });
+    }
+    rows.push(Row::new("errors", errors).short());
+    rows.push(Row::new("last-event", last_event));
+    rows
+}
+
+/// Nothing is broken: every view, the archive too, is what the log says.
+async fn clean(options: Options) -> anyhow::Result<Outcome> {
+    let mut drill = Drill::start(&options).await?;
+    drill.gateway().await?;
+    drill.archiver().await?;
+    let worker = drill.live_worker("a", &[]).await?;
+    let flow = drill.flow(Stream::default())?;
+    drill.sent(2_500).await?;
+    flow.stop().await?;
+    let outcome = drill.finish(Duration::ZERO).await;
+    worker.stop().await?;
+    outcome
+}
+
+/// The worker aborts at one step of a batch; the next one of its group goes on.
+async fn abort(options: Options, step: &'static str) -> anyhow::Result<Outcome> {
+    let mut drill = Drill::start(&options).await?;
+    let flow = drill.flow(Stream::default())?;
+    drill.sent(100).await?;
+    let passage = if step == "stream.prepared" { 1 } else { drill.random.random_range(1..=5) };
+    let mut doomed = drill.worker("a", &[(FAILPOINTS, &format!("{step}=abort@{passage}"))])?;
+    let status = doomed.ended().await?;
+    ensure!(status.signal() == Some(SIGABRT), "it was to abort at {step}, but ended with {status}");
+    let fault = Instant::now();
+    let _heir = drill.worker("a", &[])?;
+    let recovery = drill.recovered(fault).await?;
+    drill.sent(300).await?;
+    flow.stop().await?;
+    drill.finish(recovery).await
+}
+
+/// Every step fails once in one worker, which has to get over it by itself.
+async fn errors(options: Options) -> anyhow::Result<Outcome> {
+    let mut drill = Drill::start(&options).await?;
+    // Far enough apart for the partitions to be live again after each: a batch of nothing would not show much.
+    let point = |(i, step): (usize, &&str)| format!("{step}=error@{}", 1 + 12 * i);
+    let points: Vec<String> = STEPS.iter().enumerate().map(point).collect();
+    let fault = Instant::now();
+    let mut worker = drill.worker("a", &[(FAILPOINTS, &points.join(","))])?;
+    let flow = drill.flow(Stream::default())?;
+    worker.reaches("tidemill_failpoint_hits_total", STEPS.len() as f64).await?;
+    let recovery = drill.recovered(fault).await?;
+    drill.sent(200).await?;
+    flow.stop().await?;
+    drill.finish(recovery).await
+}
+
+/// A session's last event is committed, and the worker ends before Redis shows it. Nothing else comes.
+async fn last_event(options: Options) -> anyhow::Result<Outcome> {
+    let mut drill = Drill::start(&options).await?;
+    let native = drill.native(Partitioner::Murmur2)?;
+    let now = chrono::Utc::now().timestamp();
+    let in_session = |n: i64| {
+        let mut event = event(&format!("e-{n}"), "page_view", now - 60 + n);
+        (event.user_id, event.session_id) = (Some("u".to_owned()), Some("s".to_owned()));
+        event
+    };
+    let worker = drill.live_worker("a", &[]).await?;
+    native.send_events(&(0..20).map(in_session).collect::<Vec<_>>()).await?;
+    drill.settle().await?;
+    worker.stop().await?;
+    let mut doomed = drill.live_worker("a", &[(FAILPOINTS, "stream.committed=abort@1")]).await?;
+    native.send_events(&[in_session(20)]).await?;
+    doomed.ended().await?;
+    let fault = Instant::now();
+    let _heir = drill.live_worker("a", &[]).await?;
+    let recovery = fault.elapsed();
+    drill.finish(recovery).await
+}

@@ -1,0 +1,214 @@
+//! Senders. Each tells the journal what it sent and what it was answered.
+
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::message::{Header, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord};
+use reqwest::Client;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tidemill_common::codec::Encoder;
+use tidemill_common::event::Event;
+use tidemill_common::kafka::Producer;
+use tidemill_common::names::events_topic;
+use tidemill_testkit::Stack;
+
+use crate::journal::{Answer, Entry, Journal, Via};
+use crate::traffic::{Flaw, Item};
+
+/// A record is delivered, or its fate is unknown, within this time.
+const DELIVERY: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(10);
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// How a native producer chooses partitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Partitioner {
+    /// As the Java client does: every event goes to its home.
+    Murmur2,
+    /// librdkafka's own default: most go elsewhere.
+    Crc32,
+}
+
+/// A producer that is no part of Tidemill.
+#[derive(Clone)]
+pub struct Native {
+    producer: FutureProducer,
+    topic: String,
+    encoder: Encoder,
+    journal: Journal,
+}
+
+impl Native {
+    /// A producer for the stack's project.
+    pub fn new(stack: &Stack, partitioner: Partitioner, journal: Journal) -> anyhow::Result<Self> {
+        let mut config: ClientConfig = Producer::config(&stack.connections.kafka, DELIVERY);
+        let partitioner = match partitioner {
+            Partitioner::Murmur2 => "murmur2_random",
+            Partitioner::Crc32 => "consistent_random",
+        };
+        let producer = config.set("partitioner", partitioner).create()?;
+        Ok(Self { producer, topic: events_topic(&stack.project), encoder: stack.encoder, journal })
+    }
+
+    /// Sends items and waits for their deliveries.
+    pub async fn send(&self, items: &[Item]) -> anyhow::Result<()> {
+        let mut queued = Vec::with_capacity(items.len());
+        for item in items {
+            let (key, value) = self.record(item);
+            let record = FutureRecord::to(&self.topic).key(key.as_bytes()).payload(&value);
+            let delivery = self.producer.send_result(record).map_err(|(error, _)| error);
+            queued.push((item, key, delivery));
+        }
+        for (item, event_id, delivery) in queued {
+            let delivered = match delivery {
+                Ok(delivery) => delivery.await.ok().and_then(Result::ok),
+                Err(_) => None,
+            };
+            let position = delivered.map(|delivery| (delivery.partition, delivery.offset));
+            let answer = if position.is_some() { Answer::Accepted } else { Answer::Unknown };
+            let event = match item {
+                Item::Event(event) => Some(event.clone()),
+                Item::Garbage { .. } => None,
+            };
+            self.journal.add(Entry { event_id, via: Via::Native, answer, position, event })?;
+        }
+        Ok(())
+    }
+
+    /// Sends events.
+    pub async fn send_events(&self, events: &[Event]) -> anyhow::Result<()> {
+        let items: Vec<Item> = events.iter().cloned().map(Item::Event).collect();
+        self.send(&items).await
+    }
+
+    /// Sends events as if a worker had found them elsewhere, so long ago, and sent them home.
+    pub async fn send_strays(&self, events: &[Event], age: Duration) -> anyhow::Result<()> {
+        let origin_ms = chrono::Utc::now().timestamp_millis() - age.as_millis() as i64;
+        for event in events {
+            let headers = [("source-partition", 0), ("source-offset", i64::MAX), ("source-append-time", origin_ms)];
+            let headers = headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
+                headers.insert(Header { key, value: Some(&value.to_string()) })
+            });
+            let value = self.encoder.encode(event);
+            let record = FutureRecord::to(&self.topic).key(event.event_id.as_bytes()).payload(&value).headers(headers);
+            let delivered = self.producer.send(record, DELIVERY).await.map_err(|(error, _)| error)?;
+            let position = Some((delivered.partition, delivered.offset));
+            let (event_id, event) = (event.event_id.clone(), Some(event.clone()));
+            self.journal.add(Entry { event_id, via: Via::Native, answer: Answer::Accepted, position, event })?;
+        }
+        Ok(())
+    }
+
+    fn record(&self, item: &Item) -> (String, Vec<u8>) {
+        let good = |key: &str, timestamp| Event { timestamp, ..tidemill_testkit::event(key, "click", 0) };
+        match item {
+            Item::Event(event) => (event.event_id.clone(), self.encoder.encode(event)),
+            Item::Garbage { key, flaw } => {
+                let mut value = self.encoder.encode(&good(key, i64::from(u32::MAX)));
+                match flaw {
+                    Flaw::NotAvro => value[0] = b'{',
+                    Flaw::CutShort => value.truncate(value.len() / 2),
+                    Flaw::Ancient => {}
+                }
+                (key.clone(), value)
+            }
+        }
+    }
+}
+
+/// A client of the gateway. It sends again what the gateway has not decided on, as clients should.
+#[derive(Clone)]
+pub struct Http {
+    client: Client,
+    url: String,
+    key: String,
+    journal: Journal,
+}
+
+#[derive(Deserialize)]
+struct Answers {
+    results: Vec<Verdict>,
+}
+
+#[derive(Deserialize)]
+struct Verdict {
+    index: usize,
+    status: String,
+    position: Option<String>,
+}
+
+impl Http {
+    /// A client of the gateway at `url`.
+    pub fn new(url: &str, key: &str, journal: Journal) -> anyhow::Result<Self> {
+        let client = Client::builder().timeout(PATIENCE).build()?;
+        Ok(Self { client, url: format!("{url}/v1/events"), key: key.to_owned(), journal })
+    }
+
+    /// Sends events until each has its answer, or the client's patience ends.
+    pub async fn send(&self, events: &[Event]) -> anyhow::Result<()> {
+        let mut open: Vec<&Event> = events.iter().collect();
+        for attempt in 0..TRIES {
+            if attempt > 0 {
+                tokio::time::sleep(PAUSE).await;
+            }
+            let Some(verdicts) = self.post(&open).await else { continue };
+            let mut decided = vec![false; open.len()];
+            for verdict in verdicts {
+                let answer = match verdict.status.as_str() {
+                    "accepted" => Answer::Accepted,
+                    "duplicate" => Answer::Duplicate,
+                    "invalid" => Answer::Invalid,
+                    _ => continue,
+                };
+                let Some(event) = open.get(verdict.index) else { continue };
+                decided[verdict.index] = true;
+                self.note(event, answer, verdict.position.as_deref().and_then(position))?;
+            }
+            let mut decided = decided.into_iter();
+            open.retain(|_| !decided.next().unwrap_or_default());
+            if open.is_empty() {
+                return Ok(());
+            }
+        }
+        open.into_iter().try_for_each(|event| self.note(event, Answer::Unknown, None))
+    }
+
+    async fn post(&self, events: &[&Event]) -> Option<Vec<Verdict>> {
+        let body: Vec<Value> = events.iter().map(|event| json(event)).collect();
+        let answer = self.client.post(&self.url).bearer_auth(&self.key).json(&body).send().await.ok()?;
+        if !answer.status().is_success() {
+            return None;
+        }
+        Some(answer.json::<Answers>().await.ok()?.results)
+    }
+
+    fn note(&self, event: &Event, answer: Answer, position: Option<(i32, i64)>) -> anyhow::Result<()> {
+        let (event_id, event) = (event.event_id.clone(), Some(event.clone()));
+        self.journal.add(Entry { event_id, via: Via::Http, answer, position, event })
+    }
+}
+
+fn json(event: &Event) -> Value {
+    let time = chrono::DateTime::from_timestamp_micros(event.timestamp).unwrap_or_default();
+    let mut body = json!({
+        "eventId": event.event_id,
+        "eventType": event.event_type,
+        "timestamp": time.to_rfc3339_opts(chrono::SecondsFormat::Micros, true),
+    });
+    let named = [("userId", &event.user_id), ("sessionId", &event.session_id)];
+    for (name, value) in named.into_iter().filter_map(|(name, value)| Some((name, value.as_ref()?))) {
+        body[name] = json!(value);
+    }
+    if let Some(properties) = event.properties.as_deref().and_then(|text| serde_json::from_str::<Value>(text).ok()) {
+        body["properties"] = properties;
+    }
+    body
+}
+
+fn position(text: &str) -> Option<(i32, i64)> {
+    let (partition, offset) = text.split_once(':')?;
+    Some((partition.parse().ok()?, offset.parse().ok()?))
+}

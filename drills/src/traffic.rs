@@ -1,0 +1,197 @@
+//! Made-up traffic, decided by a seed: events of users in sessions that go on while others begin, some of them late,
+//! some sent again later, some that are no events at all.
+
+use std::collections::VecDeque;
+
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use serde_json::json;
+use tidemill_common::event::Event;
+
+const MINUTE: i64 = 60 * 1_000_000;
+/// Copies are drawn from this many of the latest events.
+const RECENT: usize = 2_000;
+const TYPES: [&str; 10] = [
+    "page_view",
+    "click",
+    "search",
+    "product_view",
+    "add_to_cart",
+    "remove_from_cart",
+    "purchase",
+    "scroll",
+    "share",
+    "login",
+];
+
+/// What traffic is like.
+#[derive(Debug, Clone)]
+pub struct Style {
+    /// How many users there are.
+    pub users: u32,
+    /// The share of records that are copies of earlier events.
+    pub copies: f64,
+    /// The share of records that are no events.
+    pub garbage: f64,
+    /// The share of events that happened up to `latest` before they are sent; others up to five seconds.
+    pub late: f64,
+    /// In microseconds.
+    pub latest: i64,
+    /// What is added to the producer's clock, in microseconds: one of these.
+    pub clocks: Vec<i64>,
+}
+
+impl Default for Style {
+    fn default() -> Self {
+        Self { users: 60, copies: 0.03, garbage: 0.004, late: 0.2, latest: 50 * MINUTE, clocks: vec![0] }
+    }
+}
+
+/// Something to send.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Item {
+    /// An event.
+    Event(Event),
+    /// Bytes that are none.
+    Garbage {
+        /// The record's key, by which it is known.
+        key: String,
+        /// What is wrong with it.
+        flaw: Flaw,
+    },
+}
+
+/// Why something is not an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flaw {
+    /// Not the framing.
+    NotAvro,
+    /// A datum that ends too early.
+    CutShort,
+    /// An event of 1970.
+    Ancient,
+}
+
+/// A source of items.
+#[derive(Debug)]
+pub struct Traffic {
+    random: StdRng,
+    run: String,
+    number: u64,
+    /// Which session each user is in.
+    visits: Vec<u32>,
+    recent: VecDeque<Event>,
+    style: Style,
+}
+
+impl Traffic {
+    /// Traffic whose ids begin with `run`.
+    pub fn new(seed: u64, run: &str, style: Style) -> Self {
+        let visits = vec![0; style.users as usize];
+        let (random, recent) = (StdRng::seed_from_u64(seed), VecDeque::new());
+        Self { random, run: run.to_owned(), number: 0, visits, recent, style }
+    }
+
+    /// The next items, sent at `now` (microseconds since 1970).
+    pub fn items(&mut self, count: usize, now: i64) -> Vec<Item> {
+        (0..count).map(|_| self.item(now)).collect()
+    }
+
+    /// The next new events.
+    pub fn events(&mut self, count: usize, now: i64) -> Vec<Event> {
+        (0..count).map(|_| self.event(now)).collect()
+    }
+
+    fn item(&mut self, now: i64) -> Item {
+        if self.random.random_bool(self.style.garbage) {
+            self.number += 1;
+            let flaw = *[Flaw::NotAvro, Flaw::CutShort, Flaw::Ancient].choose(&mut self.random).expect("not empty");
+            return Item::Garbage { key: format!("{}-bad-{}", self.run, self.number), flaw };
+        }
+        if !self.recent.is_empty() && self.random.random_bool(self.style.copies) {
+            let index = self.random.random_range(0..self.recent.len());
+            return Item::Event(self.recent[index].clone());
+        }
+        Item::Event(self.event(now))
+    }
+
+    fn event(&mut self, now: i64) -> Event {
+        self.number += 1;
+        let user = self.random.random_range(0..self.visits.len());
+        if self.random.random_bool(0.04) {
+            self.visits[user] += 1;
+        }
+        // Some in a hundred name neither user nor session: they count only in metrics.
+        let named = self.random.random_bool(0.95);
+        let event_type = *TYPES.choose(&mut self.random).expect("not empty");
+        let event = Event {
+            event_id: format!("{}-{}", self.run, self.number),
+            event_type: event_type.to_owned(),
+            timestamp: self.time(now),
+            received_at: None,
+            user_id: named.then(|| format!("u-{user}")),
+            session_id: named.then(|| format!("s-{user}-{}", self.visits[user])),
+            event_action: None,
+            properties: self.properties(event_type),
+            client_address: None,
+            user_agent: None,
+        };
+        self.recent.push_back(event.clone());
+        if self.recent.len() > RECENT {
+            self.recent.pop_front();
+        }
+        event
+    }
+
+    fn time(&mut self, now: i64) -> i64 {
+        let latest = if self.random.random_bool(self.style.late) { self.style.latest } else { 5_000_000 };
+        let clock = self.style.clocks.choose(&mut self.random).copied().unwrap_or_default();
+        now + clock - self.random.random_range(0..latest)
+    }
+
+    fn properties(&mut self, event_type: &str) -> Option<String> {
+        let product = self.random.random_range(0..40);
+        match event_type {
+            "page_view" => Some(json!({ "page": format!("/p/{product}"), "referrer": "https://example.com/" })),
+            "purchase" => Some(json!({ "price": f64::from(product) + 0.5, "currency": "EUR" })),
+            "add_to_cart" | "remove_from_cart" => {
+                Some(json!({ "item": format!("i-{product}"), "quantity": 1, "price": product }))
+            }
+            _ => None,
+        }
+        .map(|properties| properties.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_800_000_000_000_000;
+
+    #[test]
+    fn a_seed_decides_everything() {
+        let items = |seed| Traffic::new(seed, "r", Style::default()).items(500, NOW);
+        assert_eq!(items(1), items(1));
+        assert_ne!(items(1), items(2));
+    }
+
+    #[test]
+    fn some_items_are_copies_and_some_are_garbage() {
+        let items = Traffic::new(1, "r", Style::default()).items(5_000, NOW);
+        let garbage = items.iter().filter(|item| matches!(item, Item::Garbage { .. })).count();
+        let mut ids: Vec<&str> = items
+            .iter()
+            .filter_map(|item| match item {
+                Item::Event(event) => Some(event.event_id.as_str()),
+                Item::Garbage { .. } => None,
+            })
+            .collect();
+        ids.sort_unstable();
+        let all = ids.len();
+        ids.dedup();
+        assert!((5..60).contains(&garbage), "{garbage}");
+        assert!((50..300).contains(&(all - ids.len())), "{}", all - ids.len());
+    }
+}

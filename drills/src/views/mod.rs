@@ -1,0 +1,11 @@
+//! What the views hold, read the way any reader would: by their documented tables, keys and topics.
+
+mod archive;
+mod postgres;
+mod redis;
+mod topics;
+
+pub use archive::archived;
+pub use postgres::{Counted, Ledger, counted, ledger};
+pub use redis::{Shown, shown};
+pub use topics::{Sent, sent_on};
