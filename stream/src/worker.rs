@@ -73,7 +73,10 @@ impl Worker {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break Ok(()),
-                _ = tick.tick() => self.project().await,
+                _ = tick.tick() => {
+                    self.project().await;
+                    self.state.tick();
+                }
                 _ = topics.tick() => self.check_topics().await,
                 event = self.consumer.next() => match event {
                     Some(GroupEvent::Record(record)) => {
@@ -315,6 +318,13 @@ impl State {
         if let Some(live) = self.live.remove(at) {
             self.parked.insert(at.clone(), (live.place.incarnation, live.seen));
         }
+    }
+
+    /// Lets what was seen do what time brings.
+    fn tick(&mut self) {
+        let now = chrono::Utc::now().timestamp_millis();
+        let parked = self.parked.values_mut().map(|(_, seen)| seen);
+        self.live.values_mut().map(|live| &mut live.seen).chain(parked).for_each(|seen| seen.tick(now));
     }
 
     /// These partitions are tried again from where they stand, in a while.
