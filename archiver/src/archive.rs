@@ -118,6 +118,12 @@ impl Archive {
         }
     }
 
+    /// Lets what was seen do what time brings.
+    pub fn tick(&mut self, now_ms: i64) {
+        let seen = if let State::Live(live) = &mut self.state { live.seen() } else { &mut self.seen };
+        seen.stores.values_mut().for_each(|seen| seen.tick(now_ms));
+    }
+
     /// How many bytes wait for the next commit.
     pub fn buffered(&self) -> usize {
         if let State::Live(live) = &self.state { live.buffer().bytes() } else { 0 }

@@ -1,5 +1,6 @@
 //! The archiver's settings: section `archiver`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -34,6 +35,11 @@ pub struct Config {
     pub concurrency: usize,
     /// What to do when retention has passed a table's position.
     pub on_gap: OnGap,
+    /// A folder on local disk for what was seen. Archivers on one machine share it.
+    pub seen_dir: PathBuf,
+    /// Where checkpoints of it are kept: `file:///folder` or `s3://bucket/folder`. None: an archiver without its
+    /// disk reads the log instead.
+    pub checkpoint_url: Option<String>,
 }
 
 /// What to do when records were deleted before they were archived.
@@ -59,6 +65,8 @@ impl Default for Config {
             max_bytes_total: 256 * 1024 * 1024,
             concurrency: 4,
             on_gap: OnGap::Stop,
+            seen_dir: "/var/lib/tidemill/seen/archiver".into(),
+            checkpoint_url: None,
         }
     }
 }

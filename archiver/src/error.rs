@@ -1,7 +1,7 @@
 //! What keeps a project's archive from going on.
 
 use tidemill_common::kafka::TopicPartition;
-use tidemill_common::sightings::FillError;
+use tidemill_common::seen::{FillError, SeenError};
 
 use crate::commit::CommitError;
 use crate::positions::BadPosition;
@@ -73,6 +73,9 @@ pub enum ArchiveError {
     /// The seen stores cannot be filled.
     #[error(transparent)]
     Fill(#[from] FillError),
+    /// The seen stores cannot be asked.
+    #[error(transparent)]
+    Seen(#[from] SeenError),
     /// The commit did not happen, or nobody knows.
     #[error(transparent)]
     Commit(#[from] CommitError),

@@ -21,6 +21,7 @@ mod worker;
 
 use tidemill_common::config::Connections;
 use tidemill_common::http::{Health, Listener, serve};
+use tidemill_common::seen::keep_checkpoints;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, OnGap};
@@ -37,7 +38,7 @@ pub async fn run(
     // What was spawned ends with us, however we end.
     let _guard = stop.clone().drop_guard();
     let health = Health::new();
-    let shared = prepare::Shared::new(config, &connections)?;
+    let shared = prepare::Shared::new(config, &connections, &health)?;
     let positions = progress::Positions::default();
     let worker = worker::Worker::new(shared.clone(), positions.clone(), health.clone())?;
     let tables = shared.tables.clone();
@@ -45,6 +46,8 @@ pub async fn run(
         let tables = tables.clone();
         async move { tables.catalog().await?.namespace_exists(&table::namespace("any")).await.map(drop) }
     });
+    let filler = shared.filler.clone();
+    tokio::spawn(keep_checkpoints(filler.stores.clone(), filler.checkpoints, "archiver", stop.clone()));
     tokio::spawn(progress::watch(shared, positions, health.clone(), stop.clone()));
     let work = async {
         let worked = worker.run(stop.clone()).await;
@@ -52,5 +55,7 @@ pub async fn run(
         worked
     };
     let (worked, served) = tokio::join!(work, serve(listener, health.routes(), stop.clone()));
+    // The worker is gone, and what it had not written yet is on its way to disk.
+    tokio::task::spawn_blocking(move || filler.stores.close()).await??;
     Ok(worked.and(served.map_err(ArchiveError::from))?)
 }

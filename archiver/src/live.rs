@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use iceberg::table::Table;
 use tidemill_common::codec::DecodeError;
-use tidemill_common::first_sight::fingerprint;
 use tidemill_common::kafka::Record;
 use tidemill_common::projects::Project;
+use tidemill_common::seen::fingerprint;
 use tidemill_common::verdict::{Verdict, judge};
 
 use crate::buffer::{Buffer, Row};
@@ -57,11 +57,10 @@ impl Live {
             return Ok(());
         }
         if self.given_up.has(&record, &shared.pool, &self.seen.incarnation).await? {
-            self.settle(&record, None);
-            return Ok(());
+            return self.settle(&record, None);
         }
         match judge(&shared.decoder, &record, self.project.partitions).await {
-            Ok(verdict) => self.settle(&record, Some(verdict)),
+            Ok(verdict) => self.settle(&record, Some(verdict))?,
             Err(error) => {
                 let (partition, offset) = (record.partition, record.offset);
                 tracing::warn!(topic = %self.topic, partition, offset, %error, "a record cannot be read yet, its partition waits");
@@ -74,12 +73,12 @@ impl Live {
     }
 
     /// Goes past a record. What the stream gave up has no verdict and leaves nothing.
-    fn settle(&mut self, record: &Record, verdict: Option<Verdict>) {
+    fn settle(&mut self, record: &Record, verdict: Option<Verdict>) -> Result<(), ArchiveError> {
         let (partition, offset, append_ms) = (record.partition, record.offset, record.append_ms);
-        let Some(seen) = self.seen.stores.get_mut(&partition) else { return };
+        let Some(seen) = self.seen.stores.get_mut(&partition) else { return Ok(()) };
         let now = Instant::now();
         match verdict {
-            Some(Verdict::Valid(event)) if seen.sight(fingerprint(&event.event_id), offset, append_ms) => {
+            Some(Verdict::Valid(event)) if seen.sight(fingerprint(&event.event_id), offset, append_ms)? => {
                 self.buffer.add(Row { event, partition, offset, append_ms }, record.value.len(), now);
             }
             Some(Verdict::Valid(_)) => {
@@ -91,6 +90,12 @@ impl Live {
         }
         seen.advance(offset + 1);
         self.next.insert(partition, offset + 1);
+        Ok(())
+    }
+
+    /// What was seen.
+    pub fn seen(&mut self) -> &mut Seen {
+        &mut self.seen
     }
 
     /// Tries held records again; gives the partitions that can go on, and from where.
@@ -118,7 +123,7 @@ impl Live {
                 },
             };
             self.held.remove(&partition);
-            self.settle(&record, verdict);
+            self.settle(&record, verdict)?;
             released.push((partition, record.offset + 1));
         }
         self.held_at = Instant::now();

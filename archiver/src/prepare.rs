@@ -9,11 +9,11 @@ use sqlx::PgPool;
 use tidemill_common::codec::Decoder;
 use tidemill_common::config::Connections;
 use tidemill_common::dead_letters::unknown_schemas;
-use tidemill_common::first_sight::SeenStore;
+use tidemill_common::http::Health;
 use tidemill_common::kafka::{History, KafkaConfig, TopicPartition, topic_incarnations};
 use tidemill_common::projects::{self, Project};
 use tidemill_common::registry::Registry;
-use tidemill_common::sightings::{Fill, fill};
+use tidemill_common::seen::{Checkpoints, Fill, Filler, Limits, SeenStore, SeenStores, StoreKey};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, OnGap};
@@ -32,18 +32,29 @@ pub struct Shared {
     pub tables: Tables,
     pub history: History,
     pub decoder: Decoder,
+    pub filler: Filler,
 }
 
 impl Shared {
     /// Clients that connect when they are first used.
-    pub fn new(config: Config, connections: &Connections) -> anyhow::Result<Self> {
+    pub fn new(config: Config, connections: &Connections, health: &Health) -> anyhow::Result<Self> {
+        let history = History::new(connections.kafka.clone());
+        let decoder = Decoder::new(Registry::new(&connections.registry_url)?);
+        let filler = Filler {
+            history: history.clone(),
+            decoder: decoder.clone(),
+            stores: SeenStores::open(&config.seen_dir, Limits::default())?,
+            checkpoints: config.checkpoint_url.as_deref().map(Checkpoints::new).transpose()?,
+            health: health.clone(),
+        };
         Ok(Self {
             config: Arc::new(config),
             kafka: connections.kafka.clone(),
             pool: tidemill_common::postgres::pool(&connections.database_url, 4)?,
             tables: Tables::new(connections),
-            history: History::new(connections.kafka.clone()),
-            decoder: Decoder::new(Registry::new(&connections.registry_url)?),
+            history,
+            decoder,
+            filler,
         })
     }
 }
@@ -87,17 +98,16 @@ pub async fn prepare(
     let mut dead = unknown_schemas(&shared.pool, &topic, &incarnation).await?;
     let mut known = if known.incarnation == incarnation { known.stores } else { HashMap::new() };
     let fills = starts.iter().map(|(&partition, &next)| Fill {
-        at: TopicPartition { topic: topic.clone(), partition },
+        key: StoreKey { topic: topic.to_string(), incarnation: incarnation.clone(), partition },
         next,
         again_from: next,
         partitions: project.partitions,
         window_ms: project.dedupe_window_ms,
         dead: dead.remove(&TopicPartition { topic: topic.clone(), partition }).unwrap_or_default(),
-        seen: known.remove(&partition).unwrap_or_else(|| SeenStore::new(project.dedupe_window_ms)),
+        seen: known.remove(&partition),
     });
     let fills: Vec<Fill> = fills.collect();
-    let (history, decoder) = (shared.history, shared.decoder);
-    let filled = tokio::task::spawn_blocking(move || fill(&history, &decoder, fills, &cancel, |_, _| ())).await??;
+    let filled = tokio::task::spawn_blocking(move || shared.filler.fill(fills, &cancel, |_, _| ())).await??;
     let stores = filled.into_iter().map(|(at, seen)| (at.partition, seen)).collect();
     Ok(Prepared { project, table, starts, seen: Seen { incarnation, stores } })
 }

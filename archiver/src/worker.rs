@@ -19,6 +19,8 @@ use crate::progress::Positions;
 
 /// How often it looks at what is due.
 const TICK: Duration = Duration::from_millis(50);
+/// How often what was seen is looked after.
+const SEEN_TICK: Duration = Duration::from_secs(1);
 /// The last commit gets this long.
 const LAST_COMMIT: Duration = Duration::from_secs(10);
 
@@ -51,6 +53,8 @@ impl Worker {
     pub async fn run(mut self, shutdown: CancellationToken) -> Result<(), ArchiveError> {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut seen_tick = tokio::time::interval(SEEN_TICK);
+        seen_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         while !shutdown.is_cancelled() && !self.all_stopped() {
             tokio::select! {
                 event = self.consumer.next() => match event {
@@ -59,6 +63,10 @@ impl Worker {
                 },
                 Some(done) = self.preparing.join_next() => self.go_live(done?),
                 _ = tick.tick() => self.look().await,
+                _ = seen_tick.tick() => {
+                    let now_ms = chrono::Utc::now().timestamp_millis();
+                    self.archives.values_mut().for_each(|archive| archive.tick(now_ms));
+                }
                 () = shutdown.cancelled() => {}
             }
         }

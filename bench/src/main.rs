@@ -9,6 +9,7 @@ mod load;
 mod measure;
 mod process;
 mod rounds;
+mod seen;
 mod soak;
 mod subjects;
 mod tally;
@@ -33,6 +34,8 @@ enum Command {
     Run(rounds::Options),
     /// Load the gateway for long: its memory has to stay flat
     Soak(soak::Options),
+    /// Measure the seen store: CPU, disk and memory per eventId; the last line on standard output is JSON
+    Seen(seen::Options),
     /// The bare producer, as a process of its own
     #[command(hide = true)]
     Limit(limit::Options),
@@ -55,6 +58,10 @@ fn start(command: Command) -> anyhow::Result<bool> {
     match command {
         Command::Run(options) => runtime.block_on(until_signal(rounds::run(&options))),
         Command::Soak(options) => runtime.block_on(until_signal(soak::run(&options))),
+        Command::Seen(options) => {
+            println!("{}", serde_json::to_string(&seen::run(&options)?)?);
+            Ok(true)
+        }
         Command::Limit(options) => {
             println!("{}", serde_json::to_string(&limit::run(&options)?)?);
             Ok(true)

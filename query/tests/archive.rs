@@ -38,6 +38,7 @@ async fn events_are_a_table() {
         group: format!("test.{}", api.stack.project),
         topics: format!("^events\\.{}$", api.stack.project),
         commit_interval_ms: 100,
+        seen_dir: api.stack.folder("seen"),
         ..Config::default()
     };
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,5 +1,6 @@
 //! The stream's settings: section `stream`.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -23,6 +24,11 @@ pub struct Config {
     pub unknown_schema_wait_ms: u64,
     /// What to do when retention has passed the ledger's position.
     pub on_gap: OnGap,
+    /// A folder on local disk for what was seen. Workers on one machine share it.
+    pub seen_dir: PathBuf,
+    /// Where checkpoints of it are kept: `file:///folder` or `s3://bucket/folder`. None: a worker without its
+    /// disk reads the log instead.
+    pub checkpoint_url: Option<String>,
 }
 
 /// What to do when records were deleted before they were counted.
@@ -45,6 +51,8 @@ impl Default for Config {
             session_timeout_ms: 10_000,
             unknown_schema_wait_ms: 60_000,
             on_gap: OnGap::Stop,
+            seen_dir: "/var/lib/tidemill/seen/stream".into(),
+            checkpoint_url: None,
         }
     }
 }

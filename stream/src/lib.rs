@@ -28,6 +28,7 @@ use tidemill_common::kafka::{GroupConsumer, History, Producer};
 use tidemill_common::postgres;
 use tidemill_common::redis::Redis;
 use tidemill_common::registry::Registry;
+use tidemill_common::seen::{Checkpoints, Filler, Limits, SeenStores, keep_checkpoints};
 use tokio_util::sync::CancellationToken;
 
 use apply::Applier;
@@ -56,6 +57,8 @@ pub async fn run(
     let decoder = Decoder::new(registry.clone());
     let history = History::new(connections.kafka.clone());
     watch(&health, &shutdown, &history, &pool, &redis);
+    let stores = SeenStores::open(&config.seen_dir, Limits::default())?;
+    let checkpoints = config.checkpoint_url.as_deref().map(Checkpoints::new).transpose()?;
     let worker = Worker {
         consumer: GroupConsumer::join(
             &connections.kafka,
@@ -66,8 +69,13 @@ pub async fn run(
         preparer: Preparer {
             pool: pool.clone(),
             kafka: connections.kafka.clone(),
-            history,
-            decoder: decoder.clone(),
+            filler: Filler {
+                history,
+                decoder: decoder.clone(),
+                stores: stores.clone(),
+                checkpoints: checkpoints.clone(),
+                health: health.clone(),
+            },
             on_gap: config.on_gap,
             shutdown: shutdown.clone(),
         },
@@ -91,9 +99,12 @@ pub async fn run(
     };
     let stop = shutdown.child_token();
     let server = tokio::spawn(serve(listener, health.routes(), stop.clone()));
+    tokio::spawn(keep_checkpoints(stores.clone(), checkpoints, "stream", stop.clone()));
     let ended = worker.run().await;
     stop.cancel();
     server.await??;
+    // The worker is gone, and what it had not written yet is on its way to disk.
+    tokio::task::spawn_blocking(move || stores.close()).await??;
     Ok(ended?)
 }
 

@@ -6,13 +6,11 @@ use std::time::Duration;
 
 use chrono::DateTime;
 use sqlx::PgPool;
-use tidemill_common::codec::Decoder;
 use tidemill_common::dead_letters::unknown_schemas;
-use tidemill_common::first_sight::SeenStore;
-use tidemill_common::kafka::{History, KafkaConfig, TopicPartition, topic_incarnations};
+use tidemill_common::kafka::{KafkaConfig, TopicPartition, topic_incarnations};
 use tidemill_common::names::project_of;
 use tidemill_common::projects::{self, Project};
-use tidemill_common::sightings::{Fill, fill};
+use tidemill_common::seen::{Fill, Filler, SeenStore, StoreKey};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::OnGap;
@@ -51,10 +49,8 @@ pub struct Preparer {
     pub pool: PgPool,
     /// The brokers.
     pub kafka: KafkaConfig,
-    /// The log's past.
-    pub history: History,
-    /// Reads the log's past.
-    pub decoder: Decoder,
+    /// Completes what was seen, and reads the log's past.
+    pub filler: Filler,
     /// What to do about gaps.
     pub on_gap: OnGap,
     /// Ends long reads.
@@ -110,13 +106,17 @@ impl Preparer {
             };
             let kept = parked.remove(&at).filter(|(incarnation, _)| *incarnation == place.incarnation);
             fills.push(Fill {
-                at: at.clone(),
+                key: StoreKey {
+                    topic: place.topic.clone(),
+                    incarnation: place.incarnation.clone(),
+                    partition: place.partition,
+                },
                 next: position.next,
                 again_from: position.projected.min(position.next),
                 partitions: project.partitions,
                 window_ms: project.dedupe_window_ms,
                 dead: dead.get(&at).cloned().unwrap_or_default(),
-                seen: kept.map_or_else(|| SeenStore::new(project.dedupe_window_ms), |(_, seen)| seen),
+                seen: kept.map(|(_, seen)| seen),
             });
             live.insert(at, (place, project, position));
         }
@@ -166,7 +166,7 @@ impl Preparer {
 
     async fn bounds(&self, places: &Places) -> Result<HashMap<TopicPartition, (i64, i64)>, Transient> {
         let partitions: Vec<TopicPartition> = places.keys().cloned().collect();
-        let history = self.history.clone();
+        let history = self.filler.history.clone();
         Ok(blocking(move || history.bounds(&partitions)).await??)
     }
 
@@ -219,11 +219,11 @@ impl Preparer {
     }
 
     async fn fill(&self, fills: Vec<Fill>) -> Result<(HashMap<TopicPartition, SeenStore>, Touched), Transient> {
-        let (history, decoder, shutdown) = (self.history.clone(), self.decoder.clone(), self.shutdown.clone());
+        let (filler, shutdown) = (self.filler.clone(), self.shutdown.clone());
         let read = move || {
             let mut touched = Touched::default();
             let mut changes = Changes::default();
-            let stores = fill(&history, &decoder, fills, &shutdown, |record, event| {
+            let stores = filler.fill(fills, &shutdown, |record, event| {
                 let Some(project) = project_of(&record.topic) else { return };
                 changes.count_event(project, event);
                 let key = |id: &String| (project.to_owned(), id.clone());

@@ -8,9 +8,9 @@ use chrono::DateTime;
 use rdkafka::error::KafkaError;
 use tidemill_common::codec::{DecodeError, Decoder, schema_id};
 use tidemill_common::failpoint::{Injected, mutant};
-use tidemill_common::first_sight::fingerprint;
 use tidemill_common::kafka::Record;
 use tidemill_common::registry::RegistryError;
+use tidemill_common::seen::{FillError, SeenError, fingerprint};
 use tidemill_common::verdict::{Rejection, Verdict, fits, judge};
 
 use crate::emit::{self, Emission, Emitter};
@@ -38,9 +38,12 @@ pub enum Transient {
     /// The registry.
     #[error(transparent)]
     Registry(#[from] RegistryError),
-    /// The log's past.
+    /// What was seen cannot be completed.
     #[error(transparent)]
-    Fill(#[from] tidemill_common::sightings::FillError),
+    Fill(#[from] FillError),
+    /// What was seen cannot be asked.
+    #[error(transparent)]
+    Seen(#[from] SeenError),
     /// A partition is not ready yet.
     #[error("{0}")]
     NotReady(String),
@@ -110,7 +113,7 @@ impl Sorter {
         let Live { place, project, seen, .. } = live;
         match verdict {
             Verdict::Valid(event) => {
-                let first = seen.sight(fingerprint(&event.event_id), record.offset, record.append_ms);
+                let first = seen.sight(fingerprint(&event.event_id), record.offset, record.append_ms)?;
                 if first && !existed(&event.event_id) {
                     sorted.emissions.push(self.emitter.processed(&project.id, record, &event).await?);
                     let (project, generation) = (project.id.clone(), place.generation);

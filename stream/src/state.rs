@@ -52,6 +52,13 @@ impl State {
         }
     }
 
+    /// Lets what was seen do what time brings.
+    pub fn tick(&mut self) {
+        let now = chrono::Utc::now().timestamp_millis();
+        let parked = self.parked.values_mut().map(|(_, seen)| seen);
+        self.live.values_mut().map(|live| &mut live.seen).chain(parked).for_each(|seen| seen.tick(now));
+    }
+
     /// The ends of what is counted.
     pub fn positions(&self) -> Vec<(TopicPartition, i64)> {
         self.live.iter().map(|(at, live)| (at.clone(), live.next)).collect()

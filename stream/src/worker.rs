@@ -84,7 +84,10 @@ impl Worker {
                     Err(error) => break Err(error),
                 },
                 () = at(self.filling.due(self.config.batch_wait())), if self.applier.is_some() => self.apply(),
-                _ = tick.tick() => self.project().await,
+                _ = tick.tick() => {
+                    self.project().await;
+                    self.state.tick();
+                }
                 _ = topics.tick() => self.check_topics().await,
                 event = self.consumer.next(), if room => match event {
                     Some(event) => self.take(event).await,

@@ -49,6 +49,7 @@ async fn worker(stack: &Stack, group: &str) -> Running {
         batch_size: 200,
         batch_wait_ms: 20,
         unknown_schema_wait_ms: 1_500,
+        seen_dir: stack.folder("seen-stream"),
         ..Config::default()
     };
     let shutdown = CancellationToken::new();

@@ -154,6 +154,11 @@ impl Stack {
         .await;
     }
 
+    /// A folder of this test's own.
+    pub fn folder(&self, name: &str) -> std::path::PathBuf {
+        self.warehouse.join(name)
+    }
+
     /// This test's project.
     pub async fn project(&self) -> projects::Project {
         projects::load(&self.pool, &self.project).await.unwrap().expect("this test's project")

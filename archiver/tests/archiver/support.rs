@@ -82,6 +82,7 @@ pub fn config(world: &World, group: &str) -> Config {
         topics: format!(r"^events\.{}.*", world.project),
         session_timeout_ms: 6_000,
         commit_interval_ms: 100,
+        seen_dir: world.folder("seen-archiver"),
         ..Config::default()
     }
 }

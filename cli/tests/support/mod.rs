@@ -47,6 +47,12 @@ impl Fleet {
             env.push((format!("TIDEMILL_{view}__GROUP"), format!("{project}-{view}")));
             env.push((format!("TIDEMILL_{view}__TOPICS"), format!("^events\\.{project}$")));
             env.push((format!("TIDEMILL_{view}__SESSION_TIMEOUT_MS"), "6000".to_owned()));
+            let folder = |name: &str| stack.folder(name).display().to_string();
+            env.push((format!("TIDEMILL_{view}__SEEN_DIR"), folder(&format!("seen-{view}"))));
+            env.push((
+                format!("TIDEMILL_{view}__CHECKPOINT_URL"),
+                format!("file://{}", folder(&format!("checkpoints-{view}"))),
+            ));
         }
         let ports = SERVICES.into_iter().map(|name| (name, free_port())).collect();
         let (write_key, read_key) = (String::new(), String::new());

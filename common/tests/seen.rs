@@ -1,0 +1,271 @@
+//! Seen stores against the definition of a first sight: an oracle that looks at the whole log.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use proptest::prelude::*;
+use tidemill_common::seen::{
+    Checkpoints, Fingerprint, Limits, SeenError, SeenStore, SeenStores, StoreKey, fingerprint,
+};
+
+const WINDOW: i64 = 1_000;
+/// Little of everything, so that all of it happens. Time is counted in ticks.
+const LIMITS: Limits = Limits { buffered: 12, run: 60, clocks_ms: 0, flush_ms: 3, idle_ms: 5 };
+
+/// What happens next.
+#[derive(Debug, Clone)]
+enum Step {
+    /// Records are appended: which id, and how much later than the one before.
+    Append(Vec<(u8, i64)>),
+    /// The next records are judged, in batches of so many, all of which go through.
+    Apply(usize),
+    /// They are judged, but the batch does not go through.
+    Fail(usize),
+    /// All that is settled goes to disk.
+    Flush,
+    /// The background catches up.
+    Settle,
+    /// The process ends well, and starts again.
+    Restart,
+    /// The process is killed: what was in memory is lost.
+    Kill,
+    /// A file is cut short, or changed: which, where. The process was killed before.
+    Tear(usize, usize, bool),
+    /// Postgres is restored from a backup: so far back.
+    Restore(usize),
+    /// A checkpoint is written.
+    Checkpoint,
+    /// The disk is lost; the newest checkpoint is taken.
+    Move,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    // Distances between copies are anything, often a window or a millisecond beside it.
+    let gap = prop_oneof![4 => 0i64..60, 1 => 0i64..700, 1 => WINDOW - 1..WINDOW + 2];
+    let records = prop::collection::vec((0u8..30, gap), 1..40);
+    let step = prop_oneof![
+        4 => records.prop_map(Step::Append),
+        6 => (1usize..25).prop_map(Step::Apply),
+        1 => (1usize..25).prop_map(Step::Fail),
+        2 => Just(Step::Flush),
+        2 => Just(Step::Settle),
+        1 => Just(Step::Restart),
+        1 => Just(Step::Kill),
+        1 => (any::<usize>(), any::<usize>(), any::<bool>()).prop_map(|(f, at, cut)| Step::Tear(f, at, cut)),
+        1 => (0usize..120).prop_map(Step::Restore),
+        1 => Just(Step::Checkpoint),
+        1 => Just(Step::Move),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+/// A partition's log and its store.
+struct World {
+    root: PathBuf,
+    stores: SeenStores,
+    seen: SeenStore,
+    /// Ids and append times, by offset.
+    log: Vec<(Fingerprint, i64)>,
+    /// The ledger's position.
+    next: usize,
+    checkpoints: Checkpoints,
+    saved: HashMap<StoreKey, tidemill_common::seen::Manifest>,
+    runtime: tokio::runtime::Runtime,
+    /// How much was read from the log again.
+    read_again: usize,
+    ticks: i64,
+}
+
+fn key() -> StoreKey {
+    StoreKey { topic: "events.shop".into(), incarnation: "Id/+".into(), partition: 3 }
+}
+
+impl World {
+    fn new() -> Self {
+        let root = std::env::temp_dir().join(format!("tidemill-seen-{:016x}", rand::random::<u64>()));
+        let stores = SeenStores::open(&root.join("disk"), LIMITS).unwrap();
+        let seen = stores.load(&key(), WINDOW).unwrap();
+        let checkpoints = Checkpoints::new(&format!("file://{}", root.join("bucket").display())).unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (log, saved) = Default::default();
+        let mut world = Self { root, stores, seen, log, next: 0, checkpoints, saved, runtime, read_again: 0, ticks: 0 };
+        world.complete();
+        world
+    }
+
+    /// By the definition, from all of the log.
+    fn first(&self, offset: usize) -> bool {
+        let (id, at) = self.log[offset];
+        !self.log[..offset].iter().any(|&(other, before)| other == id && at - before <= WINDOW)
+    }
+
+    /// As on an assignment: what the store lacks is read from the log.
+    fn complete(&mut self) {
+        // Where there is no record yet, it will not be older than the last.
+        let from_ms = self.log.get(self.next).or(self.log.last()).map_or(0, |(_, at)| at - WINDOW);
+        let oldest = self.log[..self.next].partition_point(|&(_, at)| at < from_ms);
+        let missing = self.seen.missing(oldest as i64, self.next as i64);
+        self.seen.complete(&missing);
+        for offset in missing.clone() {
+            let (id, at) = self.log[offset as usize];
+            self.seen.note(id, offset, at);
+            self.seen.advance(offset + 1);
+        }
+        self.seen.advance(missing.end);
+        self.read_again += missing.clone().count();
+    }
+
+    /// A new process on the same disk.
+    fn open(&mut self) {
+        self.stores.close().unwrap();
+        self.stores = SeenStores::open(&self.root.join("disk"), LIMITS).unwrap();
+        self.seen = self.stores.load(&key(), WINDOW).unwrap();
+        self.complete();
+    }
+
+    /// Ends the process without its last words.
+    fn kill(&mut self) {
+        let other = SeenStores::open(&self.root.join("nobody"), LIMITS).unwrap();
+        let nobody = other.load(&key(), WINDOW).unwrap();
+        std::mem::forget(std::mem::replace(&mut self.seen, nobody));
+        self.stores.settle().unwrap();
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.stores.folder_of(&key()));
+        let mut files: Vec<_> = entries.into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        files
+    }
+
+    /// Judges the next records; `through` says whether the batch goes through.
+    fn batch(&mut self, count: usize, through: bool) -> Result<(), TestCaseError> {
+        let end = (self.next + count).min(self.log.len());
+        for offset in self.next..end {
+            let (id, at) = self.log[offset];
+            match self.seen.sight(id, offset as i64, at) {
+                Ok(first) => prop_assert_eq!(first, self.first(offset), "offset {} of {:?}", offset, self.log),
+                // Found when it is read: then the partition is completed again, and the batch is read again.
+                Err(SeenError::Damaged { .. } | SeenError::Incomplete(_)) => {
+                    self.complete();
+                    return self.batch(count, through);
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        if through {
+            self.next = end;
+            self.seen.advance(end as i64);
+        } else {
+            self.complete();
+        }
+        self.tick();
+        Ok(())
+    }
+
+    fn tick(&mut self) {
+        self.ticks += 1;
+        self.seen.tick(self.ticks);
+    }
+
+    fn step(&mut self, step: Step) -> Result<(), TestCaseError> {
+        match step {
+            Step::Append(records) => {
+                for (id, gap) in records {
+                    let at = self.log.last().map_or(0, |(_, at)| *at) + gap;
+                    self.log.push((fingerprint(&id.to_string()), at));
+                }
+            }
+            Step::Apply(count) => {
+                self.batch(count, true)?;
+                self.batch(1, true)?;
+            }
+            Step::Fail(count) => self.batch(count, false)?,
+            Step::Flush => self.seen.flush(),
+            Step::Settle => {
+                self.stores.settle().unwrap();
+                self.tick();
+            }
+            Step::Restart => {
+                let other = SeenStores::open(&self.root.join("nobody"), LIMITS).unwrap();
+                drop(std::mem::replace(&mut self.seen, other.load(&key(), WINDOW).unwrap()));
+                let before = self.read_again;
+                self.open();
+                prop_assert!(self.read_again == before || self.log.is_empty(), "all of it was on disk");
+            }
+            Step::Kill => {
+                self.kill();
+                self.open();
+            }
+            Step::Tear(file, at, cut) => {
+                self.kill();
+                let files = self.files();
+                if !files.is_empty() {
+                    tear(&files[file % files.len()], at, cut);
+                }
+                self.open();
+            }
+            Step::Restore(back) => {
+                self.next = self.next.saturating_sub(back);
+                self.complete();
+            }
+            Step::Checkpoint => {
+                let save = self.checkpoints.save_all(&self.stores, &mut self.saved);
+                prop_assert_eq!(self.runtime.block_on(save), 0);
+            }
+            Step::Move => {
+                self.kill();
+                fs::remove_dir_all(self.root.join("disk")).unwrap();
+                self.stores = SeenStores::open(&self.root.join("disk"), LIMITS).unwrap();
+                self.saved.clear();
+                let folder = self.stores.folder_of(&key());
+                self.runtime.block_on(async {
+                    if let Some(manifest) = self.checkpoints.find(&key()).await.unwrap() {
+                        self.checkpoints.fetch(&key(), &manifest, &folder).await.unwrap();
+                    }
+                });
+                self.seen = self.stores.load(&key(), WINDOW).unwrap();
+                self.complete();
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        let _ = self.stores.settle();
+        let _ = fs::remove_dir_all(&self.root);
+    }
+}
+
+/// As a crash or a bad disk leaves a file.
+fn tear(path: &Path, at: usize, cut: bool) {
+    let mut bytes = fs::read(path).unwrap();
+    let at = at % bytes.len();
+    if cut {
+        bytes.truncate(at);
+    } else {
+        bytes[at] ^= 0x10;
+    }
+    fs::write(path, bytes).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// Whatever happens to the process, its disk, its checkpoints and its ledger, every record that is judged is
+    /// judged as the definition says.
+    #[test]
+    fn agrees_with_the_definition(steps in steps()) {
+        let mut world = World::new();
+        for step in steps {
+            world.step(step)?;
+        }
+        while world.next < world.log.len() {
+            world.batch(10, true)?;
+        }
+    }
+}
