@@ -60,7 +60,7 @@ impl Live {
             self.settle(&record, None);
             return Ok(());
         }
-        match judge(&shared.decoder, &record, self.project.partitions).await {
+        match self.judge(&record, shared).await {
             Ok(verdict) => self.settle(&record, Some(verdict)),
             Err(error) => {
                 let (partition, offset) = (record.partition, record.offset);
@@ -71,6 +71,10 @@ impl Live {
             }
         }
         Ok(())
+    }
+
+    async fn judge(&self, record: &Record, shared: &Shared) -> Result<Verdict, DecodeError> {
+        judge(&shared.decoder, record, self.project.partitions, self.project.dedupe_window_ms).await
     }
 
     /// Goes past a record. What the stream gave up has no verdict and leaves nothing.
@@ -107,7 +111,7 @@ impl Live {
             let fate = fate.await?;
             let verdict = match fate {
                 Fate::Dead => None,
-                Fate::Open | Fate::Read => match judge(&shared.decoder, &record, self.project.partitions).await {
+                Fate::Open | Fate::Read => match self.judge(&record, shared).await {
                     Ok(verdict) => Some(verdict),
                     Err(error @ DecodeError::UnknownSchema(_)) if fate == Fate::Read => {
                         let (at, offset) = (record.topic_partition(), record.offset);

@@ -70,7 +70,7 @@ pub fn fill(
         if fill.dead.contains(&record.offset) {
             return Ok(());
         }
-        let event = match runtime.block_on(judge(decoder, &record, fill.partitions)) {
+        let event = match runtime.block_on(judge(decoder, &record, fill.partitions, fill.window_ms)) {
             Ok(Verdict::Valid(event)) => event,
             // It was no sighting when it was first read either.
             Ok(_) => return Ok(()),

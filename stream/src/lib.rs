@@ -7,11 +7,13 @@ pub mod keys;
 pub mod ledger;
 mod live;
 pub mod metric;
+mod poison;
 mod project;
 pub mod sketch;
 mod sort;
 pub mod store;
 mod time;
+pub mod timeline;
 pub mod window;
 mod worker;
 
@@ -23,13 +25,15 @@ use tidemill_common::config::Connections;
 use tidemill_common::http::{Health, Listener, serve};
 use tidemill_common::kafka::{GroupConsumer, History, Producer};
 use tidemill_common::postgres;
+use tidemill_common::progress::{self, Positions};
 use tidemill_common::redis::Redis;
 use tidemill_common::registry::Registry;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, OnGap};
 use live::Preparer;
-use project::Projector;
+use poison::Limit;
+use project::{Intervals, Projector};
 use sort::Sorter;
 use worker::{State, Worker};
 
@@ -45,11 +49,20 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let health = Health::new();
     let pool = postgres::pool(&connections.database_url, 4)?;
-    let redis = Redis::new(&connections.redis_url)?;
+    let redis = Redis::background(&connections.redis_url)?;
     let registry = Registry::new(&connections.registry_url)?;
     let decoder = Decoder::new(registry.clone());
     let history = History::new(connections.kafka.clone());
-    watch(&health, &shutdown, &history, &pool, &redis);
+    watch(&health, &shutdown, &pool, &redis);
+    let positions = Positions::default();
+    let stall = Duration::from_millis(config.stall_ms);
+    let watching =
+        progress::Watch { name: "stream", history: history.clone(), health: health.clone(), patience: stall };
+    tokio::spawn(watching.run(positions.clone(), shutdown.clone()));
+    let intervals = Intervals {
+        hot_key: Duration::from_millis(config.hot_key_interval_ms),
+        audit: Duration::from_millis(config.audit_interval_ms),
+    };
     let worker = Worker {
         consumer: GroupConsumer::join(
             &connections.kafka,
@@ -70,8 +83,10 @@ pub async fn run(
             decoder,
             emit::Emitter::new(registry),
             Duration::from_millis(config.unknown_schema_wait_ms),
+            Limit { share: config.poison_share, records: config.poison_records },
         ),
-        projector: Projector::new(pool.clone(), redis),
+        projector: Projector::start(pool.clone(), redis, intervals),
+        positions,
         health: health.clone(),
         shutdown: shutdown.clone(),
         state: State::default(),
@@ -86,18 +101,11 @@ pub async fn run(
     Ok(ended?)
 }
 
-fn watch(health: &Health, shutdown: &CancellationToken, history: &History, pool: &PgPool, redis: &Redis) {
-    let history = history.clone();
-    health.set(worker::BATCHES, true, Ok(()));
-    health.set(worker::PARTITIONS, true, Ok(()));
+fn watch(health: &Health, shutdown: &CancellationToken, pool: &PgPool, redis: &Redis) {
+    for check in [worker::BATCHES, worker::PARTITIONS, worker::POISON] {
+        health.set(check, true, Ok(()));
+    }
     let (pool, redis) = (pool.clone(), redis.clone());
-    health.watch("kafka", true, shutdown, move || {
-        let history = history.clone();
-        async move {
-            let asked = tokio::task::spawn_blocking(move || history.ping().map_err(|error| error.to_string()));
-            asked.await.unwrap_or_else(|error| Err(error.to_string()))
-        }
-    });
     health.watch("postgres", true, shutdown, move || {
         let pool = pool.clone();
         async move { sqlx::query("SELECT 1").execute(&pool).await.map(drop) }

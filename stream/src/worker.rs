@@ -8,15 +8,17 @@ use metrics::{counter, gauge, histogram};
 use sqlx::PgPool;
 use tidemill_common::http::Health;
 use tidemill_common::kafka::{GroupConsumer, GroupEvent, Producer, Record, TopicPartition};
+use tidemill_common::progress::Positions;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
 use crate::emit;
-use crate::ledger::{self, Advance};
+use crate::ledger::{self, Advance, Position};
 use crate::live::{Live, Parked, Preparer};
 use crate::project::Projector;
 use crate::sort::{Sorted, Sorter, Transient};
 use crate::store::{self, Batch};
+use crate::timeline::Timeline;
 
 /// How often the worker looks after what is not about records.
 const TICK: Duration = Duration::from_secs(1);
@@ -29,10 +31,14 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 const COMMIT: Duration = Duration::from_secs(30);
 /// Pause before a partition with an unknown schema is tried again.
 const HELD: Duration = Duration::from_secs(1);
+/// Pause before a partition that is mostly dead letters is tried again.
+const POISONED: Duration = Duration::from_secs(5);
 /// The check that says whether batches go through.
 pub const BATCHES: &str = "batches";
 /// The check that says whether the assigned partitions can be counted.
 pub const PARTITIONS: &str = "partitions";
+/// The check that says whether too much would be dead letters.
+pub const POISON: &str = "poison";
 
 /// A stream worker.
 pub struct Worker {
@@ -43,6 +49,8 @@ pub struct Worker {
     pub(crate) preparer: Preparer,
     pub(crate) sorter: Sorter,
     pub(crate) projector: Projector,
+    /// Where the live partitions stand, for those who watch.
+    pub(crate) positions: Positions,
     pub(crate) health: Health,
     pub(crate) shutdown: CancellationToken,
     pub(crate) state: State,
@@ -55,6 +63,8 @@ pub(crate) struct State {
     /// Ours, but not live: new, of an unknown project, or to be read from the ledger anew.
     waiting: BTreeSet<TopicPartition>,
     parked: Parked,
+    /// What is known of the ledger.
+    timeline: Timeline,
     /// Failures since the last batch that went through, or the last partitions made ready.
     failures: u32,
     batch_failed: bool,
@@ -73,7 +83,7 @@ impl Worker {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break Ok(()),
-                _ = tick.tick() => self.project().await,
+                _ = tick.tick() => self.look_after_projection().await,
                 _ = topics.tick() => self.check_topics().await,
                 event = self.consumer.next() => match event {
                     Some(GroupEvent::Record(record)) => {
@@ -88,9 +98,10 @@ impl Worker {
             if let Some(error) = self.producer.fatal_error() {
                 break Err(Transient::NotReady(format!("the kafka producer has to be started anew: {error}")));
             }
-            let live = self.state.live.len() as f64;
-            gauge!("tidemill_stream_live_partitions", "group" => self.config.group.clone()).set(live);
+            self.show_positions();
         };
+        self.projector.finish().await;
+        self.look_after_projection().await;
         self.consumer.leave().await;
         ended
     }
@@ -115,11 +126,14 @@ impl Worker {
                 tracing::info!(partitions = partitions.len(), "partitions assigned");
                 // What went to other workers is theirs to know.
                 self.state.parked.retain(|at, _| partitions.contains(at));
+                self.sorter.poison.retain(|at| partitions.contains(at));
                 self.state.waiting.extend(partitions);
                 self.state.retry_at = None;
             }
             GroupEvent::Revoked(partitions) => {
                 tracing::info!(partitions = partitions.len(), "partitions revoked");
+                let place = |at| self.state.live.get(at).map(|live| live.place.clone());
+                self.projector.gone(partitions.iter().filter_map(place).collect());
                 for at in &partitions {
                     self.state.waiting.remove(at);
                     self.state.park(at);
@@ -161,6 +175,7 @@ impl Worker {
     /// The path of a batch, top to bottom. False: the ledger did not stand where the batch starts, so nothing
     /// was counted.
     async fn apply_batch(&mut self, records: Vec<Record>) -> Result<bool, Transient> {
+        let _in_hand = self.consumer.in_hand();
         let by_partition = self.state.ours(records);
         let mut sorted = Sorted::default();
         let mut steps = Vec::new();
@@ -177,10 +192,13 @@ impl Worker {
         let batch = Batch { steps, events: sorted.events, dead_letters: sorted.dead_letters };
         let committed = within(COMMIT, store::commit(&self.pool, &batch)).await?;
         let Some(touched) = committed else { return Ok(false) };
+        let epoch = self.state.timeline.epoch.unwrap_or(0);
+        let ends = batch.steps.iter().map(|step| (step.place.clone(), step.next)).collect();
+        self.projector.batch(epoch, touched, ends);
         self.state.advance(&batch.steps);
-        self.state.hold(&held);
-        self.projector.add(touched);
-        self.project().await;
+        let poison = self.sorter.poison.state();
+        self.state.hold(&held, if poison.is_ok() { HELD } else { POISONED });
+        self.health.set(POISON, true, poison);
         self.consumer.commit(self.state.positions(by_partition.keys()));
         counter!("analytics_events_processed_total").increment(batch.events.len() as u64);
         counter!("tidemill_stream_copies_total").increment(sorted.copies);
@@ -189,15 +207,23 @@ impl Worker {
         Ok(true)
     }
 
-    /// Brings Redis level, if it can be reached, and has the ledger know.
-    async fn project(&mut self) {
-        if !self.projector.flush().await {
+    /// Has the ledger know what Redis shows; and goes back to it when Postgres has come back older.
+    async fn look_after_projection(&mut self) {
+        if self.state.timeline.epoch.is_some_and(|ours| ours < self.projector.epoch()) {
+            tracing::warn!("postgres has come back older; reading the ledger again");
+            self.state.reset();
             return;
         }
         let mut marks = Vec::new();
-        for live in self.state.live.values_mut().filter(|live| live.projected != live.next) {
-            live.projected = live.next;
-            marks.push((live.place.clone(), live.next));
+        for live in self.state.live.values_mut() {
+            let Some(shown) = self.projector.shown(&live.place).filter(|shown| *shown > live.projected) else {
+                continue;
+            };
+            live.projected = shown;
+            // While there are batches, they tell the ledger.
+            if shown == live.next {
+                marks.push((live.place.clone(), shown));
+            }
         }
         if marks.is_empty() {
             return;
@@ -207,6 +233,12 @@ impl Worker {
             // Then more is projected again than need be.
             tracing::debug!(%error, "projection marks not written");
         }
+    }
+
+    fn show_positions(&self) {
+        let live = &self.state.live;
+        gauge!("tidemill_stream_live_partitions", "group" => self.config.group.clone()).set(live.len() as f64);
+        self.positions.replace(live.iter().map(|(at, live)| (at.clone(), live.next)));
     }
 
     /// A topic that was deleted and made again is another log, which the client may take for the old one when
@@ -230,11 +262,19 @@ impl Worker {
         if state.waiting.is_empty() || state.retry_at.is_some_and(|at| Instant::now() < at) {
             return;
         }
-        let prepared = match self.preparer.prepare(&state.waiting, &mut state.parked).await {
+        let before = state.timeline.epoch;
+        let prepared = self.preparer.prepare(&state.waiting, &mut state.parked, &mut state.timeline).await;
+        let state = &mut self.state;
+        if before.is_some() && before != state.timeline.epoch && !state.live.is_empty() {
+            return state.reset(); // what is live was opened in another history
+        }
+        let prepared = match prepared {
             Ok(prepared) => prepared,
             Err(error) => return self.pause(PARTITIONS, &error),
         };
-        self.projector.add(prepared.touched);
+        let opened = |live: &Live| (live.place.clone(), Position { next: live.next, projected: live.projected });
+        let epoch = state.timeline.epoch.unwrap_or(0);
+        self.projector.live(epoch, prepared.live.values().map(opened).collect(), prepared.touched, prepared.all_of);
         for (at, live) in prepared.live {
             let (next, sightings) = (live.next, live.seen.len());
             tracing::info!(topic = %at.topic, partition = at.partition, next, sightings, "live");
@@ -247,6 +287,7 @@ impl Worker {
         if !state.batch_failed {
             state.failures = 0;
         }
+        gauge!("tidemill_stream_stuck_partitions").set(prepared.stuck.len() as f64);
         let stuck = if prepared.stuck.is_empty() { Ok(()) } else { Err(prepared.stuck.join("; ")) };
         self.health.set(PARTITIONS, true, stuck);
     }
@@ -313,16 +354,17 @@ impl State {
 
     fn park(&mut self, at: &TopicPartition) {
         if let Some(live) = self.live.remove(at) {
+            self.timeline.reached(&live.place, live.next);
             self.parked.insert(at.clone(), (live.place.incarnation, live.seen));
         }
     }
 
     /// These partitions are tried again from where they stand, in a while.
-    fn hold(&mut self, partitions: &[&TopicPartition]) {
+    fn hold(&mut self, partitions: &[&TopicPartition], pause: Duration) {
         for at in partitions {
             self.park(at);
             self.waiting.insert((*at).clone());
-            self.retry_at = Some(Instant::now() + HELD);
+            self.retry_at = Some(Instant::now() + pause);
         }
     }
 
