@@ -124,6 +124,22 @@ pub async fn advance(tx: &mut PgConnection, steps: &[Advance]) -> Result<bool, s
     Ok(true)
 }
 
+/// When the last record was appended that is counted, in milliseconds since 1970.
+pub async fn as_of(pool: &PgPool, place: &Place) -> Result<Option<i64>, sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT as_of FROM ledger
+         WHERE view = $1 AND topic = $2 AND partition = $3 AND topic_incarnation = $4 AND generation = $5",
+    )
+    .bind(VIEW)
+    .bind(&place.topic)
+    .bind(place.partition)
+    .bind(&place.incarnation)
+    .bind(place.generation)
+    .fetch_optional(pool)
+    .await?;
+    row.map(|row| Ok(row.try_get::<DateTime<Utc>, _>(0)?.timestamp_millis())).transpose()
+}
+
 /// Goes past records that the log does not have (any more), because a person has said so, and notes it in `gaps`.
 /// False: the partition does not stand at `from`.
 pub async fn skip(pool: &PgPool, place: &Place, from: i64, to: i64) -> Result<bool, sqlx::Error> {

@@ -196,7 +196,11 @@ impl Preparer {
         bounds: (i64, i64),
     ) -> Result<Result<Position, String>, Transient> {
         let Some(gap) = Gap::between(position.next, bounds) else { return Ok(Ok(position)) };
-        let (at, next) = (format!("{}/{}", place.topic, place.partition), gap.onward());
+        let at = format!("{}/{}", place.topic, place.partition);
+        let next = match gap {
+            Gap::Deleted { to, .. } => to,
+            Gap::Cut { from, .. } => self.uncounted(place).await?.unwrap_or(from),
+        };
         if self.on_gap == OnGap::Stop {
             return Ok(Err(format!(
                 "{at}: {gap}. To go on at offset {next}, start the worker once with TIDEMILL_STREAM__ON_GAP=skip"
@@ -210,6 +214,15 @@ impl Preparer {
             metrics::counter!("tidemill_stream_skipped_records_total").increment((to - from).unsigned_abs());
         }
         Ok(Ok(Position { next, projected: next }))
+    }
+
+    /// The first record that was appended after the last one that was counted, in a log that has lost its end.
+    async fn uncounted(&self, place: &Place) -> Result<Option<i64>, Transient> {
+        let Some(counted_ms) = ledger::as_of(&self.pool, place).await?.filter(|ms| *ms > 0) else { return Ok(None) };
+        let (history, topic) = (self.history.clone(), Arc::from(place.topic.as_str()));
+        let at = TopicPartition { topic, partition: place.partition };
+        let behind = blocking(move || history.offsets_at(&[(at, counted_ms + 1)])).await??;
+        Ok(behind.into_values().next())
     }
 
     async fn fill(&self, fills: Vec<Fill>) -> Result<(HashMap<TopicPartition, SeenStore>, Touched), Transient> {
@@ -248,14 +261,6 @@ impl Gap {
         }
         (next < low).then_some(Self::Deleted { from: next, to: low })
     }
-
-    /// Where it goes on, if a person says so.
-    fn onward(self) -> i64 {
-        match self {
-            Self::Deleted { to, .. } => to,
-            Self::Cut { from, .. } => from,
-        }
-    }
 }
 
 impl std::fmt::Display for Gap {
@@ -271,8 +276,8 @@ impl std::fmt::Display for Gap {
             Self::Cut { from, to } => write!(
                 f,
                 "the log ends at offset {from} and the ledger stands at {to}: the log has lost its end, offsets {from} \
-                 to {} ({} records). They stay counted, but what is written there from now on would be taken for \
-                 counted, too. Restore the topic if that can be",
+                 to {} ({} records). They stay counted, but what is written there would be taken for counted, too. Restore \
+                 the topic if that can be",
                 to - 1,
                 to - from
             ),
@@ -294,10 +299,10 @@ mod tests {
         assert_eq!(Gap::between(5, (5, 5)), None, "all is counted and deleted");
         assert_eq!(Gap::between(0, (0, 0)), None);
         let deleted = Gap::between(5, (8, 10)).expect("a gap");
-        assert_eq!((deleted, deleted.onward()), (Gap::Deleted { from: 5, to: 8 }, 8));
+        assert_eq!(deleted, Gap::Deleted { from: 5, to: 8 });
         assert!(deleted.to_string().contains("offsets 5 to 7 (3 records) were deleted"), "{deleted}");
         let cut = Gap::between(12, (8, 10)).expect("a gap");
-        assert_eq!((cut, cut.onward()), (Gap::Cut { from: 10, to: 12 }, 10));
+        assert_eq!(cut, Gap::Cut { from: 10, to: 12 });
         assert!(cut.to_string().contains("lost its end, offsets 10 to 11 (2 records)"), "{cut}");
     }
 }

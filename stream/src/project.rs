@@ -486,6 +486,7 @@ impl Projection {
             .into_iter()
             .filter(|p| self.guard.is_whole(p) && !self.queue.contains_key(p))
             .collect();
+        let collecting = self.second_look_at.is_none(); // each suspect gets its whole time
         let behind = whole.iter().position(|project| *project > self.audited).unwrap_or(0);
         for project in whole.iter().cycle().skip(behind).take(AUDITED.min(whole.len())) {
             self.audited.clone_from(project);
@@ -496,12 +497,13 @@ impl Projection {
             metrics::counter!("tidemill_stream_audit_compared_total").increment(findings.compared);
             for (key, finding) in findings.odd {
                 match finding {
-                    Finding::Behind(held) => drop(self.suspects.insert(key, held)),
+                    Finding::Behind(held) if collecting => drop(self.suspects.insert(key, held)),
+                    Finding::Behind(_) => {}
                     finding => self.differs(&key, &finding).await?,
                 }
             }
         }
-        if !self.suspects.is_empty() {
+        if collecting && !self.suspects.is_empty() {
             self.second_look_at = Some(Instant::now() + audit::GRACE);
         }
         Ok(())

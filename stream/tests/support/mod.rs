@@ -150,9 +150,9 @@ pub async fn differences(stack: &Stack, mut redis: MultiplexedConnection) -> Vec
     found
 }
 
-/// Copies every table that the stream writes, as a backup does.
+/// Copies every table that changes, as a backup does.
 pub async fn back_up(stack: &Stack) {
-    for table in TABLES {
+    for table in tables(stack).await {
         let sql = format!("DROP TABLE IF EXISTS backup_{table}; CREATE TABLE backup_{table} AS TABLE {table}");
         sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&stack.pool).await.unwrap();
     }
@@ -160,12 +160,24 @@ pub async fn back_up(stack: &Stack) {
 
 /// Puts every table back to how it was then.
 pub async fn restore(stack: &Stack) {
-    let tables = TABLES.map(|t| format!("DELETE FROM {t}; INSERT INTO {t} SELECT * FROM backup_{t};")).concat();
-    // Waits for what is being committed, and keeps it from a torn restore.
-    let locks = TABLES.map(|t| format!("LOCK TABLE {t} IN ACCESS EXCLUSIVE MODE;")).concat();
-    let sql = format!("BEGIN; {locks} {tables} COMMIT;");
+    let each = |sql: fn(&str) -> String, tables: &[String]| tables.iter().map(|t| sql(t)).collect::<String>();
+    let tables = tables(stack).await;
+    // The locks wait for what is being committed, so that nothing is torn.
+    let locks = each(|t| format!("LOCK TABLE {t} IN ACCESS EXCLUSIVE MODE;"), &tables);
+    let rows = each(|t| format!("DELETE FROM {t}; INSERT INTO {t} SELECT * FROM backup_{t};"), &tables);
+    let sql = format!("BEGIN; {locks} {rows} COMMIT;");
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&stack.pool).await.unwrap();
 }
 
-const TABLES: [&str; 7] =
-    ["ledger", "users", "session_keys", "sessions", "metric_rollups", "dead_letters", "gaps"];
+/// The ledger comes first, as in every transaction.
+async fn tables(stack: &Stack) -> Vec<String> {
+    sqlx::query_scalar(
+        "SELECT relname::text FROM pg_class
+         WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
+           AND relname NOT IN ('projects', 'api_keys', '_sqlx_migrations') AND relname NOT LIKE 'backup%'
+         ORDER BY relname <> 'ledger', relname",
+    )
+    .fetch_all(&stack.pool)
+    .await
+    .unwrap()
+}
