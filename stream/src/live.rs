@@ -101,6 +101,7 @@ impl Preparer {
         // Asked after the ledger, which may have been brought here meanwhile.
         let bounds = self.bounds(&places).await?;
         let dead = self.dead_letters(&places).await?;
+        let mut again = 0;
         let mut fills = Vec::new();
         let mut live = HashMap::new();
         for (at, (place, project)) in places {
@@ -114,15 +115,15 @@ impl Preparer {
                 }
             };
             timeline.reached(&place, position.next);
-            let lacking = position.next - position.projected;
-            if lacking > MOST_AGAIN {
+            again += (position.next - position.projected).max(0);
+            if again > MOST_AGAIN {
                 prepared.all_of.insert(project.id.clone());
             }
             let kept = parked.remove(&at).filter(|(incarnation, _)| *incarnation == place.incarnation);
             fills.push(Fill {
                 at: at.clone(),
                 next: position.next,
-                again_from: if lacking > MOST_AGAIN { position.next } else { position.projected.min(position.next) },
+                again_from: if again > MOST_AGAIN { position.next } else { position.projected.min(position.next) },
                 partitions: project.partitions,
                 window_ms: project.dedupe_window_ms,
                 dead: dead.get(&at).cloned().unwrap_or_default(),

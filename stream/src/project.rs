@@ -429,9 +429,11 @@ impl Projection {
         if places.is_empty() {
             return Ok(());
         }
-        let held = marks::read(&self.writer.redis, &places).await?;
+        let held = marks::read(&self.writer.redis, &places).await;
         let standing = ledger::look(&self.writer.pool, &places).await?;
-        if let Some((above, reason)) = self.guard.older_postgres(&self.timeline, &held, &standing) {
+        // Without Redis, too: what we know ourselves says something.
+        let older = self.guard.older_postgres(&self.timeline, held.as_ref().ok(), &standing);
+        if let Some((above, reason)) = older {
             let raised = timeline::raise(&self.writer.pool, standing.epoch, above, &reason).await?;
             self.enter(raised);
             return Ok(()); // the worker reads the ledger anew, and says so
@@ -440,7 +442,7 @@ impl Projection {
             self.enter(standing.epoch);
             return Ok(());
         }
-        let look = self.guard.redis(epoch, &held);
+        let look = self.guard.redis(epoch, &held?);
         for project in &look.older {
             tracing::warn!(project, "redis has come back older than it was; projecting again");
             marks::broken(&self.writer.redis, project).await?;

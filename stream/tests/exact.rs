@@ -87,6 +87,14 @@ async fn an_older_copy_of_redis_is_brought_level() {
     assert!(!differences(&stack, redis.connection().await).await.is_empty(), "it is older");
     let running = start(&stack, &redis, "b").await;
     level_within(SOON, &stack, &redis).await;
+    // The last writes are lost and the marks are not: only the process is another one.
+    marked(&stack).await;
+    let session = keys::session(&stack.project, "s-1");
+    let lost = [("totalEvents", "1"), ("version", "0")];
+    let _: () = redis.connection().await.hset_multiple(session, &lost).await.unwrap();
+    redis.save().await;
+    redis.restart(true).await;
+    level_within(SOON, &stack, &redis).await;
     assert_eq!(epoch(&stack).await, 0, "postgres has lost nothing");
     running.stop().await;
 }

@@ -6,7 +6,7 @@ mod private_redis;
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
@@ -21,6 +21,7 @@ use tidemill_common::home::home_partition;
 use tidemill_common::kafka::{History, Outgoing, Producer, Record, Span, TopicPartition};
 use tidemill_common::names::{dlq_topic, events_topic, processed_topic};
 use tidemill_common::registry::Registry;
+use tidemill_common::verdict::{SOURCE_APPEND_TIME, SOURCE_OFFSET, SOURCE_PARTITION};
 use tidemill_common::{postgres, projects};
 use tokio_util::sync::CancellationToken;
 
@@ -219,9 +220,19 @@ impl Stack {
         bounds.expect("bounds").into_iter().map(|(at, (_, high))| (at.partition, high)).collect()
     }
 
-    /// Sends any record.
-    pub async fn send_record(&self, record: &Outgoing<'_>) -> (i32, i64) {
-        self.producer.send(record).await.expect("delivered")
+    /// Sends an event to its home as a worker sends a stray that was appended elsewhere `seconds` ago.
+    pub async fn send_stray(&self, event: &Event, seconds: u32) -> (i32, i64) {
+        let topic = events_topic(&self.project);
+        let key = event.event_id.as_bytes();
+        let (home, value) = (home_partition(key, PARTITIONS), self.encoder.encode(event));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
+        let headers = vec![
+            (SOURCE_PARTITION, ((home + 1) % PARTITIONS).to_string()),
+            (SOURCE_OFFSET, "7".to_owned()),
+            (SOURCE_APPEND_TIME, (now - u128::from(seconds) * 1_000).to_string()),
+        ];
+        let stray = Outgoing { topic: &topic, partition: home, key: Some(key), value: &value, headers };
+        self.producer.send(&stray).await.expect("delivered")
     }
 
     /// Deletes what a partition of the project's events topic holds below `offset`, as retention does.

@@ -102,12 +102,19 @@ impl Guard {
     }
 
     /// Why Postgres must have come back older, and what the next epoch has to be above. `held` was read before
-    /// `standing`.
-    pub fn older_postgres(&mut self, timeline: &Timeline, held: &Held, standing: &Standing) -> Option<(i64, String)> {
+    /// `standing`; there is none while Redis is away.
+    pub fn older_postgres(
+        &mut self,
+        timeline: &Timeline,
+        held: Option<&Held>,
+        standing: &Standing,
+    ) -> Option<(i64, String)> {
         if timeline.epoch.is_some_and(|epoch| epoch < standing.epoch) {
             return None; // somebody has noticed
         }
-        let newest = held.began.values().map(|mark| mark.epoch).max().unwrap_or(0).max(timeline.epoch.unwrap_or(0));
+        let known = timeline.epoch.unwrap_or(0);
+        let Some(held) = held else { return timeline.broken(standing).map(|reason| (known, reason)) };
+        let newest = held.began.values().map(|mark| mark.epoch).max().unwrap_or(0).max(known);
         if let Some(reason) = timeline.broken(standing) {
             return Some((newest, reason));
         }
@@ -193,17 +200,17 @@ mod tests {
     fn a_ledger_behind_a_mark_is_older() {
         let (mut guard, timeline) = opened(100);
         let whole = held((5, 100), (5, 100), "redis-1:5");
-        assert_eq!(guard.older_postgres(&timeline, &whole, &standing(100)), None);
+        assert_eq!(guard.older_postgres(&timeline, Some(&whole), &standing(100)), None);
         let (mut guard, timeline) = opened(90);
-        assert!(guard.older_postgres(&timeline, &whole, &standing(90)).is_some(), "the mark is from its future");
+        assert!(guard.older_postgres(&timeline, Some(&whole), &standing(90)).is_some(), "the mark is from its future");
         let (mut guard, timeline) = opened(90);
         let later = held((7, 3), (7, 3), "redis-1:7");
-        let (above, _) = guard.older_postgres(&timeline, &later, &standing(90)).expect("an epoch that is lost");
+        let (above, _) = guard.older_postgres(&timeline, Some(&later), &standing(90)).expect("an epoch that is lost");
         assert_eq!(above, 7);
         let (mut guard, timeline) = opened(90);
         let before = held((4, 1_000), (4, 1_000), "redis-1:4");
-        assert_eq!(guard.older_postgres(&timeline, &before, &standing(90)), None, "another history's mark");
-        assert!(guard.older_postgres(&timeline, &before, &standing(80)).is_some(), "it was at 90");
+        assert_eq!(guard.older_postgres(&timeline, Some(&before), &standing(90)), None, "another history's mark");
+        assert!(guard.older_postgres(&timeline, Some(&before), &standing(80)).is_some(), "it was at 90");
     }
 
     #[test]
@@ -213,16 +220,20 @@ mod tests {
         timeline.reached(&place(), 95);
         guard.reached(&place(), 95);
         let mark = held((5, 100), (5, 100), "redis-1:5");
-        assert_eq!(guard.older_postgres(&timeline, &mark, &standing(105)), None, "another worker may be ahead of us");
+        assert_eq!(
+            guard.older_postgres(&timeline, Some(&mark), &standing(105)),
+            None,
+            "another worker may be ahead of us"
+        );
         guard.reached(&place(), 105);
-        assert!(guard.older_postgres(&timeline, &mark, &standing(105)).is_some(), "but all of it was ours");
+        assert!(guard.older_postgres(&timeline, Some(&mark), &standing(105)).is_some(), "but all of it was ours");
         // Whereas our own mark says nothing.
         let (mut guard, timeline) = opened(90);
         let none = Held { server: "redis-1".to_owned(), ..Held::default() };
-        assert_eq!(guard.older_postgres(&timeline, &none, &standing(90)), None);
+        assert_eq!(guard.older_postgres(&timeline, Some(&none), &standing(90)), None);
         guard.reached(&place(), 105);
         let own = held((5, 105), (5, 105), "redis-1:5");
-        assert_eq!(guard.older_postgres(&timeline, &own, &standing(105)), None);
+        assert_eq!(guard.older_postgres(&timeline, Some(&own), &standing(105)), None);
     }
 
     #[test]

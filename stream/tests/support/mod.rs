@@ -91,9 +91,10 @@ pub async fn counted(stack: &Stack) -> i64 {
 /// Waits until the ledger has passed everything that the topic holds at that time.
 pub async fn drained(stack: &Stack) {
     eventually("the ledger reaches the log's end", || async {
-        let ends = stack.ends(&events_topic(&stack.project)).await;
-        let sql = "SELECT coalesce(sum(next_offset), 0)::bigint FROM ledger WHERE view = 'stream'";
-        let position: i64 = sqlx::query_scalar(sql).fetch_one(&stack.pool).await.unwrap();
+        let topic = events_topic(&stack.project);
+        let ends = stack.ends(&topic).await;
+        let sql = "SELECT coalesce(sum(next_offset), 0)::bigint FROM ledger WHERE view = 'stream' AND topic = $1";
+        let position: i64 = sqlx::query_scalar(sql).bind(&topic).fetch_one(&stack.pool).await.unwrap();
         position == ends.values().sum::<i64>()
     })
     .await;
