@@ -13,19 +13,24 @@ mod given_up;
 mod live;
 pub mod positions;
 mod prepare;
-mod progress;
 mod rows;
 mod sql;
 pub mod table;
 mod worker;
 
+use std::time::Duration;
+
 use tidemill_common::config::Connections;
 use tidemill_common::http::{Health, Listener, serve};
+use tidemill_common::progress::{Positions, Watch};
 use tidemill_common::seen::keep_checkpoints;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, OnGap};
 pub use error::ArchiveError;
+
+/// A position may stand still this much longer than it takes to commit.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Archives until shutdown, or until a person has to decide something. Serves health and metrics meanwhile.
 pub async fn run(
@@ -39,7 +44,7 @@ pub async fn run(
     let _guard = stop.clone().drop_guard();
     let health = Health::new();
     let shared = prepare::Shared::new(config, &connections, &health)?;
-    let positions = progress::Positions::default();
+    let positions = Positions::default();
     let worker = worker::Worker::new(shared.clone(), positions.clone(), health.clone())?;
     let tables = shared.tables.clone();
     health.watch("catalog", true, &stop, move || {
@@ -48,7 +53,9 @@ pub async fn run(
     });
     let filler = shared.filler.clone();
     tokio::spawn(keep_checkpoints(filler.stores.clone(), filler.checkpoints, "archiver", stop.clone()));
-    tokio::spawn(progress::watch(shared, positions, health.clone(), stop.clone()));
+    let patience = Duration::from_millis(shared.config.commit_interval_ms) + PATIENCE;
+    let watching = Watch { name: "archiver", history: filler.history, health: health.clone(), patience };
+    tokio::spawn(watching.run(positions, stop.clone()));
     let work = async {
         let worked = worker.run(stop.clone()).await;
         stop.cancel();

@@ -59,7 +59,7 @@ impl Live {
         if self.given_up.has(&record, &shared.pool, &self.seen.incarnation).await? {
             return self.settle(&record, None);
         }
-        match judge(&shared.decoder, &record, self.project.partitions).await {
+        match judged(&self.project, &record, shared).await {
             Ok(verdict) => self.settle(&record, Some(verdict))?,
             Err(error) => {
                 let (partition, offset) = (record.partition, record.offset);
@@ -112,7 +112,7 @@ impl Live {
             let fate = fate.await?;
             let verdict = match fate {
                 Fate::Dead => None,
-                Fate::Open | Fate::Read => match judge(&shared.decoder, &record, self.project.partitions).await {
+                Fate::Open | Fate::Read => match judged(&self.project, &record, shared).await {
                     Ok(verdict) => Some(verdict),
                     Err(error @ DecodeError::UnknownSchema(_)) if fate == Fate::Read => {
                         let (at, offset) = (record.topic_partition(), record.offset);
@@ -166,4 +166,9 @@ impl Live {
     pub fn into_seen(self) -> Seen {
         self.seen
     }
+}
+
+/// A record's verdict. It borrows no store: those cannot be shared between threads.
+async fn judged(project: &Project, record: &Record, shared: &Shared) -> Result<Verdict, DecodeError> {
+    judge(&shared.filler.decoder, record, project.partitions, project.dedupe_window_ms).await
 }

@@ -8,6 +8,7 @@ use futures::StreamExt;
 use tidemill_common::http::Health;
 use tidemill_common::kafka::{GroupConsumer, GroupEvent, Record, TopicPartition};
 use tidemill_common::names::project_of;
+use tidemill_common::progress::Positions;
 use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +16,6 @@ use tokio_util::sync::CancellationToken;
 use crate::archive::{Archive, State};
 use crate::error::ArchiveError;
 use crate::prepare::{Prepared, Shared, prepare};
-use crate::progress::Positions;
 
 /// How often it looks at what is due.
 const TICK: Duration = Duration::from_millis(50);

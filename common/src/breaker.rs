@@ -6,7 +6,7 @@ use std::time::Duration;
 use metrics::{Counter, Gauge};
 use recloser::{AsyncRecloser, Error, Recloser};
 
-/// The breaker opens when half of this many calls failed, and lets one through after `OPEN`.
+/// The breaker opens when half of this many calls failed, and by default lets one through after `OPEN`.
 const CALLS: usize = 20;
 const OPEN: Duration = Duration::from_secs(30);
 
@@ -14,7 +14,7 @@ const OPEN: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 pub enum Failure<E> {
     /// Too many calls failed lately; this one was not tried.
-    #[error("{0} is left alone for {open} s after repeated failures", open = OPEN.as_secs())]
+    #[error("{0} is left alone for a while after repeated failures")]
     Open(&'static str),
     /// No answer in time.
     #[error("{0} did not answer within {ms} ms", ms = .1.as_millis())]
@@ -37,7 +37,12 @@ pub struct Breaker {
 impl Breaker {
     /// A closed breaker whose calls may take up to `timeout`.
     pub fn new(name: &'static str, timeout: Duration) -> Self {
-        let recloser = Recloser::custom().error_rate(0.5).closed_len(CALLS).half_open_len(1).open_wait(OPEN).build();
+        Self::opening_for(name, timeout, OPEN)
+    }
+
+    /// The same with another pause before a call is tried again.
+    pub fn opening_for(name: &'static str, timeout: Duration, open: Duration) -> Self {
+        let recloser = Recloser::custom().error_rate(0.5).closed_len(CALLS).half_open_len(1).open_wait(open).build();
         let open = metrics::gauge!("tidemill_breaker_open", "component" => name);
         let failures = metrics::counter!("tidemill_breaker_failures_total", "component" => name);
         Self { name, timeout, recloser: AsyncRecloser::from(recloser), open, failures }

@@ -14,6 +14,7 @@ pub mod kafka;
 pub mod names;
 pub mod postgres;
 pub mod problem;
+pub mod progress;
 pub mod projects;
 pub mod redis;
 pub mod registry;

@@ -25,6 +25,16 @@ pub type RedisFailure = Failure<RedisError>;
 impl Redis {
     /// A client for `redis://host:port/db`; it connects when it is first used. Needs a tokio runtime.
     pub fn new(url: &str) -> Result<Self, RedisError> {
+        Self::guarded(url, Breaker::new("redis", TIMEOUT))
+    }
+
+    /// A client for background work, which waits by itself after a failure: its breaker lets a call through every
+    /// second, so that it is there as soon as Redis is.
+    pub fn background(url: &str) -> Result<Self, RedisError> {
+        Self::guarded(url, Breaker::opening_for("redis", TIMEOUT, TIMEOUT))
+    }
+
+    fn guarded(url: &str, breaker: Breaker) -> Result<Self, RedisError> {
         let config = ConnectionManagerConfig::new()
             .set_number_of_retries(1)
             .set_max_delay(Duration::from_millis(500))
@@ -33,7 +43,7 @@ impl Redis {
         // Without it a request in two segments waits for Redis' delayed ACK: 40 ms.
         let address = url.into_connection_info()?.set_tcp_settings(TcpSettings::default().set_nodelay(true));
         let connection = ConnectionManager::new_lazy_with_config(redis::Client::open(address)?, config)?;
-        Ok(Self { connection, breaker: Arc::new(Breaker::new("redis", TIMEOUT)) })
+        Ok(Self { connection, breaker: Arc::new(breaker) })
     }
 
     /// Runs a pipeline in one round trip.

@@ -10,6 +10,14 @@ use crate::kafka::Record;
 pub const MAX_RECORD: usize = 1_000_000;
 /// The reason of records above [`MAX_RECORD`].
 pub const TOO_LARGE: &str = "too-large";
+/// The reason of strays that came home too late.
+pub const LATE_STRAY: &str = "late-stray";
+/// Header of what is sent on: the partition in the project's events topic where the record comes from.
+pub const SOURCE_PARTITION: &str = "source-partition";
+/// Header of what is sent on: its offset there.
+pub const SOURCE_OFFSET: &str = "source-offset";
+/// Header of what is sent on: when it was appended there, in milliseconds since 1970.
+pub const SOURCE_APPEND_TIME: &str = "source-append-time";
 /// Longest detail of a rejection, in characters.
 const MAX_DETAIL: usize = 1_000;
 
@@ -32,7 +40,7 @@ pub enum Verdict {
 pub struct Rejection {
     /// Which step refused it: `decode` or `validate`.
     pub stage: &'static str,
-    /// A stable word: `too-large`, `not-avro`, `unknown-schema`, `bad-datum`, `invalid`.
+    /// A stable word: `too-large`, `not-avro`, `unknown-schema`, `bad-datum`, `invalid`, `late-stray`.
     pub reason: &'static str,
     /// A sentence for people.
     pub detail: String,
@@ -41,7 +49,15 @@ pub struct Rejection {
 /// Judges a record. An error means that it cannot be judged now (the registry does not answer): wait and ask
 /// again. `UnknownSchema` is such an error too at first; the caller decides when to give up with
 /// [`Rejection::unknown_schema`].
-pub async fn judge(decoder: &Decoder, record: &Record, partitions: i32) -> Result<Verdict, DecodeError> {
+///
+/// `partitions` and `window_ms` are the project's: how many partitions its topic has, and how far apart copies of an
+/// event count once.
+pub async fn judge(
+    decoder: &Decoder,
+    record: &Record,
+    partitions: i32,
+    window_ms: i64,
+) -> Result<Verdict, DecodeError> {
     if !fits(record) {
         return Ok(rejected("decode", TOO_LARGE, format!("key and value have more than {MAX_RECORD} bytes")));
     }
@@ -55,7 +71,33 @@ pub async fn judge(decoder: &Decoder, record: &Record, partitions: i32) -> Resul
         return Ok(rejected("validate", "invalid", invalid));
     }
     let home = home_partition(event.event_id.as_bytes(), partitions);
-    if home == record.partition { Ok(Verdict::Valid(event)) } else { Ok(Verdict::Stray { home }) }
+    if home != record.partition {
+        return Ok(Verdict::Stray { home });
+    }
+    if let Some(late) = late_stray(record, window_ms) {
+        return Ok(rejected("validate", LATE_STRAY, late));
+    }
+    Ok(Verdict::Valid(event))
+}
+
+/// What is wrong with a stray that took longer than a window to come home: its copies may have been here and be
+/// forgotten by now, so it could count twice. Headers and append times alone decide.
+fn late_stray(record: &Record, window_ms: i64) -> Option<String> {
+    let header = |name: &str| {
+        let (_, value) = record.headers.iter().find(|(key, _)| key == name)?;
+        std::str::from_utf8(value).ok()?.parse::<i64>().ok()
+    };
+    let (partition, offset, appended) =
+        (header(SOURCE_PARTITION)?, header(SOURCE_OFFSET)?, header(SOURCE_APPEND_TIME)?);
+    let late_ms = record.append_ms.saturating_sub(appended);
+    (partition != i64::from(record.partition) && late_ms > window_ms).then(|| {
+        format!(
+            "came home from partition {partition}, offset {offset}, {} s after it was appended there; within {} s it \
+             would have counted",
+            late_ms / 1_000,
+            window_ms / 1_000
+        )
+    })
 }
 
 /// Whether a record is small enough to be sent on.
@@ -73,4 +115,33 @@ impl Rejection {
 
 fn rejected(stage: &'static str, reason: &'static str, detail: impl ToString) -> Verdict {
     Verdict::Rejected(Rejection { stage, reason, detail: detail.to_string().chars().take(MAX_DETAIL).collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(append_ms: i64, headers: &[(&str, &str)]) -> Record {
+        let headers = headers.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec())).collect();
+        Record { topic: "events.p".into(), partition: 3, offset: 7, append_ms, key: None, value: Vec::new(), headers }
+    }
+
+    #[test]
+    fn a_stray_is_late_when_it_took_longer_than_the_window() {
+        let origin = [(SOURCE_PARTITION, "1"), (SOURCE_OFFSET, "9"), (SOURCE_APPEND_TIME, "1000")];
+        assert_eq!(late_stray(&record(6_000, &origin), 5_000), None, "exactly the window is in time");
+        let late = late_stray(&record(6_001, &origin), 5_000).expect("late");
+        assert!(late.contains("partition 1, offset 9, 5 s"), "{late}");
+        assert_eq!(late_stray(&record(6_001, &[]), 5_000), None, "not a stray");
+    }
+
+    #[test]
+    fn headers_that_no_worker_wrote_mean_nothing() {
+        let nonsense = [(SOURCE_PARTITION, "x"), (SOURCE_OFFSET, "9"), (SOURCE_APPEND_TIME, "0")];
+        assert_eq!(late_stray(&record(i64::MAX, &nonsense), 5_000), None);
+        let extreme = [(SOURCE_PARTITION, "1"), (SOURCE_OFFSET, "9"), (SOURCE_APPEND_TIME, "-9223372036854775808")];
+        assert!(late_stray(&record(i64::MAX, &extreme), 5_000).is_some());
+        let from_here = [(SOURCE_PARTITION, "3"), (SOURCE_OFFSET, "2"), (SOURCE_APPEND_TIME, "0")];
+        assert_eq!(late_stray(&record(i64::MAX, &from_here), 5_000), None, "no stray comes from its home");
+    }
 }

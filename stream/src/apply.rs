@@ -9,57 +9,35 @@ use tidemill_common::kafka::Producer;
 use crate::emit;
 use crate::filling::Filled;
 use crate::ledger::{self, Place};
-use crate::project::Projector;
 use crate::sort::Transient;
-use crate::store;
+use crate::store::{self, Touched};
 
 /// A transaction without an answer for this long counts as one with an unknown outcome.
 const COMMIT: Duration = Duration::from_secs(30);
 
-/// Brings batches to Kafka, Postgres and Redis, one at a time.
+/// Brings batches to Kafka and Postgres. Cheap to clone.
+#[derive(Clone)]
 pub struct Applier {
     /// The truth of every count.
     pub pool: PgPool,
     /// Sends on.
     pub producer: Producer,
-    /// The hot copies.
-    pub projector: Projector,
-}
-
-/// What became of a batch.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Applied {
-    /// It counts.
-    Counted {
-        /// Whether Redis shows all that counts.
-        shown: bool,
-    },
-    /// The ledger did not stand where the batch starts, so nothing was counted.
-    Elsewhere,
 }
 
 impl Applier {
-    /// The path of a batch, top to bottom.
-    pub async fn apply(&mut self, filled: &Filled) -> Result<Applied, Transient> {
+    /// The path of a batch, top to bottom; gives what it has changed. `None`: the ledger did not stand where the batch
+    /// starts, so nothing was counted.
+    pub async fn apply(&self, filled: &Filled) -> Result<Option<Touched>, Transient> {
         hit("stream.sorted").await?;
         emit::send(&self.producer, &filled.emissions).await?;
         hit("stream.sent").await?;
-        let committed = within(COMMIT, store::commit(&self.pool, &filled.batch)).await?;
-        let Some(touched) = committed else { return Ok(Applied::Elsewhere) };
-        self.projector.add(touched);
-        let shown = self.projector.flush().await;
-        hit("stream.projected").await?;
-        Ok(Applied::Counted { shown })
+        within(COMMIT, store::commit(&self.pool, &filled.batch)).await
     }
 
-    /// Has the ledger know up to where Redis shows everything; says whether it does.
-    pub async fn mark_projected(&self, marks: &[(Place, i64)]) -> bool {
-        if hit("stream.flushed").await.is_err() {
-            return false;
-        }
-        let written = within(COMMIT, ledger::mark_projected(&self.pool, marks)).await;
-        // If not, more is projected again than need be.
-        written.inspect_err(|error| tracing::debug!(%error, "projection marks not written")).is_ok()
+    /// Has the ledger know up to where Redis shows everything.
+    pub async fn mark_projected(&self, marks: &[(Place, i64)]) -> Result<(), Transient> {
+        hit("stream.flushed").await?;
+        within(COMMIT, ledger::mark_projected(&self.pool, marks)).await
     }
 }
 

@@ -29,15 +29,26 @@ pub struct Config {
     /// Where checkpoints of it are kept: `file:///folder` or `s3://bucket/folder`. None: a worker without its
     /// disk reads the log instead.
     pub checkpoint_url: Option<String>,
+    /// Partitions wait when more than this share of what came lately would be dead letters; 1 lets everything pass.
+    pub poison_share: f64,
+    /// Of at least so many records.
+    pub poison_records: usize,
+    /// Shortest time between two writes of one Redis key, in milliseconds.
+    pub hot_key_interval_ms: u64,
+    /// How often a sample of Redis is compared with Postgres, in milliseconds.
+    pub audit_interval_ms: u64,
+    /// How long a partition may stand still while the log goes on, before the worker is not ready, in milliseconds.
+    pub stall_ms: u64,
 }
 
-/// What to do when records were deleted before they were counted.
+/// What to do where the log and the ledger do not meet: records were deleted before they were counted, or the log has
+/// lost records that were.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnGap {
-    /// Stop with an error that names the gap.
+    /// The partition waits, and health names the gap.
     Stop,
-    /// Go on behind the gap.
+    /// Go on with what the log has. Each gap is logged, counted and kept in the table `gaps`.
     Skip,
 }
 
@@ -53,6 +64,11 @@ impl Default for Config {
             on_gap: OnGap::Stop,
             seen_dir: "/var/lib/tidemill/seen/stream".into(),
             checkpoint_url: None,
+            poison_share: 0.5,
+            poison_records: 1_000,
+            hot_key_interval_ms: 1_000,
+            audit_interval_ms: 60_000,
+            stall_ms: 60_000,
         }
     }
 }

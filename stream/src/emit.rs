@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use tidemill_common::codec::{EVENT_SCHEMA, Encoder};
 use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
@@ -10,13 +11,8 @@ use tidemill_common::kafka::{Outgoing, Producer, Record};
 use tidemill_common::names::{dlq_topic, processed_topic};
 use tidemill_common::registry::{Registry, RegistryError};
 use tidemill_common::verdict::{Rejection, TOO_LARGE};
+pub use tidemill_common::verdict::{SOURCE_APPEND_TIME, SOURCE_OFFSET, SOURCE_PARTITION};
 
-/// Header: the partition in the project's events topic where a record comes from.
-pub const SOURCE_PARTITION: &str = "source-partition";
-/// Header: its offset there.
-pub const SOURCE_OFFSET: &str = "source-offset";
-/// Header: when it was appended there, in milliseconds since 1970.
-pub const SOURCE_APPEND_TIME: &str = "source-append-time";
 /// Header of dead letters: the topic.
 pub const SOURCE_TOPIC: &str = "source-topic";
 /// Header of dead letters: which step refused it.
@@ -25,6 +21,10 @@ pub const STAGE: &str = "stage";
 pub const REASON: &str = "reason";
 /// Header of dead letters: a sentence for people.
 pub const DETAIL: &str = "detail";
+/// Header of dead letters: how often the record has been refused. One that is sent through again bears it, too.
+pub const ATTEMPTS: &str = "attempts";
+/// Header of dead letters: when it was refused, RFC 3339. It differs between copies of one dead letter.
+pub const TIME: &str = "time";
 
 /// A record to send, owning its bytes.
 #[derive(Debug)]
@@ -87,8 +87,14 @@ pub fn stray(record: &Record, home: i32) -> Emission {
     }
 }
 
-/// A dead letter: the record as it came (but for one that is too large), with why and from where.
-pub fn dead_letter(project: &str, dlq_partitions: i32, record: &Record, rejection: &Rejection) -> Emission {
+/// A dead letter: the record as it came (but for one that is too large), with why, when and from where.
+pub fn dead_letter(
+    project: &str,
+    dlq_partitions: i32,
+    record: &Record,
+    rejection: &Rejection,
+    now: DateTime<Utc>,
+) -> Emission {
     let partition = match &record.key {
         Some(key) => home_partition(key, dlq_partitions),
         None => record.partition % dlq_partitions,
@@ -98,6 +104,8 @@ pub fn dead_letter(project: &str, dlq_partitions: i32, record: &Record, rejectio
     headers.push((STAGE, rejection.stage.to_owned()));
     headers.push((REASON, rejection.reason.to_owned()));
     headers.push((DETAIL, rejection.detail.clone()));
+    headers.push((ATTEMPTS, (attempts(record) + 1).to_string()));
+    headers.push((TIME, now.to_rfc3339_opts(SecondsFormat::Millis, true)));
     // What is too large to be sent on still stands at its origin.
     let fits = rejection.reason != TOO_LARGE;
     let (key, value) = if fits { (record.key.clone(), record.value.clone()) } else { (None, Vec::new()) };
@@ -117,6 +125,12 @@ pub async fn send(producer: &Producer, emissions: &[Emission]) -> Result<(), rdk
         })
         .collect();
     producer.send_all(&records).await
+}
+
+/// How often a record was refused before it was sent through again.
+fn attempts(record: &Record) -> u32 {
+    let header = record.headers.iter().find(|(key, _)| key == ATTEMPTS);
+    header.and_then(|(_, value)| std::str::from_utf8(value).ok()?.parse().ok()).unwrap_or(0).min(u32::MAX - 1)
 }
 
 fn origin(record: &Record) -> Vec<(&'static str, String)> {

@@ -17,3 +17,13 @@ pub fn seen_users(project: &str) -> String {
 pub fn metric(project: &str, metric: &str, granularity: Granularity, window_start: i64) -> String {
     format!("metric:{project}:{metric}:{granularity}:{window_start}")
 }
+
+/// HASH of how far a project's projection has got, and in which Redis it is whole.
+pub fn projection(project: &str) -> String {
+    format!("analytics:projection:{project}")
+}
+
+/// Held by the worker that projects all of a project again.
+pub fn projecting(project: &str) -> String {
+    format!("analytics:projecting:{project}")
+}

@@ -46,36 +46,61 @@ pub struct Advance {
     pub as_of: DateTime<Utc>,
 }
 
-/// The positions of these partitions; those that are new begin at the given offsets.
-pub async fn open(pool: &PgPool, places: &[(Place, i64)]) -> Result<HashMap<Place, Position>, sqlx::Error> {
+/// What the ledger says of some partitions, all of it at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Standing {
+    /// Which history this is ([`crate::timeline`]).
+    pub epoch: i64,
+    /// The positions of those that the ledger knows.
+    pub positions: HashMap<Place, Position>,
+}
+
+/// The positions of these partitions; those that are new begin at the beginning. Where a topic was made again, what
+/// its old log held behind its position is gone, and noted in `gaps`.
+pub async fn open(pool: &PgPool, places: &[Place]) -> Result<Standing, sqlx::Error> {
     let mut connection = pool.acquire().await?;
-    let mut places: Vec<&(Place, i64)> = places.iter().collect();
+    let mut places: Vec<&Place> = places.iter().collect();
     places.sort(); // like every insert
-    let columns = Columns::of(places.iter().map(|(place, _)| place));
-    let begins: Vec<i64> = places.iter().map(|(_, begin)| *begin).collect();
-    sqlx::query(
-        "INSERT INTO ledger (view, topic, partition, topic_incarnation, generation, next_offset, projected_offset, as_of)
-         SELECT $1, w.topic, w.partition, w.incarnation, w.generation, w.begins, w.begins, to_timestamp(0)
-         FROM unnest($2::text[], $3::int[], $4::text[], $5::int[], $6::bigint[])
-              AS w(topic, partition, incarnation, generation, begins)
-         ON CONFLICT DO NOTHING",
+    let columns = Columns::of(places.into_iter());
+    let gone = sqlx::query(
+        "WITH begun AS (
+             INSERT INTO ledger (view, topic, partition, topic_incarnation, generation, next_offset, projected_offset, as_of)
+             SELECT $1, w.topic, w.partition, w.incarnation, w.generation, 0, 0, to_timestamp(0)
+             FROM unnest($2::text[], $3::int[], $4::text[], $5::int[]) AS w(topic, partition, incarnation, generation)
+             ON CONFLICT DO NOTHING
+             RETURNING topic, partition, topic_incarnation, generation)
+         INSERT INTO gaps (view, generation, topic, topic_incarnation, partition, from_offset, reason)
+         SELECT $1, l.generation, l.topic, l.topic_incarnation, l.partition, l.next_offset, 'the topic was made again'
+         FROM begun b JOIN ledger l
+           ON l.view = $1 AND l.generation = b.generation AND l.topic = b.topic AND l.partition = b.partition
+          AND l.topic_incarnation <> b.topic_incarnation
+         ON CONFLICT DO NOTHING
+         RETURNING topic, partition, from_offset",
     )
     .bind(VIEW)
     .bind(&columns.topics)
     .bind(&columns.partitions)
     .bind(&columns.incarnations)
     .bind(&columns.generations)
-    .bind(&begins)
-    .execute(&mut *connection)
+    .fetch_all(&mut *connection)
     .await?;
-    read(&mut connection, &columns, "").await
+    for row in gone {
+        let (topic, partition, next): (String, i32, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
+        tracing::error!(topic, partition, next, "the topic was made again; what its old log held behind that is gone");
+    }
+    standing(&mut connection, &columns, "").await
+}
+
+/// What the ledger says of these partitions now.
+pub async fn look(pool: &PgPool, places: &[Place]) -> Result<Standing, sqlx::Error> {
+    standing(&mut *pool.acquire().await?, &Columns::of(places.iter()), "").await
 }
 
 /// Moves all partitions on, if every one of them still stands where its batch starts; else changes nothing
 /// and says false. The rows stay locked until the transaction ends.
 pub async fn advance(tx: &mut PgConnection, steps: &[Advance]) -> Result<bool, sqlx::Error> {
     let columns = Columns::of(steps.iter().map(|step| &step.place));
-    let found = read(tx, &columns, "FOR UPDATE OF l").await?;
+    let found = standing(tx, &columns, "FOR UPDATE OF l").await?.positions;
     let stands = |step: &Advance| found.get(&step.place).is_some_and(|position| position.next == step.start);
     if !steps.iter().all(stands) && !mutant("no-fencing") {
         return Ok(false);
@@ -100,9 +125,57 @@ pub async fn advance(tx: &mut PgConnection, steps: &[Advance]) -> Result<bool, s
     Ok(true)
 }
 
+/// When the last record was appended that is counted, in milliseconds since 1970.
+pub async fn as_of(pool: &PgPool, place: &Place) -> Result<Option<i64>, sqlx::Error> {
+    let row = sqlx::query(
+        "SELECT as_of FROM ledger
+         WHERE view = $1 AND topic = $2 AND partition = $3 AND topic_incarnation = $4 AND generation = $5",
+    )
+    .bind(VIEW)
+    .bind(&place.topic)
+    .bind(place.partition)
+    .bind(&place.incarnation)
+    .bind(place.generation)
+    .fetch_optional(pool)
+    .await?;
+    row.map(|row| Ok(row.try_get::<DateTime<Utc>, _>(0)?.timestamp_millis())).transpose()
+}
+
+/// Goes past records that the log does not have (any more), because a person has said so, and notes it in `gaps`.
+/// False: the partition does not stand at `from`.
+pub async fn skip(pool: &PgPool, place: &Place, from: i64, to: i64) -> Result<bool, sqlx::Error> {
+    // Nothing is said of a time up to which all is counted, until the next batch.
+    let moved = sqlx::query(
+        "WITH moved AS (
+             UPDATE ledger SET next_offset = $7, projected_offset = $7, as_of = to_timestamp(0)
+             WHERE view = $1 AND topic = $2 AND partition = $3 AND topic_incarnation = $4 AND generation = $5
+               AND next_offset = $6
+             RETURNING view, generation, topic, topic_incarnation, partition)
+         INSERT INTO gaps (view, generation, topic, topic_incarnation, partition, from_offset, to_offset, reason)
+         SELECT view, generation, topic, topic_incarnation, partition, $6, $7, 'on_gap = skip' FROM moved
+         ON CONFLICT (view, generation, topic, topic_incarnation, partition, from_offset)
+         DO UPDATE SET to_offset = excluded.to_offset, created_at = now()
+         RETURNING 1",
+    )
+    .bind(VIEW)
+    .bind(&place.topic)
+    .bind(place.partition)
+    .bind(&place.incarnation)
+    .bind(place.generation)
+    .bind(from)
+    .bind(to)
+    .fetch_optional(pool)
+    .await?;
+    Ok(moved.is_some())
+}
+
 /// Notes that everything below `projected` is in Redis, where the ledger has got that far.
 pub async fn mark_projected(pool: &PgPool, places: &[(Place, i64)]) -> Result<(), sqlx::Error> {
     let columns = Columns::of(places.iter().map(|(place, _)| place));
+    let mut tx = pool.begin().await?;
+    // A mark that is lost costs a projection.
+    sqlx::query("SET LOCAL synchronous_commit = off").execute(&mut *tx).await?;
+    standing(&mut tx, &columns, "FOR UPDATE OF l").await?; // in the order of all locks
     sqlx::query(
         "UPDATE ledger l SET projected_offset = w.projected
          FROM unnest($2::text[], $3::int[], $4::text[], $5::int[], $6::bigint[])
@@ -117,19 +190,20 @@ pub async fn mark_projected(pool: &PgPool, places: &[(Place, i64)]) -> Result<()
     .bind(&columns.incarnations)
     .bind(&columns.generations)
     .bind(places.iter().map(|(_, projected)| *projected).collect::<Vec<_>>())
-    .execute(pool)
+    .execute(&mut *tx)
     .await?;
-    Ok(())
+    tx.commit().await
 }
 
 /// Reads rows in one order everywhere, so that locks cannot form a ring.
-async fn read(
+async fn standing(
     connection: &mut PgConnection,
     columns: &Columns<'_>,
     lock: &'static str,
-) -> Result<HashMap<Place, Position>, sqlx::Error> {
+) -> Result<Standing, sqlx::Error> {
     let sql = format!(
-        "SELECT l.topic, l.partition, l.topic_incarnation, l.generation, l.next_offset, l.projected_offset
+        "SELECT l.topic, l.partition, l.topic_incarnation, l.generation, l.next_offset, l.projected_offset,
+                (SELECT epoch FROM timeline)
          FROM ledger l
          JOIN unnest($2::text[], $3::int[], $4::text[], $5::int[]) AS w(topic, partition, incarnation, generation)
            ON l.topic = w.topic AND l.partition = w.partition
@@ -145,17 +219,18 @@ async fn read(
         .bind(&columns.generations)
         .fetch_all(connection)
         .await?;
-    rows.iter()
-        .map(|row| {
-            let place = Place {
-                topic: row.try_get(0)?,
-                partition: row.try_get(1)?,
-                incarnation: row.try_get(2)?,
-                generation: row.try_get(3)?,
-            };
-            Ok((place, Position { next: row.try_get(4)?, projected: row.try_get(5)? }))
-        })
-        .collect()
+    let mut standing = Standing::default();
+    for row in rows {
+        let place = Place {
+            topic: row.try_get(0)?,
+            partition: row.try_get(1)?,
+            incarnation: row.try_get(2)?,
+            generation: row.try_get(3)?,
+        };
+        standing.positions.insert(place, Position { next: row.try_get(4)?, projected: row.try_get(5)? });
+        standing.epoch = row.try_get(6)?;
+    }
+    Ok(standing)
 }
 
 /// Places by column, as Postgres' `unnest` takes them.

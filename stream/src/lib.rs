@@ -9,12 +9,14 @@ pub mod keys;
 pub mod ledger;
 mod live;
 pub mod metric;
+mod poison;
 mod project;
 pub mod sketch;
 mod sort;
 mod state;
 pub mod store;
 mod time;
+pub mod timeline;
 pub mod window;
 mod worker;
 
@@ -26,6 +28,7 @@ use tidemill_common::config::Connections;
 use tidemill_common::http::{Health, Listener, serve};
 use tidemill_common::kafka::{GroupConsumer, History, Producer};
 use tidemill_common::postgres;
+use tidemill_common::progress::{self, Positions};
 use tidemill_common::redis::Redis;
 use tidemill_common::registry::Registry;
 use tidemill_common::seen::{Checkpoints, Filler, Limits, SeenStores, keep_checkpoints};
@@ -35,7 +38,8 @@ use apply::Applier;
 pub use config::{Config, OnGap};
 use filling::Filling;
 use live::Preparer;
-use project::Projector;
+use poison::Limit;
+use project::{Intervals, Projector};
 use sort::Sorter;
 use state::State;
 use worker::{Failures, Worker};
@@ -52,13 +56,22 @@ pub async fn run(
 ) -> anyhow::Result<()> {
     let health = Health::new();
     let pool = postgres::pool(&connections.database_url, 4)?;
-    let redis = Redis::new(&connections.redis_url)?;
+    let redis = Redis::background(&connections.redis_url)?;
     let registry = Registry::new(&connections.registry_url)?;
     let decoder = Decoder::new(registry.clone());
     let history = History::new(connections.kafka.clone());
-    watch(&health, &shutdown, &history, &pool, &redis);
     let stores = SeenStores::open(&config.seen_dir, Limits::default())?;
     let checkpoints = config.checkpoint_url.as_deref().map(Checkpoints::new).transpose()?;
+    watch(&health, &shutdown, &pool, &redis);
+    let positions = Positions::default();
+    let stall = Duration::from_millis(config.stall_ms);
+    let watching =
+        progress::Watch { name: "stream", history: history.clone(), health: health.clone(), patience: stall };
+    tokio::spawn(watching.run(positions.clone(), shutdown.clone()));
+    let intervals = Intervals {
+        hot_key: Duration::from_millis(config.hot_key_interval_ms),
+        audit: Duration::from_millis(config.audit_interval_ms),
+    };
     let worker = Worker {
         consumer: GroupConsumer::join(
             &connections.kafka,
@@ -79,17 +92,16 @@ pub async fn run(
             on_gap: config.on_gap,
             shutdown: shutdown.clone(),
         },
-        applier: Some(Applier {
-            pool: pool.clone(),
-            producer: Producer::new(&connections.kafka, DELIVERY)?,
-            projector: Projector::new(pool.clone(), redis),
-        }),
+        applier: Applier { pool: pool.clone(), producer: Producer::new(&connections.kafka, DELIVERY)? },
         under_way: None,
         sorter: Sorter::new(
             decoder,
             emit::Emitter::new(registry),
             Duration::from_millis(config.unknown_schema_wait_ms),
+            Limit { share: config.poison_share, records: config.poison_records },
         ),
+        projector: Projector::start(pool.clone(), redis, intervals),
+        positions,
         health: health.clone(),
         shutdown: shutdown.clone(),
         state: State::default(),
@@ -108,18 +120,11 @@ pub async fn run(
     Ok(ended?)
 }
 
-fn watch(health: &Health, shutdown: &CancellationToken, history: &History, pool: &PgPool, redis: &Redis) {
-    let history = history.clone();
-    health.set(worker::BATCHES, true, Ok(()));
-    health.set(worker::PARTITIONS, true, Ok(()));
+fn watch(health: &Health, shutdown: &CancellationToken, pool: &PgPool, redis: &Redis) {
+    for check in [worker::BATCHES, worker::PARTITIONS, worker::POISON] {
+        health.set(check, true, Ok(()));
+    }
     let (pool, redis) = (pool.clone(), redis.clone());
-    health.watch("kafka", true, shutdown, move || {
-        let history = history.clone();
-        async move {
-            let asked = tokio::task::spawn_blocking(move || history.ping().map_err(|error| error.to_string()));
-            asked.await.unwrap_or_else(|error| Err(error.to_string()))
-        }
-    });
     health.watch("postgres", true, shutdown, move || {
         let pool = pool.clone();
         async move { sqlx::query("SELECT 1").execute(&pool).await.map(drop) }

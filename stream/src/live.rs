@@ -4,7 +4,6 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use chrono::DateTime;
 use sqlx::PgPool;
 use tidemill_common::dead_letters::unknown_schemas;
 use tidemill_common::kafka::{KafkaConfig, TopicPartition, topic_incarnations};
@@ -15,13 +14,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::OnGap;
 use crate::fold::rollups::Changes;
-use crate::ledger::{self, Advance, Place, Position};
+use crate::ledger::{self, Place, Position};
 use crate::sort::Transient;
 use crate::store::Touched;
+use crate::timeline::{self, Timeline};
 
 type Places = HashMap<TopicPartition, (Place, Arc<Project>)>;
 
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
+/// Redis is caught up by reading what it lacks again, unless that is more than this: then all that is live is
+/// projected, which costs no memory.
+const MOST_AGAIN: i64 = 100_000;
 
 /// A partition that is being counted.
 pub struct Live {
@@ -37,8 +40,6 @@ pub struct Live {
     pub held: bool,
     /// Up to where Redis shows everything.
     pub projected: i64,
-    /// Up to where the ledger knows of it, but for what a batch tells it.
-    pub marked: i64,
     /// What has been seen.
     pub seen: SeenStore,
 }
@@ -68,30 +69,39 @@ pub struct Prepared {
     pub live: HashMap<TopicPartition, Live>,
     /// What Redis may not show yet.
     pub touched: Touched,
+    /// Projects of which Redis may miss anything.
+    pub all_of: BTreeSet<String>,
     /// Partitions about which a person has to decide: which, and what to do.
     pub stuck: Vec<String>,
 }
 
 impl Preparer {
     /// Makes partitions live. Those of unknown projects are left out, and those whose log does not fit their
-    /// ledger; the others do not wait for them.
+    /// ledger; the others do not wait for them. `timeline` is what we know of the ledger, and goes on in the epoch that
+    /// holds now.
     pub async fn prepare(
         &self,
         partitions: &BTreeSet<TopicPartition>,
         parked: &mut Parked,
+        timeline: &mut Timeline,
     ) -> Result<Prepared, Transient> {
         let mut prepared = Prepared::default();
         let places = self.places(partitions).await?;
         if places.is_empty() {
             return Ok(prepared);
         }
-        let lows = self.bounds(&places).await?;
-        let begins: Vec<(Place, i64)> =
-            places.iter().filter_map(|(at, (place, _))| Some((place.clone(), lows.get(at)?.0))).collect();
-        let positions = ledger::open(&self.pool, &begins).await?;
-        // Asked again: another worker may have counted what came since.
+        let opened: Vec<Place> = places.values().map(|(place, _)| place.clone()).collect();
+        let standing = ledger::open(&self.pool, &opened).await?;
+        let epoch = match timeline.broken(&standing) {
+            Some(reason) => timeline::raise(&self.pool, standing.epoch, timeline.epoch.unwrap_or(0), &reason).await?,
+            None => standing.epoch,
+        };
+        timeline.enter(epoch);
+        let positions = standing.positions;
+        // Asked after the ledger, which may have been brought here meanwhile.
         let bounds = self.bounds(&places).await?;
         let dead = self.dead_letters(&places).await?;
+        let mut again = 0;
         let mut fills = Vec::new();
         let mut live = HashMap::new();
         for (at, (place, project)) in places {
@@ -104,6 +114,11 @@ impl Preparer {
                     continue;
                 }
             };
+            timeline.reached(&place, position.next);
+            again += (position.next - position.projected).max(0);
+            if again > MOST_AGAIN {
+                prepared.all_of.insert(project.id.clone());
+            }
             let kept = parked.remove(&at).filter(|(incarnation, _)| *incarnation == place.incarnation);
             fills.push(Fill {
                 key: StoreKey {
@@ -112,7 +127,7 @@ impl Preparer {
                     partition: place.partition,
                 },
                 next: position.next,
-                again_from: position.projected.min(position.next),
+                again_from: if again > MOST_AGAIN { position.next } else { position.projected.min(position.next) },
                 partitions: project.partitions,
                 window_ms: project.dedupe_window_ms,
                 dead: dead.get(&at).cloned().unwrap_or_default(),
@@ -125,7 +140,7 @@ impl Preparer {
         for (at, (place, project, position)) in live {
             let Some(seen) = stores.remove(&at) else { continue };
             let Position { next, projected } = position;
-            let live = Live { place, project, next, read: next, held: false, projected, marked: projected, seen };
+            let live = Live { place, project, next, read: next, held: false, projected, seen };
             prepared.live.insert(at, live);
         }
         Ok(prepared)
@@ -185,37 +200,36 @@ impl Preparer {
         &self,
         place: &Place,
         position: Position,
-        (low, high): (i64, i64),
+        bounds: (i64, i64),
     ) -> Result<Result<Position, String>, Transient> {
-        let (next, at) = (position.next, format!("{}/{}", place.topic, place.partition));
-        if next > high {
-            return Ok(Err(format!(
-                "{at}: the ledger has counted up to offset {next}, but the log ends at {high}: it has lost its end. \
-                 Restore the topic, or count it anew: delete its row from `ledger`"
-            )));
-        }
-        if next >= low {
-            return Ok(Ok(position));
-        }
+        let Some(gap) = Gap::between(position.next, bounds) else { return Ok(Ok(position)) };
+        let at = format!("{}/{}", place.topic, place.partition);
+        let next = match gap {
+            Gap::Deleted { to, .. } => to,
+            Gap::Cut { from, .. } => self.uncounted(place).await?.unwrap_or(from),
+        };
         if self.on_gap == OnGap::Stop {
             return Ok(Err(format!(
-                "{at}: the ledger has counted up to offset {next}, but the log begins at {low}: {} records were \
-                 deleted by retention before they were counted. To go on behind them, start the worker with \
-                 TIDEMILL_STREAM__ON_GAP=skip",
-                low - next
+                "{at}: {gap}. To go on at offset {next}, start the worker once with TIDEMILL_STREAM__ON_GAP=skip"
             )));
         }
-        tracing::error!(%at, next, low, "skipping records that retention has deleted");
-        // Nothing is said of a time up to which all is counted.
-        let as_of = DateTime::UNIX_EPOCH;
-        let step = Advance { place: place.clone(), start: next, next: low, projected: low, as_of };
-        let mut tx = self.pool.begin().await?;
-        let moved = ledger::advance(&mut tx, &[step]).await?;
-        tx.commit().await?;
-        if !moved {
+        if !ledger::skip(&self.pool, place, position.next, next).await? {
             return Err(Transient::NotReady(format!("{at} has moved meanwhile")));
         }
-        Ok(Ok(Position { next: low, projected: low }))
+        tracing::error!(%at, %gap, next, "going on all the same, as on_gap = skip says");
+        if let Gap::Deleted { from, to } = gap {
+            metrics::counter!("tidemill_stream_skipped_records_total").increment((to - from).unsigned_abs());
+        }
+        Ok(Ok(Position { next, projected: next }))
+    }
+
+    /// The first record that was appended after the last one that was counted, in a log that has lost its end.
+    async fn uncounted(&self, place: &Place) -> Result<Option<i64>, Transient> {
+        let Some(counted_ms) = ledger::as_of(&self.pool, place).await?.filter(|ms| *ms > 0) else { return Ok(None) };
+        let (history, topic) = (self.filler.history.clone(), Arc::from(place.topic.as_str()));
+        let at = TopicPartition { topic, partition: place.partition };
+        let behind = blocking(move || history.offsets_at(&[(at, counted_ms + 1)])).await??;
+        Ok(behind.into_values().next())
     }
 
     async fn fill(&self, fills: Vec<Fill>) -> Result<(HashMap<TopicPartition, SeenStore>, Touched), Transient> {
@@ -237,6 +251,65 @@ impl Preparer {
     }
 }
 
+/// Where the log and the ledger do not meet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Gap {
+    /// Records `from..to` were deleted before they were counted.
+    Deleted { from: i64, to: i64 },
+    /// Records `from..to` were counted, but the log does not have them any more.
+    Cut { from: i64, to: i64 },
+}
+
+impl Gap {
+    /// Between what is counted up to `next` and a log from `low` up to `high`.
+    fn between(next: i64, (low, high): (i64, i64)) -> Option<Self> {
+        if next > high {
+            return Some(Self::Cut { from: high, to: next });
+        }
+        (next < low).then_some(Self::Deleted { from: next, to: low })
+    }
+}
+
+impl std::fmt::Display for Gap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Deleted { from, to } => write!(
+                f,
+                "the log begins at offset {to} and the ledger stands at {from}: offsets {from} to {} ({} records) were \
+                 deleted before they were counted; raise the topic's retention",
+                to - 1,
+                to - from
+            ),
+            Self::Cut { from, to } => write!(
+                f,
+                "the log ends at offset {from} and the ledger stands at {to}: the log has lost its end, offsets {from} \
+                 to {} ({} records). They stay counted, but what is written there would be taken for counted, too. Restore \
+                 the topic if that can be",
+                to - 1,
+                to - from
+            ),
+        }
+    }
+}
+
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Transient> {
     tokio::task::spawn_blocking(work).await.map_err(|error| Transient::NotReady(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gap_is_where_log_and_ledger_do_not_meet() {
+        assert_eq!(Gap::between(5, (0, 10)), None);
+        assert_eq!(Gap::between(5, (5, 5)), None, "all is counted and deleted");
+        assert_eq!(Gap::between(0, (0, 0)), None);
+        let deleted = Gap::between(5, (8, 10)).expect("a gap");
+        assert_eq!(deleted, Gap::Deleted { from: 5, to: 8 });
+        assert!(deleted.to_string().contains("offsets 5 to 7 (3 records) were deleted"), "{deleted}");
+        let cut = Gap::between(12, (8, 10)).expect("a gap");
+        assert_eq!(cut, Gap::Cut { from: 10, to: 12 });
+        assert!(cut.to_string().contains("lost its end, offsets 10 to 11 (2 records)"), "{cut}");
+    }
 }

@@ -4,17 +4,19 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use chrono::DateTime;
+use chrono::{DateTime, Utc};
 use rdkafka::error::KafkaError;
 use tidemill_common::codec::{DecodeError, Decoder, schema_id};
 use tidemill_common::failpoint::{Injected, mutant};
 use tidemill_common::kafka::Record;
+use tidemill_common::projects::Project;
 use tidemill_common::registry::RegistryError;
 use tidemill_common::seen::{FillError, SeenError, fingerprint};
 use tidemill_common::verdict::{Rejection, Verdict, fits, judge};
 
 use crate::emit::{self, Emission, Emitter};
 use crate::live::Live;
+use crate::poison::{Limit, Poison};
 use crate::store::{Counted, DeadLetter};
 
 /// Pause between two questions for an unknown schema.
@@ -67,8 +69,33 @@ pub struct Sorted {
     pub strays: u64,
 }
 
-/// Sorts records. Keeps how long each unknown schema has been asked for.
+/// How far a batch had got, to go back to.
+struct Mark {
+    events: usize,
+    dead_letters: usize,
+    emissions: usize,
+    copies: u64,
+    strays: u64,
+}
+
+impl Sorted {
+    fn mark(&self) -> Mark {
+        let (events, dead_letters, emissions) = (self.events.len(), self.dead_letters.len(), self.emissions.len());
+        Mark { events, dead_letters, emissions, copies: self.copies, strays: self.strays }
+    }
+
+    fn go_back(&mut self, mark: &Mark) {
+        self.events.truncate(mark.events);
+        self.dead_letters.truncate(mark.dead_letters);
+        self.emissions.truncate(mark.emissions);
+        (self.copies, self.strays) = (mark.copies, mark.strays);
+    }
+}
+
+/// Sorts records. Keeps how long each unknown schema has been asked for, and which share is refused.
 pub struct Sorter {
+    /// Which partitions stand still because too much in them is refused.
+    pub poison: Poison,
     decoder: Decoder,
     emitter: Emitter,
     unknown_wait: Duration,
@@ -82,19 +109,33 @@ struct Unknown {
 }
 
 impl Sorter {
-    /// A sorter that gives up on an unknown schema after `unknown_wait`.
-    pub fn new(decoder: Decoder, emitter: Emitter, unknown_wait: Duration) -> Self {
-        Self { decoder, emitter, unknown_wait, unknown: HashMap::new() }
+    /// A sorter that gives up on an unknown schema after `unknown_wait`, and refuses no more than `limit` allows.
+    pub fn new(decoder: Decoder, emitter: Emitter, unknown_wait: Duration, limit: Limit) -> Self {
+        Self { poison: Poison::new(limit), decoder, emitter, unknown_wait, unknown: HashMap::new() }
     }
 
-    /// Sorts the records of a live partition, in order; gives how many. It stops before a record whose schema
-    /// is not known yet: its partition has to wait, the others do not.
+    /// Sorts the records of a live partition, in order; gives how many. It stops before a record whose schema is not
+    /// known yet, and takes none at all where too many would be dead letters: then their partition has to wait, the
+    /// others do not.
     pub async fn sort(&mut self, records: &[Record], live: &mut Live, sorted: &mut Sorted) -> Result<usize, Transient> {
+        let before = sorted.mark();
+        let taken = self.sort_all(records, live, sorted).await?;
+        let Some(first) = records.first() else { return Ok(0) };
+        let refused = &sorted.dead_letters[before.dead_letters..];
+        let reason = refused.last().map_or("", |letter| letter.reason);
+        if self.poison.admits(&first.topic_partition(), taken, refused.len(), reason) {
+            return Ok(taken);
+        }
+        sorted.go_back(&before);
+        Ok(0)
+    }
+
+    async fn sort_all(&mut self, records: &[Record], live: &mut Live, sorted: &mut Sorted) -> Result<usize, Transient> {
         for (taken, record) in records.iter().enumerate() {
-            let Some(verdict) = self.judge(record, live.project.partitions).await? else {
+            let Some(verdict) = self.judge(record, &live.project).await? else {
                 // All unknown schemas behind it are asked for at the same time, not one after the other.
                 for later in &records[taken + 1..] {
-                    self.judge(later, live.project.partitions).await?;
+                    self.judge(later, &live.project).await?;
                 }
                 return Ok(taken);
             };
@@ -127,7 +168,8 @@ impl Sorter {
                 sorted.emissions.push(emit::stray(record, home));
             }
             Verdict::Rejected(rejection) => {
-                sorted.emissions.push(emit::dead_letter(&project.id, project.dlq_partitions, record, &rejection));
+                let (id, partitions) = (&project.id, project.dlq_partitions);
+                sorted.emissions.push(emit::dead_letter(id, partitions, record, &rejection, Utc::now()));
                 sorted.dead_letters.push(DeadLetter {
                     project: project.id.clone(),
                     topic: place.topic.clone(),
@@ -146,13 +188,13 @@ impl Sorter {
 
     /// The verdict; none while a schema is unknown and may still come, since a registry may be late or may
     /// have come back with less than it had.
-    async fn judge(&mut self, record: &Record, partitions: i32) -> Result<Option<Verdict>, DecodeError> {
+    async fn judge(&mut self, record: &Record, project: &Project) -> Result<Option<Verdict>, DecodeError> {
         let id = if fits(record) { schema_id(&record.value).ok() } else { None };
         let asked_lately = |unknown: &&Unknown| unknown.asked.elapsed() < ASK_AGAIN;
         if let Some(unknown) = id.and_then(|id| self.unknown.get(&id)).filter(asked_lately) {
             return Ok(self.give_up(id.unwrap_or_default(), unknown.since));
         }
-        match judge(&self.decoder, record, partitions).await {
+        match judge(&self.decoder, record, project.partitions, project.dedupe_window_ms).await {
             Err(DecodeError::UnknownSchema(id)) => {
                 let now = Instant::now();
                 if self.unknown.len() >= MOST_UNKNOWN {

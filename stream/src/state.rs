@@ -7,6 +7,7 @@ use tidemill_common::kafka::{Record, TopicPartition};
 
 use crate::ledger::{Advance, Place};
 use crate::live::{Live, Parked};
+use crate::timeline::Timeline;
 
 /// The partitions that Kafka gave to this worker.
 #[derive(Default)]
@@ -17,6 +18,8 @@ pub struct State {
     pub waiting: BTreeSet<TopicPartition>,
     /// The seen stores of partitions that are not live.
     pub parked: Parked,
+    /// What is known of the ledger.
+    pub timeline: Timeline,
     /// When it is time to make waiting partitions live; none: now.
     pub retry_at: Option<Instant>,
 }
@@ -42,13 +45,6 @@ impl State {
                 live.next = next;
                 live.seen.advance(next);
             }
-        }
-    }
-
-    /// Redis shows everything that is in the ledger.
-    pub fn shown(&mut self) {
-        for live in self.live.values_mut() {
-            live.projected = live.next;
         }
     }
 
@@ -92,6 +88,7 @@ impl State {
     /// Every live partition goes on from the ledger, at once; what was fetched is dropped.
     pub fn reset(&mut self) {
         for (at, live) in self.live.drain() {
+            self.timeline.reached(&live.place, live.next);
             self.parked.insert(at.clone(), (live.place.incarnation, live.seen));
             self.waiting.insert(at);
         }
@@ -101,6 +98,7 @@ impl State {
     /// Keeps the store of a partition; says whether it was live.
     fn park(&mut self, at: &TopicPartition) -> bool {
         let Some(live) = self.live.remove(at) else { return false };
+        self.timeline.reached(&live.place, live.next);
         self.parked.insert(at.clone(), (live.place.incarnation, live.seen));
         true
     }

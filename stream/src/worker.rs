@@ -7,17 +7,20 @@ use std::time::{Duration, Instant};
 use metrics::{counter, gauge, histogram};
 use tidemill_common::failpoint::hit;
 use tidemill_common::http::Health;
-use tidemill_common::kafka::{GroupConsumer, GroupEvent, Record};
+use tidemill_common::kafka::{GroupConsumer, GroupEvent, InHand, Record};
+use tidemill_common::progress::Positions;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::apply::{Applied, Applier};
+use crate::apply::Applier;
 use crate::config::Config;
 use crate::filling::{Filled, Filling};
-use crate::ledger::Place;
+use crate::ledger::Position;
 use crate::live::{Live, Preparer};
+use crate::project::Projector;
 use crate::sort::{Sorter, Transient};
 use crate::state::State;
+use crate::store::Touched;
 
 /// How often the worker looks after what is not about records.
 const TICK: Duration = Duration::from_secs(1);
@@ -28,12 +31,16 @@ const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Pause before a partition with an unknown schema is tried again.
 const HELD: Duration = Duration::from_secs(1);
+/// Pause before a partition that is mostly dead letters is tried again.
+const POISONED: Duration = Duration::from_secs(5);
 /// Records that are sorted between two looks at everything else.
 const CHUNK: usize = 500;
 /// The check that says whether batches go through.
 pub const BATCHES: &str = "batches";
 /// The check that says whether the assigned partitions can be counted.
 pub const PARTITIONS: &str = "partitions";
+/// The check that says whether too much would be dead letters.
+pub const POISON: &str = "poison";
 
 /// A stream worker.
 pub struct Worker {
@@ -43,8 +50,10 @@ pub struct Worker {
     pub(crate) sorter: Sorter,
     pub(crate) health: Health,
     pub(crate) shutdown: CancellationToken,
-    /// Away while a batch is under way.
-    pub(crate) applier: Option<Applier>,
+    pub(crate) projector: Projector,
+    /// Where the live partitions stand, for those who watch.
+    pub(crate) positions: Positions,
+    pub(crate) applier: Applier,
     pub(crate) under_way: Option<AbortOnDropHandle<Ended>>,
     pub(crate) state: State,
     pub(crate) filling: Filling,
@@ -53,10 +62,10 @@ pub struct Worker {
 
 /// A batch that is not under way any more.
 pub(crate) struct Ended {
-    applier: Applier,
     filled: Filled,
-    outcome: Result<Applied, Transient>,
+    outcome: Result<Option<Touched>, Transient>,
     took: Duration,
+    _in_hand: InHand,
 }
 
 /// Failures since the last batch that went through, or the last partitions made ready.
@@ -83,9 +92,9 @@ impl Worker {
                     Ok(ended) => self.settle(ended).await,
                     Err(error) => break Err(error),
                 },
-                () = at(self.filling.due(self.config.batch_wait())), if self.applier.is_some() => self.apply(),
+                () = at(self.filling.due(self.config.batch_wait())), if self.under_way.is_none() => self.apply(),
                 _ = tick.tick() => {
-                    self.project().await;
+                    self.look_after_projection().await;
                     self.state.tick();
                 }
                 _ = topics.tick() => self.check_topics().await,
@@ -98,16 +107,19 @@ impl Worker {
                 self.apply();
             }
             self.go_live().await;
-            if let Some(error) = self.applier.as_ref().and_then(|applier| applier.producer.fatal_error()) {
+            if let Some(error) = self.applier.producer.fatal_error() {
                 break Err(Transient::NotReady(format!("the kafka producer has to be started anew: {error}")));
             }
-            let live = self.state.live.len() as f64;
-            gauge!("tidemill_stream_live_partitions", "group" => self.config.group.clone()).set(live);
+            self.show_positions();
         };
         // The batch in hand goes through, or is read again by whoever comes next.
-        if let Some(batch) = self.under_way.take() {
-            let _ = batch.await;
+        if self.under_way.is_some()
+            && let Ok(ended) = joined(&mut self.under_way).await
+        {
+            self.settle(ended).await;
         }
+        self.projector.finish().await;
+        self.look_after_projection().await;
         self.consumer.leave().await;
         ended
     }
@@ -139,10 +151,13 @@ impl Worker {
         match event {
             GroupEvent::Assigned(partitions) => {
                 tracing::info!(partitions = partitions.len(), "partitions assigned");
+                self.sorter.poison.retain(|at| partitions.contains(at));
                 self.state.assigned(partitions);
             }
             GroupEvent::Revoked(partitions) => {
                 tracing::info!(partitions = partitions.len(), "partitions revoked");
+                let place = |at| self.state.live.get(at).map(|live: &Live| live.place.clone());
+                self.projector.gone(partitions.iter().filter_map(place).collect());
                 // Whoever gets them reads them from the ledger; all are revoked together.
                 self.filling = Filling::default();
                 self.state.revoked(&partitions);
@@ -157,38 +172,39 @@ impl Worker {
 
     /// Has the batch applied, unless the one before still is.
     fn apply(&mut self) {
-        let Some(mut applier) = self.applier.take() else { return };
+        if self.under_way.is_some() {
+            return;
+        }
         let filled = self.filling.close(&self.state);
         if filled.batch.steps.is_empty() {
-            self.applier = Some(applier);
-            return self.state.retry(&filled.held, Instant::now() + HELD);
+            return self.retry(&filled);
         }
+        let (applier, in_hand) = (self.applier.clone(), self.consumer.in_hand());
         self.under_way = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let started = Instant::now();
             let outcome = applier.apply(&filled).await;
-            Ended { applier, filled, outcome, took: started.elapsed() }
+            Ended { filled, outcome, took: started.elapsed(), _in_hand: in_hand }
         })));
     }
 
     /// What the outcome of a batch means.
-    async fn settle(&mut self, Ended { applier, filled, outcome, took }: Ended) {
-        (self.applier, self.under_way) = (Some(applier), None);
+    async fn settle(&mut self, Ended { filled, outcome, took, _in_hand }: Ended) {
+        self.under_way = None;
         match outcome {
-            Ok(Applied::Counted { shown }) => {
+            Ok(Some(touched)) => {
                 self.failures = Failures::default();
                 self.health.set(BATCHES, true, Ok(()));
+                let ends = filled.batch.steps.iter().map(|step| (step.place.clone(), step.next)).collect();
+                self.projector.batch(self.state.timeline.epoch.unwrap_or(0), touched, ends);
                 self.state.advance(&filled.batch.steps);
-                if shown {
-                    self.state.shown();
-                }
-                self.state.retry(&filled.held, Instant::now() + HELD);
+                self.retry(&filled);
                 self.consumer.commit(self.state.positions());
                 count(&filled, took);
                 if let Err(error) = hit("stream.done").await {
                     self.fail(&error.into());
                 }
             }
-            Ok(Applied::Elsewhere) => {
+            Ok(None) => {
                 tracing::warn!(
                     "the ledger stands elsewhere (another worker, or a restored database); reading it again"
                 );
@@ -197,6 +213,14 @@ impl Worker {
             }
             Err(error) => self.fail(&error),
         }
+    }
+
+    /// Held partitions go on from the ledger, in a while.
+    fn retry(&mut self, filled: &Filled) {
+        let poison = self.sorter.poison.state();
+        let pause = if poison.is_ok() { HELD } else { POISONED };
+        self.state.retry(&filled.held, Instant::now() + pause);
+        self.health.set(POISON, true, poison);
     }
 
     /// A batch that failed: nothing is lost and nothing turns into a dead letter, it is read again.
@@ -211,23 +235,37 @@ impl Worker {
         self.state.reset();
     }
 
-    /// While nothing else does it: brings Redis level, if it can be reached, and has the ledger know.
-    async fn project(&mut self) {
-        let Some(applier) = &mut self.applier else { return };
-        if !applier.projector.flush().await {
-            return;
+    /// Has the ledger know what Redis shows; and goes back to it when Postgres has come back older.
+    async fn look_after_projection(&mut self) {
+        if self.state.timeline.epoch.is_some_and(|ours| ours < self.projector.epoch()) {
+            tracing::warn!("postgres has come back older; reading the ledger again");
+            return self.reset();
         }
-        let behind = |live: &&Live| live.marked < live.next;
-        let mark = |live: &Live| (live.place.clone(), live.next);
-        let mut marks: Vec<(Place, i64)> = self.state.live.values().filter(behind).map(mark).collect();
-        self.state.shown();
+        let mut marks = Vec::new();
+        for live in self.state.live.values_mut() {
+            let Some(shown) = self.projector.shown(&live.place).filter(|shown| *shown > live.projected) else {
+                continue;
+            };
+            live.projected = shown;
+            // While there are batches, they tell the ledger.
+            if shown == live.next {
+                marks.push((live.place.clone(), shown));
+            }
+        }
         if marks.is_empty() {
             return;
         }
         marks.sort();
-        if applier.mark_projected(&marks).await {
-            self.state.live.values_mut().for_each(|live| live.marked = live.next);
+        if let Err(error) = self.applier.mark_projected(&marks).await {
+            // Then more is projected again than need be.
+            tracing::debug!(%error, "projection marks not written");
         }
+    }
+
+    fn show_positions(&self) {
+        let live = &self.state.live;
+        gauge!("tidemill_stream_live_partitions", "group" => self.config.group.clone()).set(live.len() as f64);
+        self.positions.replace(live.iter().map(|(at, live)| (at.clone(), live.next)));
     }
 
     /// A topic that was deleted and made again is another log, which the client may take for the old one when
@@ -247,19 +285,27 @@ impl Worker {
 
     /// Makes waiting partitions live, when it is time to try and no batch can move the ledger meanwhile.
     async fn go_live(&mut self) {
-        let Some(applier) = &mut self.applier else { return };
         let state = &mut self.state;
-        if state.waiting.is_empty() || state.retry_at.is_some_and(|at| Instant::now() < at) {
+        let later = state.retry_at.is_some_and(|at| Instant::now() < at);
+        if self.under_way.is_some() || state.waiting.is_empty() || later {
             return;
         }
-        let prepared = match self.preparer.prepare(&state.waiting, &mut state.parked).await {
+        let before = state.timeline.epoch;
+        let prepared = self.preparer.prepare(&state.waiting, &mut state.parked, &mut state.timeline).await;
+        if before.is_some() && before != state.timeline.epoch && !state.live.is_empty() {
+            return self.reset(); // what is live was opened in another history
+        }
+        let prepared = match prepared {
             Ok(prepared) => prepared,
             Err(error) => return self.pause(PARTITIONS, &error),
         };
         if let Err(error) = hit("stream.prepared").await {
             return self.pause(PARTITIONS, &error.into());
         }
-        applier.projector.add(prepared.touched);
+        let state = &mut self.state;
+        let opened = |live: &Live| (live.place.clone(), Position { next: live.next, projected: live.projected });
+        let epoch = state.timeline.epoch.unwrap_or(0);
+        self.projector.live(epoch, prepared.live.values().map(opened).collect(), prepared.touched, prepared.all_of);
         for (at, live) in prepared.live {
             let (next, sightings) = (live.next, live.seen.len());
             tracing::info!(topic = %at.topic, partition = at.partition, next, sightings, "live");
@@ -272,6 +318,7 @@ impl Worker {
         if !self.failures.of_a_batch {
             self.failures.count = 0;
         }
+        gauge!("tidemill_stream_stuck_partitions").set(prepared.stuck.len() as f64);
         let stuck = if prepared.stuck.is_empty() { Ok(()) } else { Err(prepared.stuck.join("; ")) };
         self.health.set(PARTITIONS, true, stuck);
     }

@@ -3,14 +3,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot set itself up must fail loudly
 
 mod own;
+mod private_redis;
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use sqlx::{Connection, Executor, PgConnection, PgPool};
 use tidemill_common::auth;
 use tidemill_common::codec::{EVENT_SCHEMA, Encoder};
@@ -20,10 +22,12 @@ use tidemill_common::home::home_partition;
 use tidemill_common::kafka::{History, Outgoing, Producer, Record, Span, TopicPartition};
 use tidemill_common::names::{dlq_topic, events_topic, processed_topic};
 use tidemill_common::registry::Registry;
+use tidemill_common::verdict::{SOURCE_APPEND_TIME, SOURCE_OFFSET, SOURCE_PARTITION};
 use tidemill_common::{postgres, projects};
 use tokio_util::sync::CancellationToken;
 
 pub use own::{Cluster, Own, free_port};
+pub use private_redis::PrivateRedis;
 
 /// Partitions of a test project.
 pub const PARTITIONS: i32 = 4;
@@ -218,6 +222,39 @@ impl Stack {
         let mut records = tokio::task::spawn_blocking(read).await.expect("reader");
         records.sort_by_key(|record| (record.partition, record.offset));
         records
+    }
+
+    /// The next offset of each partition of a topic.
+    pub async fn ends(&self, topic: &str) -> HashMap<i32, i64> {
+        let history = History::new(self.connections.kafka.clone());
+        let topic: std::sync::Arc<str> = topic.into();
+        let partitions: Vec<TopicPartition> =
+            (0..PARTITIONS).map(|partition| TopicPartition { topic: topic.clone(), partition }).collect();
+        let bounds = tokio::task::spawn_blocking(move || history.bounds(&partitions)).await.expect("reader");
+        bounds.expect("bounds").into_iter().map(|(at, (_, high))| (at.partition, high)).collect()
+    }
+
+    /// Sends an event to its home as a worker sends a stray that was appended elsewhere `seconds` ago.
+    pub async fn send_stray(&self, event: &Event, seconds: u32) -> (i32, i64) {
+        let topic = events_topic(&self.project);
+        let key = event.event_id.as_bytes();
+        let (home, value) = (home_partition(key, PARTITIONS), self.encoder.encode(event));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
+        let headers = vec![
+            (SOURCE_PARTITION, ((home + 1) % PARTITIONS).to_string()),
+            (SOURCE_OFFSET, "7".to_owned()),
+            (SOURCE_APPEND_TIME, (now - u128::from(seconds) * 1_000).to_string()),
+        ];
+        let stray = Outgoing { topic: &topic, partition: home, key: Some(key), value: &value, headers };
+        self.producer.send(&stray).await.expect("delivered")
+    }
+
+    /// Deletes what a partition of the project's events topic holds below `offset`, as retention does.
+    pub async fn delete_records(&self, partition: i32, offset: i64) {
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset(&events_topic(&self.project), partition, Offset::Offset(offset)).unwrap();
+        let deleted = self.admin().delete_records(&offsets, &AdminOptions::new()).await.expect("delete records");
+        deleted.elements().iter().for_each(|element| element.error().expect("deleted"));
     }
 
     fn admin(&self) -> AdminClient<DefaultClientContext> {

@@ -11,7 +11,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, mpsc as std_mpsc};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
@@ -28,6 +28,9 @@ use super::{KafkaConfig, Record, TopicPartition};
 const QUEUED_RECORDS: usize = 20_000;
 const QUEUED_BYTES: usize = 64 * 1024 * 1024;
 const POLL: Duration = Duration::from_millis(50);
+/// A revocation waits this long for the batch in hand, so that the next owner seldom meets its transaction. Longer
+/// would hold up the whole group; the ledger decides in any case.
+const IN_HAND: Duration = Duration::from_secs(3);
 /// A stall this short is waited out, since pausing throws away what the client has fetched ahead.
 const SHORT_STALL: Duration = Duration::from_secs(1);
 
@@ -56,6 +59,7 @@ pub struct GroupConsumer {
     events: mpsc::UnboundedReceiver<(u64, GroupEvent)>,
     commands: std_mpsc::Sender<Command>,
     queued: Arc<Queued>,
+    batches: Arc<Batches>,
     /// The latest start of each partition; what bears another number is from before it.
     tickets: HashMap<TopicPartition, u64>,
     next_ticket: u64,
@@ -79,12 +83,44 @@ impl Queued {
     }
 }
 
+/// How many batches were taken in hand, and how many of them are done.
+#[derive(Default)]
+struct Batches {
+    counts: Mutex<(u64, u64)>,
+    done: Condvar,
+}
+
+impl Batches {
+    fn counts(&self) -> MutexGuard<'_, (u64, u64)> {
+        self.counts.lock().expect("no holder panics")
+    }
+
+    /// Waits until the batches that are in hand now are done, or for `limit`.
+    fn settle(&self, limit: Duration) {
+        let counts = self.counts();
+        let (taken, _) = *counts;
+        drop(self.done.wait_timeout_while(counts, limit, |(_, done)| *done < taken));
+    }
+}
+
+/// A batch that is being applied, until this is dropped.
+#[must_use]
+pub struct InHand(Arc<Batches>);
+
+impl Drop for InHand {
+    fn drop(&mut self) {
+        self.0.counts().1 += 1;
+        self.0.done.notify_all();
+    }
+}
+
 impl GroupConsumer {
     /// Joins `group` for the topics that match the regular expression `topics`.
     pub fn join(kafka: &KafkaConfig, group: &str, topics: &str, session_timeout: Duration) -> KafkaResult<Self> {
         let (event_sender, events) = mpsc::unbounded_channel();
         let (commands, command_receiver) = std_mpsc::channel();
-        let context = Context { events: event_sender, assigned: Mutex::default() };
+        let batches = Arc::<Batches>::default();
+        let context = Context { events: event_sender, assigned: Mutex::default(), batches: Arc::clone(&batches) };
         let mut config = kafka.client();
         config
             .set("group.id", group)
@@ -111,7 +147,7 @@ impl GroupConsumer {
         };
         let thread = std::thread::Builder::new().name(group.to_owned()).spawn(move || poller.run());
         let thread = Some(thread.map_err(|error| KafkaError::ClientCreation(error.to_string()))?);
-        Ok(Self { events, commands, queued, tickets: HashMap::new(), next_ticket: 1, thread })
+        Ok(Self { events, commands, queued, batches, tickets: HashMap::new(), next_ticket: 1, thread })
     }
 
     /// The next event; `None` once the consumer has stopped. Dropping the future loses nothing.
@@ -158,6 +194,12 @@ impl GroupConsumer {
         self.send(Command::Start { at: at.clone(), offset, ticket });
     }
 
+    /// Says that a batch is being applied: a revocation waits for it, though not for long.
+    pub fn in_hand(&self) -> InHand {
+        self.batches.counts().0 += 1;
+        InHand(Arc::clone(&self.batches))
+    }
+
     /// Tells Kafka the next offsets, for lag displays only.
     pub fn commit(&self, next_offsets: Vec<(TopicPartition, i64)>) {
         self.send(Command::Commit(next_offsets));
@@ -183,6 +225,7 @@ struct Context {
     events: mpsc::UnboundedSender<(u64, GroupEvent)>,
     /// The partitions that are ours; nothing until started.
     assigned: Mutex<HashMap<TopicPartition, Option<Started>>>,
+    batches: Arc<Batches>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -223,6 +266,7 @@ impl ConsumerContext for Context {
             }
             let _ = self.events.send((0, GroupEvent::Assigned(partitions)));
         } else {
+            self.batches.settle(IN_HAND);
             if let Err(error) = consumer.unassign() {
                 tracing::warn!(%error, "cannot give revoked partitions back");
             }
@@ -359,4 +403,24 @@ fn size(record: &Record) -> usize {
 
 fn partitions_of(list: &TopicPartitionList) -> Vec<TopicPartition> {
     list.elements().iter().map(|e| TopicPartition { topic: Arc::from(e.topic()), partition: e.partition() }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_revocation_waits_for_the_batch_in_hand_and_not_for_ever() {
+        let batches = Arc::<Batches>::default();
+        batches.settle(Duration::from_secs(60)); // nothing is in hand
+        batches.counts().0 += 1;
+        let in_hand = InHand(Arc::clone(&batches));
+        batches.settle(Duration::ZERO);
+        let waiting = std::thread::spawn({
+            let batches = Arc::clone(&batches);
+            move || batches.settle(Duration::from_secs(60))
+        });
+        drop(in_hand);
+        waiting.join().expect("it does not wait for the next batch");
+    }
 }

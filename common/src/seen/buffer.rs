@@ -128,7 +128,7 @@ mod tests {
         for id in 0..45 {
             let fingerprint = sighting(id * 16, 0).fingerprint;
             let found: Vec<i64> = buffer.of(fingerprint).map(|s| s.offset).collect();
-            prop_assert_eq!(&found, by_id.get(&fingerprint).unwrap_or(&Vec::new()));
+            prop_assert_eq!(found, by_id.get(&fingerprint).cloned().unwrap_or_default());
         }
         Ok(())
     }

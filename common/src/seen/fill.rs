@@ -113,7 +113,7 @@ impl Filler {
             if fill.dead.contains(&record.offset) {
                 return Ok(());
             }
-            let event = match runtime.block_on(judge(&self.decoder, &record, fill.partitions)) {
+            let event = match runtime.block_on(judge(&self.decoder, &record, fill.partitions, fill.window_ms)) {
                 Ok(Verdict::Valid(event)) => event,
                 // It was no sighting when it was first read either.
                 Ok(_) => return Ok(()),

@@ -9,19 +9,17 @@ use crate::metric;
 use crate::sketch::UserSketch;
 use crate::time::utc;
 
-/// Which state a value shows; ordered.
-#[derive(Debug, Clone, Copy)]
+/// Which state a value shows; ordered. The epoch comes first: a Postgres that has come back older may have an older
+/// live generation, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Stamp {
-    /// The live generation.
-    pub generation: i32,
     /// Raised when Postgres comes back older.
     pub epoch: i64,
+    /// The live generation.
+    pub generation: i32,
     /// The row's version, or the sum of the shards' versions.
     pub version: i64,
 }
-
-/// Epochs come with the detection of a restored Postgres; until then there is one.
-const EPOCH: i64 = 0;
 
 /// The latest session of a session id.
 pub struct LiveSession {
@@ -59,7 +57,8 @@ pub async fn sessions(
     let rows = sqlx::query(
         "SELECT k.project, k.session_id, p.generation, v.version, s.first_event_at, s.last_event_at, s.total_events,
                 s.page_views, s.conversions, s.user_id, s.current_page,
-                coalesce(u.first_event_at BETWEEN s.first_event_at AND s.last_event_at, false)
+                coalesce(u.first_event_at BETWEEN s.first_event_at AND s.last_event_at, false),
+                (SELECT epoch FROM timeline) AS epoch
          FROM unnest($1::text[], $2::text[]) AS k(project, session_id)
          JOIN projects p ON p.id = k.project
          JOIN session_keys v
@@ -93,7 +92,7 @@ pub async fn sessions(
             fields.extend(row.try_get::<Option<String>, _>(10)?.map(|page| ("currentPage", page)));
             Ok(LiveSession {
                 key: (row.try_get(0)?, session_id),
-                stamp: Stamp { generation: row.try_get(2)?, epoch: EPOCH, version: row.try_get(3)? },
+                stamp: Stamp { epoch: row.try_get("epoch")?, generation: row.try_get(2)?, version: row.try_get(3)? },
                 fields,
                 expires_ms: (last.timestamp_micros() + GAP) / 1_000,
             })
@@ -107,7 +106,8 @@ pub async fn windows<'a>(pool: &PgPool, keys: &[&'a RollupKey]) -> Result<Vec<Ho
         return Ok(Vec::new());
     }
     let rows = sqlx::query(
-        "SELECT k.n, p.generation, sum(r.version)::bigint, sum(r.count)::bigint, array_agg(r.users)
+        "SELECT k.n, p.generation, sum(r.version)::bigint, sum(r.count)::bigint, array_agg(r.users),
+                (SELECT epoch FROM timeline) AS epoch
          FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[])
               WITH ORDINALITY AS k(project, dimension, value, granularity, window_start, n)
          JOIN projects p ON p.id = k.project
@@ -133,7 +133,7 @@ pub async fn windows<'a>(pool: &PgPool, keys: &[&'a RollupKey]) -> Result<Vec<Ho
             }
             Ok(HotWindow {
                 key: keys[row.try_get::<i64, _>(0)? as usize - 1],
-                stamp: Stamp { generation: row.try_get(1)?, epoch: EPOCH, version: row.try_get(2)? },
+                stamp: Stamp { epoch: row.try_get("epoch")?, generation: row.try_get(1)?, version: row.try_get(2)? },
                 count: row.try_get(3)?,
                 unique_users: users.count(),
             })

@@ -1,12 +1,13 @@
 //! Writes to Redis. Every script is safe to run twice, and says whether its key was absent.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::HashSet;
 use std::sync::LazyLock;
 
 use redis::{Pipeline, Script};
 use serde_json::json;
 use tidemill_common::redis::{Redis, RedisFailure};
 
+use super::marks::loaded;
 use super::read::{HotWindow, LiveSession, Stamp};
 use crate::fold::rollups::RollupKey;
 use crate::keys;
@@ -16,32 +17,32 @@ use crate::metric;
 const CHUNK: usize = 500;
 const ABSENT: i64 = 2;
 
-/// ARGV: generation, epoch, version, expiry in ms since 1970, then fields and values.
+/// ARGV: epoch, generation, version, expiry in ms since 1970, then fields and values.
 static WRITE_SESSION: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local held = redis.call('HMGET', KEYS[1], 'generation', 'epoch', 'version')
+        "local held = redis.call('HMGET', KEYS[1], 'epoch', 'generation', 'version')
          if held[1] then
              for i = 1, 3 do
-                 local old, new = tonumber(held[i]), tonumber(ARGV[i])
+                 local old, new = tonumber(held[i]) or -1, tonumber(ARGV[i])
                  if old > new then return 0 end
                  if old < new then break end
              end
          end
          redis.call('DEL', KEYS[1])
-         redis.call('HSET', KEYS[1], 'generation', ARGV[1], 'epoch', ARGV[2], 'version', ARGV[3], unpack(ARGV, 5))
+         redis.call('HSET', KEYS[1], 'epoch', ARGV[1], 'generation', ARGV[2], 'version', ARGV[3], unpack(ARGV, 5))
          redis.call('PEXPIREAT', KEYS[1], ARGV[4])
          return held[1] and 1 or 2",
     )
 });
 
-/// ARGV: generation, epoch, version, expiry in ms since 1970, the JSON value.
+/// ARGV: epoch, generation, version, expiry in ms since 1970, the JSON value.
 static WRITE_WINDOW: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local held = redis.call('GET', KEYS[1])
-         if held then
-             local value = cjson.decode(held)
-             for i, name in ipairs({'generation', 'epoch', 'version'}) do
-                 local old, new = value[name], tonumber(ARGV[i])
+         local readable, value = pcall(cjson.decode, held or '')
+         if readable and type(value) == 'table' then
+             for i, name in ipairs({'epoch', 'generation', 'version'}) do
+                 local old, new = tonumber(value[name]) or -1, tonumber(ARGV[i])
                  if old > new then return 0 end
                  if old < new then break end
              end
@@ -52,8 +53,7 @@ static WRITE_WINDOW: LazyLock<Script> = LazyLock::new(|| {
 });
 
 /// Adds users to their projects' sets.
-pub async fn users(redis: &Redis, users: &BTreeSet<(String, String)>) -> Result<(), RedisFailure> {
-    let users: Vec<_> = users.iter().collect();
+pub async fn users(redis: &Redis, users: &[&(String, String)]) -> Result<(), RedisFailure> {
     for chunk in users.chunks(CHUNK) {
         let mut pipeline = redis::pipe();
         for (project, user_id) in chunk {
@@ -68,7 +68,7 @@ pub async fn users(redis: &Redis, users: &BTreeSet<(String, String)>) -> Result<
 pub async fn sessions(redis: &Redis, sessions: &[LiveSession]) -> Result<HashSet<(String, String)>, RedisFailure> {
     let mut absent = HashSet::new();
     for chunk in sessions.chunks(CHUNK) {
-        let mut pipeline = load(&WRITE_SESSION);
+        let mut pipeline = loaded(&WRITE_SESSION);
         for session in chunk {
             let command =
                 call(&mut pipeline, &WRITE_SESSION, keys::session(&session.key.0, &session.key.1), session.stamp);
@@ -87,21 +87,11 @@ pub async fn sessions(redis: &Redis, sessions: &[LiveSession]) -> Result<HashSet
 pub async fn windows<'a>(redis: &Redis, windows: &[HotWindow<'a>]) -> Result<HashSet<&'a RollupKey>, RedisFailure> {
     let mut absent = HashSet::new();
     for chunk in windows.chunks(CHUNK) {
-        let mut pipeline = load(&WRITE_WINDOW);
-        for HotWindow { key, stamp, count, unique_users } in chunk {
-            let name = key.event_type.as_deref().unwrap_or(metric::EVENTS);
-            let value = json!({
-                "count": count, "unique_users": unique_users,
-                "generation": stamp.generation, "epoch": stamp.epoch, "version": stamp.version,
-            });
-            call(
-                &mut pipeline,
-                &WRITE_WINDOW,
-                keys::metric(&key.project, name, key.granularity, key.window_start),
-                *stamp,
-            )
-            .arg(key.granularity.hot_until(key.window_start) * 1_000)
-            .arg(value.to_string());
+        let mut pipeline = loaded(&WRITE_WINDOW);
+        for window in chunk {
+            call(&mut pipeline, &WRITE_WINDOW, window_key(window.key), window.stamp)
+                .arg(window.key.granularity.hot_until(window.key.window_start) * 1_000)
+                .arg(value(window).to_string());
         }
         let answers: Vec<i64> = redis.run(&pipeline).await?;
         absent.extend(chunk.iter().zip(answers).filter(|(_, a)| *a == ABSENT).map(|(window, _)| window.key));
@@ -109,14 +99,22 @@ pub async fn windows<'a>(redis: &Redis, windows: &[HotWindow<'a>]) -> Result<Has
     Ok(absent)
 }
 
-/// A pipeline whose first command makes sure that Redis has the script: it may have restarted since.
-fn load(script: &Script) -> Pipeline {
-    let mut pipeline = redis::pipe();
-    pipeline.load_script(script).ignore();
-    pipeline
+/// Where a window's copy stands.
+pub fn window_key(key: &RollupKey) -> String {
+    let name = key.event_type.as_deref().unwrap_or(metric::EVENTS);
+    keys::metric(&key.project, name, key.granularity, key.window_start)
+}
+
+/// A window's copy.
+pub fn value(window: &HotWindow<'_>) -> serde_json::Value {
+    let HotWindow { stamp, count, unique_users, .. } = window;
+    json!({
+        "count": count, "unique_users": unique_users,
+        "generation": stamp.generation, "epoch": stamp.epoch, "version": stamp.version,
+    })
 }
 
 fn call<'p>(pipeline: &'p mut Pipeline, script: &Script, key: String, stamp: Stamp) -> &'p mut Pipeline {
     pipeline.cmd("EVALSHA").arg(script.get_hash()).arg(1).arg(key);
-    pipeline.arg(stamp.generation).arg(stamp.epoch).arg(stamp.version)
+    pipeline.arg(stamp.epoch).arg(stamp.generation).arg(stamp.version)
 }

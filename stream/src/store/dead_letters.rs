@@ -26,26 +26,33 @@ pub struct DeadLetter {
     pub detail: String,
 }
 
-/// Writes dead letters; those that are there already stay as they are.
+/// Writes dead letters; those that are there already stay as they are. They come sorted by partition and offset, and
+/// only the one whose ledger row is locked writes those of a partition, so nobody waits for anybody here.
 pub async fn insert(tx: &mut PgConnection, letters: &[DeadLetter]) -> Result<(), sqlx::Error> {
-    for letter in letters {
-        sqlx::query(
-            r#"INSERT INTO dead_letters
-                   (project, topic, topic_incarnation, partition, "offset", append_time, stage, reason, detail)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT DO NOTHING"#,
-        )
-        .bind(&letter.project)
-        .bind(&letter.topic)
-        .bind(&letter.incarnation)
-        .bind(letter.partition)
-        .bind(letter.offset)
-        .bind(letter.append_time)
-        .bind(letter.stage)
-        .bind(letter.reason)
-        // What a hostile record says must not stop the worker: Postgres cannot store U+0000.
-        .bind(letter.detail.replace('\0', "\u{fffd}"))
-        .execute(&mut *tx)
-        .await?;
+    if letters.is_empty() {
+        return Ok(());
     }
+    fn column<'a, T>(letters: &'a [DeadLetter], value: impl Fn(&'a DeadLetter) -> T) -> Vec<T> {
+        letters.iter().map(value).collect()
+    }
+    sqlx::query(
+        r#"INSERT INTO dead_letters
+               (project, topic, topic_incarnation, partition, "offset", append_time, stage, reason, detail)
+           SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::bigint[], $6::timestamptz[],
+                                $7::text[], $8::text[], $9::text[])
+           ON CONFLICT DO NOTHING"#,
+    )
+    .bind(column(letters, |letter| &*letter.project))
+    .bind(column(letters, |letter| &*letter.topic))
+    .bind(column(letters, |letter| &*letter.incarnation))
+    .bind(column(letters, |letter| letter.partition))
+    .bind(column(letters, |letter| letter.offset))
+    .bind(column(letters, |letter| letter.append_time))
+    .bind(column(letters, |letter| letter.stage))
+    .bind(column(letters, |letter| letter.reason))
+    // What a hostile record says must not stop the worker: Postgres cannot store U+0000.
+    .bind(column(letters, |letter| letter.detail.replace('\0', "\u{fffd}")))
+    .execute(tx)
+    .await?;
     Ok(())
 }

@@ -1,0 +1,260 @@
+//! What is known of our partitions' marks, and what those that Redis and Postgres hold say about it. Pure.
+
+use std::collections::BTreeSet;
+
+use super::marks::{self, Held, Mark};
+use super::pending::Positions;
+use super::{ByPlace, project};
+use crate::ledger::{Place, Position, Standing};
+use crate::timeline::{Timeline, behind};
+
+/// Our partitions, in the latest epoch.
+#[derive(Default)]
+pub struct Guard {
+    ours: ByPlace<Ours>,
+    server: String,
+    whole: BTreeSet<String>,
+}
+
+struct Ours {
+    /// Where the ledger stood when it became ours.
+    opened: i64,
+    /// Where it stands since our last batch.
+    next: i64,
+    /// What was last said of it, before and after writing.
+    began: i64,
+    shown: i64,
+    looked: bool,
+    /// A mark, left before it became ours, that the ledger had not come to then.
+    doubt: Option<i64>,
+}
+
+/// What is wrong with Redis.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Look {
+    /// Projects of which it holds less than it did, without being another process or empty.
+    pub older: BTreeSet<String>,
+    /// Projects that have to be projected again; the older ones, too.
+    pub not_whole: BTreeSet<String>,
+    /// Positions that it does not hold any more.
+    pub unsaid: Positions,
+}
+
+impl Guard {
+    /// A partition is ours from here on.
+    pub fn live(&mut self, place: Place, Position { next, projected }: Position) {
+        let shown = projected.min(next);
+        self.ours.insert(place, Ours { opened: next, next, began: -1, shown, looked: false, doubt: None });
+    }
+
+    /// A batch was committed up to here.
+    pub fn reached(&mut self, place: &Place, next: i64) {
+        if let Some(ours) = self.ours.get_mut(place) {
+            ours.next = ours.next.max(next);
+        }
+    }
+
+    /// A partition is not ours any more.
+    pub fn gone(&mut self, place: &Place) {
+        self.ours.remove(place);
+    }
+
+    /// Our partitions.
+    pub fn places(&self) -> Vec<Place> {
+        self.ours.keys().cloned().collect()
+    }
+
+    /// Their projects, sorted.
+    pub fn projects(&self) -> BTreeSet<String> {
+        self.ours.keys().filter_map(project).collect()
+    }
+
+    /// Whether a project lacked nothing at the last look.
+    pub fn is_whole(&self, project: &str) -> bool {
+        self.whole.contains(project)
+    }
+
+    /// What a project is whole for, in the Redis of the last look.
+    pub fn whole(&self, epoch: i64) -> String {
+        marks::whole(&self.server, epoch)
+    }
+
+    /// What has to be said before writing.
+    pub fn to_begin(&self) -> Positions {
+        let moved = self.ours.iter().filter(|(_, ours)| ours.began < ours.next);
+        moved.map(|(place, ours)| (place.clone(), ours.next)).collect()
+    }
+
+    /// That was said.
+    pub fn has_begun(&mut self, began: Positions) {
+        for (place, next) in began {
+            if let Some(ours) = self.ours.get_mut(&place) {
+                ours.began = next;
+            }
+        }
+    }
+
+    /// Everything of a partition below `next` is shown. False: it is not ours.
+    pub fn show(&mut self, place: &Place, next: i64) -> bool {
+        let Some(ours) = self.ours.get_mut(place) else { return false };
+        ours.shown = ours.shown.max(next);
+        true
+    }
+
+    /// Why Postgres must have come back older, and what the next epoch has to be above. `held` was read before
+    /// `standing`; there is none while Redis is away.
+    pub fn older_postgres(
+        &mut self,
+        timeline: &Timeline,
+        held: Option<&Held>,
+        standing: &Standing,
+    ) -> Option<(i64, String)> {
+        if timeline.epoch.is_some_and(|epoch| epoch < standing.epoch) {
+            return None; // somebody has noticed
+        }
+        let known = timeline.epoch.unwrap_or(0);
+        let Some(held) = held else { return timeline.broken(standing).map(|reason| (known, reason)) };
+        let newest = held.began.values().map(|mark| mark.epoch).max().unwrap_or(0).max(known);
+        if let Some(reason) = timeline.broken(standing) {
+            return Some((newest, reason));
+        }
+        for (place, ours) in &mut self.ours {
+            let (Some(mark), Some(position)) = (held.began.get(place), standing.positions.get(place)) else { continue };
+            if mark.epoch > standing.epoch {
+                return Some((
+                    newest,
+                    format!("redis was written in epoch {}, and it is in {}", mark.epoch, standing.epoch),
+                ));
+            }
+            if mark.epoch < standing.epoch {
+                continue;
+            }
+            if !ours.looked && mark.offset > ours.opened {
+                ours.doubt = Some(mark.offset);
+            }
+            // Had another worker brought the ledger there, our own batches could not have: but if they have, it was
+            // there before, in another history.
+            if mark.offset > position.next || ours.doubt.is_some_and(|left| ours.next >= left) {
+                return Some((newest, behind(place, position.next.min(ours.opened), mark.offset)));
+            }
+        }
+        self.ours.values_mut().for_each(|ours| ours.looked = true);
+        None
+    }
+
+    /// What Redis lacks, in this epoch.
+    pub fn redis(&mut self, epoch: i64, held: &Held) -> Look {
+        self.server.clone_from(&held.server);
+        let whole = self.whole(epoch);
+        let mut look = Look::default();
+        let of_epoch = |mark: Option<&Mark>| mark.filter(|mark| mark.epoch == epoch).map(|mark| mark.offset);
+        for (place, ours) in &mut self.ours {
+            let Some(project) = project(place) else { continue };
+            match of_epoch(held.shown.get(place)) {
+                Some(shown) if shown < ours.shown => drop(look.older.insert(project.clone())),
+                Some(_) => {}
+                None => drop(look.unsaid.insert(place.clone(), ours.shown)),
+            }
+            if of_epoch(held.began.get(place)).is_none() {
+                ours.began = -1;
+            }
+            if held.whole.get(&project) != Some(&whole) {
+                look.not_whole.insert(project);
+            }
+        }
+        look.not_whole.extend(look.older.iter().cloned());
+        self.whole = self.projects().into_iter().filter(|project| !look.not_whole.contains(project)).collect();
+        look
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    fn place() -> Place {
+        Place { topic: "events.p".to_owned(), partition: 0, incarnation: "i".to_owned(), generation: 0 }
+    }
+
+    fn opened(next: i64) -> (Guard, Timeline) {
+        let (mut guard, mut timeline) = (Guard::default(), Timeline::default());
+        timeline.enter(5);
+        timeline.reached(&place(), next);
+        guard.live(place(), Position { next, projected: next });
+        (guard, timeline)
+    }
+
+    fn standing(next: i64) -> Standing {
+        Standing { epoch: 5, positions: HashMap::from([(place(), Position { next, projected: 0 })]) }
+    }
+
+    fn held(began: (i64, i64), shown: (i64, i64), whole: &str) -> Held {
+        let mark = |(epoch, offset)| HashMap::from([(place(), Mark { epoch, offset })]);
+        let whole = HashMap::from([("p".to_owned(), whole.to_owned())]);
+        Held { server: "redis-1".to_owned(), whole, began: mark(began), shown: mark(shown) }
+    }
+
+    #[test]
+    fn a_ledger_behind_a_mark_is_older() {
+        let (mut guard, timeline) = opened(100);
+        let whole = held((5, 100), (5, 100), "redis-1:5");
+        assert_eq!(guard.older_postgres(&timeline, Some(&whole), &standing(100)), None);
+        let (mut guard, timeline) = opened(90);
+        assert!(guard.older_postgres(&timeline, Some(&whole), &standing(90)).is_some(), "the mark is from its future");
+        let (mut guard, timeline) = opened(90);
+        let later = held((7, 3), (7, 3), "redis-1:7");
+        let (above, _) = guard.older_postgres(&timeline, Some(&later), &standing(90)).expect("an epoch that is lost");
+        assert_eq!(above, 7);
+        let (mut guard, timeline) = opened(90);
+        let before = held((4, 1_000), (4, 1_000), "redis-1:4");
+        assert_eq!(guard.older_postgres(&timeline, Some(&before), &standing(90)), None, "another history's mark");
+        assert!(guard.older_postgres(&timeline, Some(&before), &standing(80)).is_some(), "it was at 90");
+    }
+
+    #[test]
+    fn a_mark_that_was_passed_by_our_own_batches_was_from_another_history() {
+        // Redis was away when the partition became ours, so its mark is read late.
+        let (mut guard, mut timeline) = opened(90);
+        timeline.reached(&place(), 95);
+        guard.reached(&place(), 95);
+        let mark = held((5, 100), (5, 100), "redis-1:5");
+        assert_eq!(
+            guard.older_postgres(&timeline, Some(&mark), &standing(105)),
+            None,
+            "another worker may be ahead of us"
+        );
+        guard.reached(&place(), 105);
+        assert!(guard.older_postgres(&timeline, Some(&mark), &standing(105)).is_some(), "but all of it was ours");
+        // Whereas our own mark says nothing.
+        let (mut guard, timeline) = opened(90);
+        let none = Held { server: "redis-1".to_owned(), ..Held::default() };
+        assert_eq!(guard.older_postgres(&timeline, Some(&none), &standing(90)), None);
+        guard.reached(&place(), 105);
+        let own = held((5, 105), (5, 105), "redis-1:5");
+        assert_eq!(guard.older_postgres(&timeline, Some(&own), &standing(105)), None);
+    }
+
+    #[test]
+    fn redis_lacks_something_when_it_is_empty_another_one_or_older() {
+        let (mut guard, _) = opened(100);
+        assert_eq!(guard.redis(5, &held((5, 100), (5, 100), "redis-1:5")), Look::default());
+        assert!(guard.is_whole("p"));
+        let empty = Held { server: "redis-1".to_owned(), ..Held::default() };
+        let look = guard.redis(5, &empty);
+        assert!(look.not_whole.contains("p") && look.older.is_empty());
+        assert_eq!(look.unsaid[&place()], 100, "the mark is to be written again");
+        assert_eq!(guard.to_begin()[&place()], 100);
+        assert!(!guard.is_whole("p"));
+        for other in ["redis-0:5", "redis-1:4"] {
+            let look = guard.redis(5, &held((5, 100), (5, 100), other));
+            assert!(look.not_whole.contains("p") && look.older.is_empty(), "{other}");
+        }
+        let look = guard.redis(5, &held((5, 100), (5, 99), "redis-1:5"));
+        assert!(look.older.contains("p") && look.not_whole.contains("p"));
+        // After a flush another worker has projected it all again; only our marks are missing.
+        let look = guard.redis(5, &Held { shown: HashMap::new(), ..held((5, 100), (5, 0), "redis-1:5") });
+        assert!(look.not_whole.is_empty());
+    }
+}

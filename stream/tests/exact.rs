@@ -1,0 +1,301 @@
+//! Redis and Postgres that come back with less than they had, and Redis that says something else.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod support;
+
+use std::time::{Duration, Instant};
+
+use redis::AsyncCommands;
+use support::{Running, back_up, counted, differences, drained, epoch, live_traffic, restore, worker};
+use tidemill_stream::keys;
+use tidemill_testkit::{PrivateRedis, Stack, eventually, eventually_within};
+
+/// What is lost is there again within this time.
+const SOON: Duration = Duration::from_secs(10);
+
+/// A worker whose Redis is its own.
+async fn start(stack: &Stack, redis: &PrivateRedis, group: &str) -> Running {
+    let url = redis.url.clone();
+    worker(stack, group, |_, connections| connections.redis_url = url).await
+}
+
+async fn level(stack: &Stack, redis: &PrivateRedis) {
+    level_within(Duration::from_secs(60), stack, redis).await;
+}
+
+/// Waits until Redis shows all that Postgres has.
+async fn level_within(limit: Duration, stack: &Stack, redis: &PrivateRedis) {
+    let deadline = Instant::now() + limit;
+    loop {
+        let found = differences(stack, redis.connection().await).await;
+        if found.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "not within {limit:?}: {found:#?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Waits until the ledger knows that Redis shows everything.
+async fn marked(stack: &Stack) {
+    eventually("all is marked as projected", || async {
+        sqlx::query_scalar::<_, bool>("SELECT bool_and(projected_offset = next_offset) FROM ledger")
+            .fetch_one(&stack.pool)
+            .await
+            .unwrap()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flushed_redis_is_filled_again_without_any_traffic() {
+    let (stack, redis) = (Stack::new().await, PrivateRedis::start().await);
+    let running = start(&stack, &redis, "a").await;
+    stack.send_all(&live_traffic(0..600, 40)).await;
+    drained(&stack).await;
+    level(&stack, &redis).await;
+    marked(&stack).await;
+    redis.command::<()>(&["FLUSHALL"]).await;
+    level_within(SOON, &stack, &redis).await;
+    assert_eq!(epoch(&stack).await, 0, "postgres has lost nothing");
+    // Another one comes and goes, empty.
+    let mut redis = redis;
+    redis.restart(false).await;
+    level_within(SOON, &stack, &redis).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_copy_of_redis_is_brought_level() {
+    let (stack, mut redis) = (Stack::new().await, PrivateRedis::start().await);
+    let running = start(&stack, &redis, "a").await;
+    stack.send_all(&live_traffic(0..300, 20)).await;
+    drained(&stack).await;
+    level(&stack, &redis).await;
+    redis.save().await;
+    stack.send_all(&live_traffic(300..900, 30)).await;
+    drained(&stack).await;
+    level(&stack, &redis).await;
+    marked(&stack).await;
+    // A replica that lagged is promoted.
+    redis.restart(true).await;
+    assert!(!differences(&stack, redis.connection().await).await.is_empty(), "it is older");
+    level_within(SOON, &stack, &redis).await;
+    running.stop().await;
+    // The same while no worker is there to see it.
+    redis.restart(true).await;
+    assert!(!differences(&stack, redis.connection().await).await.is_empty(), "it is older");
+    let running = start(&stack, &redis, "b").await;
+    level_within(SOON, &stack, &redis).await;
+    // The last writes are lost and the marks are not: only the process is another one.
+    marked(&stack).await;
+    let session = keys::session(&stack.project, "s-1");
+    let lost = [("totalEvents", "1"), ("version", "0")];
+    let _: () = redis.connection().await.hset_multiple(session, &lost).await.unwrap();
+    redis.save().await;
+    redis.restart(true).await;
+    level_within(SOON, &stack, &redis).await;
+    assert_eq!(epoch(&stack).await, 0, "postgres has lost nothing");
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_process_that_takes_over_older_data_is_brought_level() {
+    let (stack, redis) = (Stack::new().await, PrivateRedis::start().await);
+    let running = start(&stack, &redis, "a").await;
+    stack.send_all(&live_traffic(0..300, 20)).await;
+    drained(&stack).await;
+    level(&stack, &redis).await;
+    marked(&stack).await;
+    let mut older = Vec::new();
+    for key in redis.command::<Vec<String>>(&["KEYS", "*"]).await {
+        let dump: Vec<u8> = redis::cmd("DUMP").arg(&key).query_async(&mut redis.connection().await).await.unwrap();
+        older.push((key, dump));
+    }
+    stack.send_all(&live_traffic(300..900, 30)).await;
+    drained(&stack).await;
+    level(&stack, &redis).await;
+    marked(&stack).await;
+    // As after a full resynchronisation from a replica that lagged: the process goes on, with less.
+    let mut pipeline = redis::pipe();
+    pipeline.atomic().cmd("FLUSHALL").ignore();
+    for (key, dump) in older {
+        pipeline.cmd("RESTORE").arg(key).arg(0).arg(dump).ignore();
+    }
+    pipeline.query_async::<()>(&mut redis.connection().await).await.unwrap();
+    assert!(!differences(&stack, redis.connection().await).await.is_empty(), "it is older");
+    level_within(SOON, &stack, &redis).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_postgres_is_noticed_at_rest_and_redis_gives_way() {
+    let (stack, redis) = (Stack::new().await, PrivateRedis::start().await);
+    let running = start(&stack, &redis, "a").await;
+    stack.send_all(&live_traffic(0..300, 20)).await;
+    drained(&stack).await;
+    back_up(&stack).await;
+    // Many small batches: the versions of the future that will be lost are high.
+    for chunk in live_traffic(300..600, 20).chunks(20) {
+        stack.send_all(chunk).await;
+        drained(&stack).await;
+    }
+    level(&stack, &redis).await;
+    restore(&stack).await;
+    assert_eq!(counted(&stack).await, 300);
+    // Nothing is sent: the worker has to find out by itself.
+    eventually_within(SOON, "what the backup lacks is counted again", || async { counted(&stack).await == 600 }).await;
+    let raised = epoch(&stack).await;
+    assert!(raised > 0);
+    level(&stack, &redis).await;
+    // In one batch, so the versions are far behind what Redis has had.
+    stack.send_all(&live_traffic(600..640, 20)).await;
+    drained(&stack).await;
+    level(&stack, &redis).await;
+    // Once more, from before the epoch was raised.
+    restore(&stack).await;
+    eventually_within(SOON, "all is counted again", || async { counted(&stack).await == 640 }).await;
+    assert!(epoch(&stack).await > raised, "an epoch never comes again");
+    level(&stack, &redis).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postgres_restored_while_nobody_works_is_noticed_by_the_marks() {
+    let (stack, redis) = (Stack::new().await, PrivateRedis::start().await);
+    let running = start(&stack, &redis, "a").await;
+    stack.send_all(&live_traffic(0..300, 20)).await;
+    drained(&stack).await;
+    back_up(&stack).await;
+    for chunk in live_traffic(300..600, 20).chunks(20) {
+        stack.send_all(chunk).await;
+        drained(&stack).await;
+    }
+    level(&stack, &redis).await;
+    running.stop().await;
+    restore(&stack).await;
+    let running = start(&stack, &redis, "b").await;
+    eventually("what the backup lacks is counted again", || async { counted(&stack).await == 600 }).await;
+    stack.send_all(&live_traffic(600..640, 20)).await;
+    drained(&stack).await;
+    assert_eq!(counted(&stack).await, 640);
+    level(&stack, &redis).await;
+    assert!(epoch(&stack).await > 0);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn several_workers_raise_the_epoch_once() {
+    let (stack, redis) = (Stack::new().await, PrivateRedis::start().await);
+    sqlx::raw_sql(
+        "CREATE TABLE backup_raised (epoch bigint);
+         CREATE FUNCTION raised() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN INSERT INTO backup_raised VALUES (NEW.epoch); RETURN NEW; END $$;
+         CREATE TRIGGER raised AFTER UPDATE ON timeline FOR EACH ROW EXECUTE FUNCTION raised()",
+    )
+    .execute(&stack.pool)
+    .await
+    .unwrap();
+    let workers = [start(&stack, &redis, "a").await, start(&stack, &redis, "a").await];
+    stack.send_all(&live_traffic(0..300, 20)).await;
+    drained(&stack).await;
+    back_up(&stack).await;
+    stack.send_all(&live_traffic(300..600, 20)).await;
+    drained(&stack).await;
+    level(&stack, &redis).await;
+    let raised = || async {
+        sqlx::query_scalar::<_, i64>("SELECT count(*) FROM backup_raised").fetch_one(&stack.pool).await.unwrap()
+    };
+    assert_eq!(raised().await, 0, "rebalances and slow workers are no restores");
+    restore(&stack).await;
+    eventually_within(SOON, "all is counted again", || async { counted(&stack).await == 600 }).await;
+    stack.send_all(&live_traffic(600..700, 20)).await;
+    drained(&stack).await;
+    assert_eq!(counted(&stack).await, 700);
+    level(&stack, &redis).await;
+    assert_eq!(raised().await, 1);
+    for worker in workers {
+        worker.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_audit_finds_and_mends_what_redis_says_wrongly() {
+    let (stack, redis) = (Stack::new().await, PrivateRedis::start().await);
+    let url = redis.url.clone();
+    let running = worker(&stack, "a", |config, connections| {
+        connections.redis_url = url;
+        config.audit_interval_ms = 300;
+    })
+    .await;
+    let events = live_traffic(0..60, 6);
+    stack.send_all(&events).await;
+    drained(&stack).await;
+    level(&stack, &redis).await;
+    let session = |id| keys::session(&stack.project, id);
+    let mut connection = redis.connection().await;
+    let differing = || tidemill_common::telemetry::metrics().render();
+    let count = |text: String| -> u64 {
+        let line = text.lines().find_map(|line| line.strip_prefix("tidemill_stream_audit_differences_total "));
+        line.map_or(0, |number| number.parse().unwrap())
+    };
+    let before = count(differing());
+    // Another value of the same version; an older version that nobody is replacing; something unreadable; nobody seen.
+    let _: () = connection.hset(session("s-1"), "totalEvents", 999).await.unwrap();
+    let _: () = connection.hset_multiple(session("s-2"), &[("totalEvents", 1), ("version", 0)]).await.unwrap();
+    let _: () = connection.hdel(session("s-3"), "version").await.unwrap();
+    let _: () = connection.srem(keys::seen_users(&stack.project), "u-4").await.unwrap();
+    let hour = tidemill_stream::window::Granularity::Hour;
+    let window = keys::metric(&stack.project, "view", hour, hour.window(events[0].timestamp));
+    let _: () = connection.set(window, "not json").await.unwrap();
+    level(&stack, &redis).await;
+    eventually("all five are counted", || async { count(differing()) >= before + 5 }).await;
+    let version: Option<i64> = connection.hget(session("s-3"), "version").await.unwrap();
+    assert!(version.is_some());
+    // A missing key is no difference: it may have been evicted.
+    let after = count(differing());
+    let _: () = connection.del(session("s-5")).await.unwrap();
+    let compared = |text: String| text.lines().any(|l| l.starts_with("tidemill_stream_audit_compared_total"));
+    assert!(compared(differing()));
+    stack.send(&live_traffic(60..61, 6)[0]).await;
+    drained(&stack).await;
+    assert_eq!(count(differing()), after);
+    assert_eq!(epoch(&stack).await, 0);
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hot_key_is_written_once_per_interval_and_the_ledger_waits_for_it() {
+    let (stack, redis) = (Stack::new().await, PrivateRedis::start().await);
+    let url = redis.url.clone();
+    let running = worker(&stack, "a", |config, connections| {
+        connections.redis_url = url;
+        config.hot_key_interval_ms = 3_600_000;
+    })
+    .await;
+    let shown = || async {
+        let key = keys::session(&stack.project, "s-0");
+        redis.connection().await.hget::<_, _, Option<i64>>(key, "totalEvents").await.unwrap()
+    };
+    stack.send_all(&live_traffic(0..1, 1)).await;
+    eventually("the first write is immediate", || async { shown().await == Some(1) }).await;
+    marked(&stack).await;
+    stack.send_all(&live_traffic(1..3, 1)).await;
+    drained(&stack).await;
+    // A write to another key passes it, and shows that there was time enough for its own.
+    let mut other = live_traffic(3..4, 1);
+    other[0].session_id = Some("s-other".to_owned());
+    stack.send_all(&other).await;
+    eventually("another key is written", || async {
+        let key = keys::session(&stack.project, "s-other");
+        redis.connection().await.exists::<_, bool>(key).await.unwrap()
+    })
+    .await;
+    assert_eq!(shown().await, Some(1), "the hot one waits");
+    let behind = "SELECT sum(next_offset - projected_offset)::bigint FROM ledger";
+    let behind: i64 = sqlx::query_scalar(behind).fetch_one(&stack.pool).await.unwrap();
+    assert!(behind >= 2, "and the ledger knows: {behind}");
+    running.stop().await;
+    assert_eq!(shown().await, Some(3), "at the end everything is written");
+    marked(&stack).await;
+}
