@@ -95,7 +95,7 @@ impl Again {
                     Some((last, _)) if found.len() as i64 == WINDOWS => Stage::Windows(*at, last.clone()),
                     _ => first_windows(at + 1, Utc::now()),
                 };
-                (found.into_iter().map(|(_, key)| Key::Window(key)).collect(), next)
+                (found.into_iter().filter_map(|(_, key)| Key::window(key)).collect(), next)
             }
             Stage::Sessions(after) => {
                 let found = list::sessions(pool, project, after, SESSIONS).await?;

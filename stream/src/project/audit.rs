@@ -70,7 +70,7 @@ pub async fn sample(
         let from = (start, String::new(), String::new());
         let found = list::windows(&writer.pool, project, granularity, &from, SAMPLE / 3).await?;
         let hot = |key: &crate::fold::rollups::RollupKey| granularity.hot_until(key.window_start) > now.timestamp();
-        keys.extend(found.into_iter().map(|(_, key)| key).filter(hot).map(Key::Window));
+        keys.extend(found.into_iter().map(|(_, key)| key).filter(hot).filter_map(Key::window));
     }
     Ok(keys)
 }

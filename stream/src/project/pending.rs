@@ -25,13 +25,16 @@ pub enum Key {
 impl Key {
     /// What has a copy among what a batch has touched.
     pub fn all(touched: Touched) -> impl Iterator<Item = Self> {
-        // An event type with a built-in metric's name has no copy of its own, so that it cannot overwrite that.
-        let has_copy = |key: &RollupKey| {
-            key.metric == metric::EVENTS && !key.event_type.as_deref().is_some_and(metric::is_reserved)
-        };
         let sessions = touched.sessions.into_iter().map(Self::Session);
         let users = touched.users.into_iter().map(Self::User);
-        sessions.chain(touched.windows.into_iter().filter(has_copy).map(Self::Window)).chain(users)
+        sessions.chain(touched.windows.into_iter().filter_map(Self::window)).chain(users)
+    }
+
+    /// A window, if it has a copy: an event type with a built-in metric's name has none of its own, so that it cannot
+    /// overwrite that.
+    pub fn window(key: RollupKey) -> Option<Self> {
+        let reserved = key.event_type.as_deref().is_some_and(metric::is_reserved);
+        (key.metric == metric::EVENTS && !reserved).then_some(Self::Window(key))
     }
 
     /// Whose it is.
