@@ -33,6 +33,11 @@ const LOOK: Duration = Duration::from_millis(50);
 /// How often traffic sends.
 const BEAT: Duration = Duration::from_millis(50);
 
+/// The folders of [`Stack::folder`] that a service's seen stores lie in: these, then `-` and its name.
+pub const SEEN: &str = "seen";
+/// And their checkpoints.
+pub const CHECKPOINTS: &str = "checkpoints";
+
 /// How a row is run.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -308,6 +313,9 @@ impl Drill {
             env.push((of("GROUP"), format!("{project}-{group}")));
             env.push((of("TOPICS"), format!("^events\\.{project}$")));
             env.push((of("SESSION_TIMEOUT_MS"), "3000".to_owned()));
+            let folder = |name: &str| self.stack.folder(&format!("{name}-{service}")).display().to_string();
+            env.push((of("SEEN_DIR"), folder(SEEN)));
+            env.push((of("CHECKPOINT_URL"), format!("file://{}", folder(CHECKPOINTS))));
         }
         match service {
             "stream" => {

@@ -67,6 +67,8 @@ async fn start(cli: Cli) -> anyhow::Result<bool> {
         logs: cli.logs.unwrap_or_else(|| std::env::temp_dir().join("tidemill-drills")),
         mutant: None,
     };
+    // A row that panics is told of in its line.
+    std::panic::set_hook(Box::new(|_| {}));
     eprintln!("SEED={}  logs and journals: {}", options.seed, options.logs.display());
     let summary = until_signal(run::run(&pick, &options)).await?;
     println!("{}", serde_json::to_string(&summary)?);

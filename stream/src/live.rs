@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::Utc;
 use sqlx::PgPool;
 use tidemill_common::dead_letters::unknown_schemas;
 use tidemill_common::kafka::{KafkaConfig, TopicPartition, topic_incarnations};
@@ -16,7 +17,7 @@ use crate::config::OnGap;
 use crate::fold::rollups::Changes;
 use crate::ledger::{self, Place, Position};
 use crate::sort::Transient;
-use crate::store::Touched;
+use crate::store::{self, Touched};
 use crate::timeline::{self, Timeline};
 
 type Places = HashMap<TopicPartition, (Place, Arc<Project>)>;
@@ -137,6 +138,9 @@ impl Preparer {
         }
         let (mut stores, touched) = self.fill(fills).await?;
         prepared.touched = touched;
+        // An event may have taken `isNew` from a session that it is not in itself.
+        let renewed = store::live_sessions(&self.pool, &prepared.touched.users, Utc::now()).await?;
+        prepared.touched.sessions.extend(renewed);
         for (at, (place, project, position)) in live {
             let Some(seen) = stores.remove(&at) else { continue };
             let Position { next, projected } = position;

@@ -50,7 +50,7 @@ pub const MUTANTS: [Mutant; 4] = [
     // Dedupe takes whatever was seen for a copy, wherever it stood.
     Mutant { name: "existence", row: "errors", short: true },
     // Redis is counted up.
-    Mutant { name: "increments", row: "abort:stream.flushed", short: false },
+    Mutant { name: "increments", row: "abort:stream.projected", short: false },
     // The ledger is moved on wherever it stands.
     Mutant { name: "no-fencing", row: "stopped", short: false },
 ];

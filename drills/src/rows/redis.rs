@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tidemill_testkit::Own;
+use tidemill_testkit::{Own, eventually};
 
 use super::Row;
 use crate::drill::{Drill, Options, Outcome, Stream};
@@ -45,10 +45,11 @@ async fn failover(options: Options) -> anyhow::Result<Outcome> {
     let url = master.value("REDIS_URL");
     let authority = url.trim_start_matches("redis://").trim_end_matches("/0");
     let (host, port) = authority.split_once(':').unwrap_or((authority, "6379"));
+    run(&master, &["CONFIG", "SET", "repl-diskless-sync-delay", "0"]).await?;
     run(&replica, &["REPLICAOF", host, port]).await?;
     drill.http()?.send(&before).await?;
     drill.settle().await?;
-    run(&master, &["WAIT", "1", "5000"]).await?;
+    eventually("the replica has followed", || async { follows(&master, &replica).await.unwrap_or_default() }).await;
     run(&replica, &["REPLICAOF", "NO", "ONE"]).await?;
     drill.http()?.send(&after).await?;
     drill.settle().await?;
@@ -59,6 +60,18 @@ async fn failover(options: Options) -> anyhow::Result<Outcome> {
     drill.http()?.send(&after[..200]).await?;
     let outcome = drill.finish(Duration::ZERO).await?;
     Ok(Outcome { recovery: fault.elapsed(), ..outcome })
+}
+
+/// Whether the replica has all that the master holds.
+async fn follows(master: &Own, replica: &Own) -> anyhow::Result<bool> {
+    let offset = async |redis: &Own, name: &str| -> anyhow::Result<String> {
+        let mut connection = redis::Client::open(redis.value("REDIS_URL"))?.get_multiplexed_async_connection().await?;
+        let info: String = redis::cmd("INFO").arg("replication").query_async(&mut connection).await?;
+        let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        Ok(value.unwrap_or_default().to_owned())
+    };
+    let up = offset(replica, "master_link_status").await? == "up";
+    Ok(up && offset(master, "master_repl_offset").await? == offset(replica, "slave_repl_offset").await?)
 }
 
 async fn run(redis: &Own, command: &[&str]) -> anyhow::Result<()> {

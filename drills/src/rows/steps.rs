@@ -5,13 +5,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::ensure;
 use rand::Rng;
-use tidemill_testkit::event;
+use tidemill_common::event::Event;
 
 use super::Row;
 use crate::drill::{Drill, Options, Outcome, Stream};
 use crate::send::Partitioner;
 
-/// The steps of a batch, in their order (`stream/src/worker.rs`, `stream/src/store/mod.rs`).
+/// The steps of a batch, in their order (`stream/src/{worker,filling,apply}.rs`, `stream/src/store/mod.rs`).
 const STEPS: [&str; 10] = [
     "stream.prepared",
     "stream.polled",
@@ -20,10 +20,12 @@ const STEPS: [&str; 10] = [
     "stream.advanced",
     "stream.folded",
     "stream.committed",
-    "stream.flushed",
     "stream.projected",
     "stream.done",
+    "stream.flushed",
 ];
+/// Passed once in a start, or once in a while.
+const RARE: [&str; 2] = ["stream.prepared", "stream.flushed"];
 const FAILPOINTS: &str = "TIDEMILL_FAILPOINTS";
 const SIGABRT: i32 = 6;
 
@@ -57,7 +59,7 @@ async fn abort(options: Options, step: &'static str) -> anyhow::Result<Outcome> 
     let mut drill = Drill::start(&options).await?;
     let flow = drill.flow(Stream::default())?;
     drill.sent(100).await?;
-    let passage = if step == "stream.prepared" { 1 } else { drill.random.random_range(1..=5) };
+    let passage = if RARE.contains(&step) { 1 } else { drill.random.random_range(1..=8) };
     let mut doomed = drill.worker("a", &[(FAILPOINTS, &format!("{step}=abort@{passage}"))])?;
     let status = doomed.ended().await?;
     ensure!(status.signal() == Some(SIGABRT), "it was to abort at {step}, but ended with {status}");
@@ -73,7 +75,7 @@ async fn abort(options: Options, step: &'static str) -> anyhow::Result<Outcome> 
 async fn errors(options: Options) -> anyhow::Result<Outcome> {
     let mut drill = Drill::start(&options).await?;
     // Far enough apart for the partitions to be live again after each: a batch of nothing would not show much.
-    let point = |(i, step): (usize, &&str)| format!("{step}=error@{}", 1 + 12 * i);
+    let point = |(i, step): (usize, &&str)| format!("{step}=error@{}", if RARE.contains(step) { 1 } else { 12 * i });
     let points: Vec<String> = STEPS.iter().enumerate().map(point).collect();
     let fault = Instant::now();
     let mut worker = drill.worker("a", &[(FAILPOINTS, &points.join(","))])?;
@@ -85,22 +87,24 @@ async fn errors(options: Options) -> anyhow::Result<Outcome> {
     drill.finish(recovery).await
 }
 
-/// A session's last event is committed, and the worker ends before Redis shows it. Nothing else comes.
+/// A session's last event is committed, and one that makes another session an old user's; the worker ends before
+/// Redis shows either. Nothing else comes.
 async fn last_event(options: Options) -> anyhow::Result<Outcome> {
     let mut drill = Drill::start(&options).await?;
     let native = drill.native(Partitioner::Murmur2)?;
     let now = chrono::Utc::now().timestamp();
-    let in_session = |n: i64| {
-        let mut event = event(&format!("e-{n}"), "page_view", now - 60 + n);
-        (event.user_id, event.session_id) = (Some("u".to_owned()), Some("s".to_owned()));
+    let of = |user: &str, session: &str, seconds: i64| {
+        let mut event = tidemill_testkit::event(&format!("{session}-{seconds}"), "page_view", now + seconds);
+        (event.user_id, event.session_id) = (Some(user.to_owned()), Some(session.to_owned()));
         event
     };
     let worker = drill.live_worker("a", &[]).await?;
-    native.send_events(&(0..20).map(in_session).collect::<Vec<_>>()).await?;
+    let lively: Vec<Event> = (-60..-40).flat_map(|at| [of("u", "s", at), of("v", "t", at)]).collect();
+    native.send_events(&lively).await?;
     drill.settle().await?;
     worker.stop().await?;
     let mut doomed = drill.live_worker("a", &[(FAILPOINTS, "stream.committed=abort@1")]).await?;
-    native.send_events(&[in_session(20)]).await?;
+    native.send_events(&[of("u", "s", -40), of("v", "earlier", -5 * 3_600)]).await?;
     doomed.ended().await?;
     let fault = Instant::now();
     let _heir = drill.live_worker("a", &[]).await?;

@@ -13,6 +13,7 @@ use tidemill_common::event::Event;
 use tidemill_common::failpoint::{hit, mutant};
 
 pub use dead_letters::DeadLetter;
+pub use users::live_sessions;
 
 use crate::fold::rollups::{Changes, RollupKey};
 use crate::ledger::{self, Advance};

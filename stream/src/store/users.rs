@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use chrono::{DateTime, Utc};
-use sqlx::{PgConnection, Row};
+use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::{PgConnection, PgPool, Row};
 
 use super::{Counted, Touched};
+use crate::fold::sessions::GAP;
 use crate::time::utc;
 
 /// Project and user id, in the order of locks.
@@ -139,6 +140,30 @@ async fn sessions_around(
     .bind(moments.iter().map(|(key, _)| &*key.1).collect::<Vec<_>>())
     .bind(moments.iter().map(|(_, moment)| *moment).collect::<Vec<_>>())
     .fetch_all(tx)
+    .await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+}
+
+/// The sessions of these users that are live at `now`.
+pub async fn live_sessions(
+    pool: &PgPool,
+    users: &[UserKey],
+    now: DateTime<Utc>,
+) -> Result<Vec<SessionKey>, sqlx::Error> {
+    if users.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query(
+        "SELECT DISTINCT s.project, s.session_id
+         FROM unnest($1::text[], $2::text[]) AS k(project, user_id)
+         JOIN projects p ON p.id = k.project
+         JOIN sessions s ON s.generation = p.generation AND s.project = k.project AND s.user_id = k.user_id
+         WHERE s.last_event_at > $3",
+    )
+    .bind(users.iter().map(|key| &*key.0).collect::<Vec<_>>())
+    .bind(users.iter().map(|key| &*key.1).collect::<Vec<_>>())
+    .bind(now - TimeDelta::microseconds(GAP))
+    .fetch_all(pool)
     .await?;
     rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }
