@@ -4,7 +4,7 @@ export CARGO_TARGET_DIR ?= $(or $(TIDEMILL_CACHE),$(HOME)/.cache/tidemill)/targe
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup build up down demo fmt lint test drill-stream bench-ingest clean-data
+.PHONY: help setup build up down demo fmt lint test drill-stream bench-ingest bench-stream clean-data
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ drill-stream: ## break a running stream in every way and compare all views (ROWS
 
 bench-ingest: ## measure the gateway beside the bare Kafka client and Benthos (ARGS: see dev/bench)
 	@dev/bench $(ARGS)
+
+bench-stream: ## measure the stream worker beside a bare consumer and Kafka Streams (ARGS: see dev/bench)
+	@dev/bench stream $(ARGS)
 
 clean-data: ## stop everything and remove its data
 	@dev/down --wipe

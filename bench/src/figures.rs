@@ -1,7 +1,6 @@
-//! What was measured: medians, the table beside the targets, and the comparison with an earlier run.
+//! What was measured: medians, targets, and the comparison with an earlier run.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::path::Path;
 
 use anyhow::Context;
@@ -46,53 +45,30 @@ fn median(samples: &[f64]) -> f64 {
     (sorted[low] + sorted[high]) / 2.0
 }
 
-/// A figure of the gateway and what it has to reach.
-struct Target {
-    figure: &'static str,
-    title: &'static str,
+/// A figure and what it has to reach.
+pub struct Target {
+    /// Its name.
+    pub figure: &'static str,
+    /// Its name for people; empty below a target of the same figure.
+    pub title: &'static str,
     /// Whether less is better.
-    less: bool,
+    pub less: bool,
     /// The bound is a factor of another figure, or a number where there is none.
-    factor: f64,
-    of: Option<&'static str>,
+    pub factor: f64,
+    /// That figure.
+    pub of: Option<&'static str>,
 }
 
-const TARGETS: [Target; 7] = [
-    Target { figure: "batch100_us", title: "batches: µs per event", less: true, factor: 3.0, of: Some("limit_us") },
-    Target { figure: "batch100_us", title: "", less: true, factor: 0.5, of: Some("peer100_us") },
-    Target { figure: "batch100_eps", title: "batches: events/s", less: false, factor: 110_000.0, of: None },
-    Target { figure: "single_us", title: "singles: µs per event", less: true, factor: 30.0, of: None },
-    Target { figure: "single_us", title: "", less: true, factor: 0.5, of: Some("peer_single_us") },
-    Target { figure: "single_eps", title: "singles: events/s", less: false, factor: 20_000.0, of: None },
-    Target { figure: "p99_ms", title: "p99 at 60 %: ms", less: true, factor: 10.0, of: None },
-];
+/// Which targets are reached, a line each.
+pub fn verdicts(targets: &[Target], values: &Values) -> String {
+    targets.iter().filter_map(|target| target.line(values)).map(|line| line + "\n").collect()
+}
 
-/// The figures side by side, then the gateway's targets.
-pub fn table(values: &Values) -> String {
-    let mut text = format!("\n{:24}{:>12}{:>12}{:>12}\n", "", "limit", "Benthos", "gateway");
-    let rows = [
-        ("batches of 100: µs/event", ["limit_us", "peer100_us", "batch100_us"]),
-        ("  events/s", ["limit_eps", "peer100_eps", "batch100_eps"]),
-        ("  p99 ms, closed loop", ["", "peer100_p99_ms", "batch100_p99_ms"]),
-        ("single events: µs/event", ["", "peer_single_us", "single_us"]),
-        ("  events/s", ["", "peer_single_eps", "single_eps"]),
-        ("  p99 ms, closed loop", ["", "peer_single_p99_ms", "single_p99_ms"]),
-        ("  events/s offered", ["", "", "open_eps"]),
-        ("  p50 ms, open loop", ["", "", "p50_ms"]),
-        ("  p99 ms, open loop", ["", "", "p99_ms"]),
-        ("resident MB", ["", "peer_rss_mb", "rss_mb"]),
-    ];
-    for (title, names) in rows {
-        let cells = names.map(|name| values.get(name).map_or_else(String::new, |value| short(*value)));
-        let _ = writeln!(text, "{title:24}{:>12}{:>12}{:>12}", cells[0], cells[1], cells[2]);
-    }
-    text.push('\n');
-    for target in &TARGETS {
-        if let Some(line) = target.line(values) {
-            let _ = writeln!(text, "{line}");
-        }
-    }
-    text
+/// A line of a table: a title and a figure per column, where there is one.
+pub fn row<const N: usize>(title: &str, names: [&str; N], values: &Values) -> String {
+    let cells = names.map(|name| values.get(name).map_or_else(String::new, |value| short(*value)));
+    let cells: String = cells.iter().map(|cell| format!("{cell:>12}")).collect();
+    format!("{title:24}{cells}\n")
 }
 
 impl Target {
@@ -123,15 +99,10 @@ pub fn read(path: &Path) -> anyhow::Result<Values> {
 }
 
 /// Which ratios to the limit have become worse: CPU to the limit's CPU, throughput to its throughput.
-pub fn regressions(now: &Values, earlier: &Values) -> Vec<String> {
-    let pairs = [
-        ("batch100_us", "limit_us"),
-        ("single_us", "limit_us"),
-        ("batch100_eps", "limit_eps"),
-        ("single_eps", "limit_eps"),
-    ];
+/// `pairs` are the figures and their limits.
+pub fn regressions(now: &Values, earlier: &Values, pairs: &[(&str, &str)]) -> Vec<String> {
     let mut lines = Vec::new();
-    for (figure, limit) in pairs {
+    for &(figure, limit) in pairs {
         let ratio = |values: &Values| Some(values.get(figure)? / values.get(limit)?);
         let (Some(now), Some(earlier)) = (ratio(now), ratio(earlier)) else { continue };
         let grown = if figure.ends_with("_us") { now / earlier } else { earlier / now };
@@ -160,6 +131,7 @@ fn round(value: f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ingest::report::{PAIRS, TARGETS};
 
     fn values(pairs: &[(&str, f64)]) -> Values {
         pairs.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect()
@@ -174,7 +146,7 @@ mod tests {
     #[test]
     fn targets_are_told_reached_or_missed() {
         let good = values(&[("batch100_us", 6.0), ("limit_us", 2.0), ("single_eps", 19_999.0)]);
-        let table = table(&good);
+        let table = verdicts(&TARGETS, &good);
         assert!(table.contains("6.00 ≤ 6.00 (3 × limit_us): reached"), "{table}");
         assert!(table.contains("19999 ≥ 20000: MISSED"), "{table}");
         assert!(!table.contains("peer100_us):"), "no target without its other figure: {table}");
@@ -183,14 +155,14 @@ mod tests {
     #[test]
     fn worse_by_more_than_15_percent_is_told() {
         let earlier = values(&[("limit_us", 2.0), ("batch100_us", 5.0), ("limit_eps", 6e5), ("batch100_eps", 1.2e5)]);
-        assert!(regressions(&earlier, &earlier).is_empty());
+        assert!(regressions(&earlier, &earlier, &PAIRS).is_empty());
         // All is slower alike: the machine, not the gateway.
         let slow = values(&[("limit_us", 3.0), ("batch100_us", 7.5), ("limit_eps", 4e5), ("batch100_eps", 0.8e5)]);
-        assert!(regressions(&slow, &earlier).is_empty());
+        assert!(regressions(&slow, &earlier, &PAIRS).is_empty());
         let worse = values(&[("limit_us", 2.0), ("batch100_us", 5.8), ("limit_eps", 6e5), ("batch100_eps", 1.0e5)]);
-        assert_eq!(regressions(&worse, &earlier).len(), 2);
+        assert_eq!(regressions(&worse, &earlier, &PAIRS).len(), 2);
         let within = values(&[("limit_us", 2.0), ("batch100_us", 5.7)]);
-        assert!(regressions(&within, &earlier).is_empty());
+        assert!(regressions(&within, &earlier, &PAIRS).is_empty());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! As little of HTTP/1.1 as a load generator needs: requests that are bytes already, answers with a length.
+//! As little of HTTP/1.1 as a load generator needs: requests are bytes already, answers have a length.
 
 use std::net::SocketAddr;
 
@@ -7,81 +7,16 @@ use memchr::memmem;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::events::{self, EVENT_BYTES, Ids, Timestamp};
-
-/// Where requests go and what they carry.
-#[derive(Clone)]
-pub struct Target {
-    /// The server.
-    pub address: SocketAddr,
-    /// Path of the resource.
-    pub path: String,
-    /// The API key, where one is asked for.
-    pub key: Option<String>,
-    /// Whether an answer tells the fate of each event, as ours does.
-    pub verdicts: bool,
-}
-
-/// A request of some events, made new for each sending.
-pub struct Request {
-    bytes: Vec<u8>,
-    events: Vec<usize>,
-}
-
-impl Request {
-    /// A request with `count` events, of which the first has the number `first`. One event goes as an object,
-    /// several as an array.
-    pub fn new(target: &Target, count: usize, first: u64) -> Self {
-        let length = if count == 1 { EVENT_BYTES } else { count * (EVENT_BYTES + 1) + 1 };
-        let key = target.key.as_ref().map(|key| format!("Authorization: Bearer {key}\r\n")).unwrap_or_default();
-        let mut bytes = format!(
-            "POST {} HTTP/1.1\r\nHost: {}\r\n{key}Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n",
-            target.path, target.address
-        )
-        .into_bytes();
-        let mut events = Vec::with_capacity(count);
-        for number in 0..count {
-            match number {
-                0 if count == 1 => {}
-                0 => bytes.push(b'['),
-                _ => bytes.push(b','),
-            }
-            events.push(bytes.len());
-            bytes.extend_from_slice(&events::template(first + number as u64));
-        }
-        if count > 1 {
-            bytes.push(b']');
-        }
-        Self { bytes, events }
-    }
-
-    /// The bytes to send, with new ids and the time now.
-    pub fn renewed(&mut self, ids: &Ids, timestamp: &Timestamp) -> &[u8] {
-        for &at in &self.events {
-            events::renew(&mut self.bytes[at..at + EVENT_BYTES], ids, timestamp);
-        }
-        &self.bytes
-    }
-}
-
 /// An answer.
 pub struct Response<'a> {
     /// Its status.
     pub status: u16,
     head: &'a [u8],
-    body: &'a [u8],
+    /// Its body.
+    pub body: &'a [u8],
 }
 
 impl Response<'_> {
-    /// How many of the request's events were accepted.
-    pub fn accepted(&self, target: &Target, events: usize) -> usize {
-        match self.status {
-            200..300 if target.verdicts => memmem::find_iter(self.body, br#""status":"accepted""#).count(),
-            200..300 => events,
-            _ => 0,
-        }
-    }
-
     /// Whether it says when to come back.
     pub fn says_when(&self) -> bool {
         header(self.head, "retry-after").is_some()
@@ -175,24 +110,6 @@ fn number(text: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
 
-    fn target() -> Target {
-        Target { address: ([127, 0, 0, 1], 1).into(), path: "/v1/events".into(), key: Some("k".into()), verdicts: true }
-    }
-
-    #[test]
-    fn requests_say_their_length_and_are_json() {
-        for count in [1, 2, 100] {
-            let mut request = Request::new(&target(), count, 0);
-            let bytes = request.renewed(&Ids::new(), &Timestamp::new()).to_vec();
-            let end = memmem::find(&bytes, b"\r\n\r\n").expect("a head");
-            let length = header(&bytes[..end], "content-length").and_then(number);
-            assert_eq!(length, Some(bytes.len() - end - 4));
-            let json: serde_json::Value = serde_json::from_slice(&bytes[end + 4..]).expect("JSON");
-            assert_eq!(json.as_array().map_or(1, Vec::len), count);
-            assert_eq!(json.is_object(), count == 1);
-        }
-    }
-
     #[test]
     fn heads_are_read_once_complete() {
         let bytes = b"HTTP/1.1 202 Accepted\r\ncontent-LENGTH: 12\r\nRetry-After:  1\r\n\r\nbody";
@@ -202,15 +119,5 @@ mod tests {
         assert_eq!(header(bytes, "retry-after"), Some(&b"1"[..]));
         assert!(parse(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n").is_err());
         assert!(parse(b"SSH-2.0 hello there\r\n\r\n").is_err());
-    }
-
-    #[test]
-    fn verdicts_are_counted_where_there_are_some() {
-        let body = br#"{"results":[{"status":"accepted"},{"status":"retry"},{"status":"accepted"}]}"#;
-        let response = |status| Response { status, head: b"", body };
-        assert_eq!(response(202).accepted(&target(), 3), 2);
-        assert_eq!(response(503).accepted(&target(), 3), 0);
-        let plain = Target { verdicts: false, ..target() };
-        assert_eq!(response(200).accepted(&plain, 3), 3);
     }
 }

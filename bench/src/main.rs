@@ -1,26 +1,24 @@
-//! `tidemill-bench`: what the gateway costs, beside the bare Kafka client (the limit) and Benthos (the peer).
-//! `dev/bench` prepares everything it needs and runs it.
+//! `tidemill-bench`: what the gateway and the stream worker cost, each beside the bare Kafka client (the limit) and a
+//! peer. `dev/bench` prepares everything it needs and runs it.
 
-mod events;
+mod bare;
 mod figures;
 mod http;
-mod limit;
-mod load;
-mod measure;
+mod ingest;
+mod log;
 mod process;
-mod rounds;
+mod random;
 mod seen;
-mod soak;
-mod subjects;
-mod tally;
+mod stream;
 
 use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::{Parser, Subcommand};
+use ingest::{limit, rounds, soak};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Benchmarks of the gateway. Run it through `dev/bench`, which starts the components and makes project and key.
+/// Benchmarks. Run it through `dev/bench`, which starts the components and makes projects and keys.
 #[derive(Parser)]
 #[command(name = "tidemill-bench")]
 struct Cli {
@@ -30,7 +28,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Measure the limit, Benthos and the gateway in turn; the last line on standard output is JSON
+    /// Measure a bare producer, Benthos and the gateway in turn; the last line on standard output is JSON
     Run(rounds::Options),
     /// Load the gateway for long: its memory has to stay flat
     Soak(soak::Options),
@@ -39,6 +37,11 @@ enum Command {
     /// The bare producer, as a process of its own
     #[command(hide = true)]
     Limit(limit::Options),
+    /// Measure a bare consumer, Kafka Streams and the stream worker on one topic; the last line is JSON
+    Stream(stream::Options),
+    /// The bare consumer, as a process of its own
+    #[command(hide = true)]
+    StreamLimit(stream::limit::Options),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +67,11 @@ fn start(command: Command) -> anyhow::Result<bool> {
         }
         Command::Limit(options) => {
             println!("{}", serde_json::to_string(&limit::run(&options)?)?);
+            Ok(true)
+        }
+        Command::Stream(options) => runtime.block_on(until_signal(stream::run(&options))),
+        Command::StreamLimit(options) => {
+            println!("{}", serde_json::to_string(&runtime.block_on(stream::limit::run(&options))?)?);
             Ok(true)
         }
     }

@@ -12,28 +12,68 @@ const TICKS_PER_SECOND: f64 = 100.0;
 
 /// CPU time that a process has used, all its threads together, in seconds.
 pub fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    of_stat(pid, cpu_ticks)
+}
+
+fn of_stat(pid: u32, read: impl Fn(&str) -> Option<u64>) -> anyhow::Result<f64> {
     let path = format!("/proc/{pid}/stat");
     let stat = std::fs::read_to_string(&path).with_context(|| format!("process {pid} is gone"))?;
-    cpu_ticks(&stat).map(|ticks| ticks as f64 / TICKS_PER_SECOND).with_context(|| format!("cannot read {path}"))
+    read(&stat).map(|ticks| ticks as f64 / TICKS_PER_SECOND).with_context(|| format!("cannot read {path}"))
 }
 
 /// `utime` and `stime`: unlike the sum over the threads that are left, it has those that have ended too.
 fn cpu_ticks(stat: &str) -> Option<u64> {
+    ticks(stat, 11)
+}
+
+/// Two neighbouring fields of `stat`, counted behind the name, together: user and system time.
+fn ticks(stat: &str, field: usize) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(") ")?; // the name in brackets may hold blanks
-    let mut fields = fields.split(' ').skip(11);
+    let mut fields = fields.split(' ').skip(field);
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+}
+
+/// CPU time of a process, of its children that run and of those that have ended, in seconds. Of Postgres' first process:
+/// of all of Postgres.
+pub fn tree_cpu_seconds(pid: u32) -> anyhow::Result<f64> {
+    let ended = |stat: &str| ticks(stat, 13);
+    let mut seconds = cpu_seconds(pid)? + of_stat(pid, ended)?;
+    let path = format!("/proc/{pid}/task/{pid}/children");
+    let children = std::fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    for child in children.split_whitespace() {
+        // One that ends just now has gone over to its parent, which was read before: that is lost until the next look.
+        seconds += child.parse().ok().and_then(|child| cpu_seconds(child).ok()).unwrap_or(0.0);
+    }
+    Ok(seconds)
 }
 
 /// Memory of a process that is resident, in MB (10^6 bytes).
 pub fn resident_mb(pid: u32) -> anyhow::Result<f64> {
-    let status =
-        std::fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid} is gone"))?;
-    resident_kib(&status).map(|kib| kib as f64 * 1024.0 / 1e6).with_context(|| format!("process {pid} has ended"))
+    memory_mb(pid, "VmRSS:")
 }
 
-fn resident_kib(status: &str) -> Option<u64> {
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+/// The most memory of a process that ever was resident, in MB.
+pub fn peak_mb(pid: u32) -> anyhow::Result<f64> {
+    memory_mb(pid, "VmHWM:")
+}
+
+fn memory_mb(pid: u32, name: &str) -> anyhow::Result<f64> {
+    let status =
+        std::fs::read_to_string(format!("/proc/{pid}/status")).with_context(|| format!("process {pid} is gone"))?;
+    kib(&status, name).map(|kib| kib as f64 * 1024.0 / 1e6).with_context(|| format!("process {pid} has ended"))
+}
+
+fn kib(status: &str, name: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(name))?;
     line.trim().strip_suffix(" kB")?.parse().ok()
+}
+
+/// Waits until what was measured before is on the disk. The kernel would write it half a minute later, hundreds of
+/// megabytes at once, and the broker's appends would wait for tens of milliseconds.
+pub async fn written_back() -> anyhow::Result<()> {
+    let status = tokio::process::Command::new("sync").status().await.context("cannot run sync")?;
+    anyhow::ensure!(status.success(), "sync failed: {status}");
+    Ok(())
 }
 
 /// A server that we started; it is killed when this is dropped.
@@ -101,9 +141,11 @@ mod tests {
         let stat = "7 (a ) b) S 1 7 7 0 -1 4194560 1 0 0 0 150 50 9 9 20 0 1 0 1 1 1";
         assert_eq!(cpu_ticks(stat), Some(200));
         assert_eq!(cpu_ticks("7 (x"), None);
-        assert_eq!(resident_kib("VmHWM:\t 9 kB\nVmRSS:\t  1234 kB\n"), Some(1234));
+        assert_eq!(ticks(stat, 13), Some(18), "of children that have ended");
+        assert_eq!(kib("VmHWM:\t 9 kB\nVmRSS:\t  1234 kB\n", "VmRSS:"), Some(1234));
         let own = std::process::id();
         assert!(resident_mb(own).expect("ours") > 0.1);
-        assert!(cpu_seconds(own).is_ok());
+        assert!(peak_mb(own).expect("ours") >= resident_mb(own).expect("ours"));
+        assert!(tree_cpu_seconds(own).expect("ours") >= cpu_seconds(own).expect("ours") - 0.1);
     }
 }

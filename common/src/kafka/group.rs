@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
 
+use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -121,20 +122,8 @@ impl GroupConsumer {
         let (commands, command_receiver) = std_mpsc::channel();
         let batches = Arc::<Batches>::default();
         let context = Context { events: event_sender, assigned: Mutex::default(), batches: Arc::clone(&batches) };
-        let mut config = kafka.client();
-        config
-            .set("group.id", group)
-            // Cooperative assignment has known faults; range gives every small topic to the first member.
-            .set("partition.assignment.strategy", "roundrobin")
-            .set("session.timeout.ms", session_timeout.as_millis().to_string())
-            .set("heartbeat.interval.ms", (session_timeout.as_millis() / 4).to_string())
-            .set("enable.auto.commit", "false")
-            .set("enable.auto.offset.store", "false")
-            .set("auto.offset.reset", "error")
-            .set("topic.metadata.refresh.interval.ms", "5000")
-            .set("queued.max.messages.kbytes", "16384")
-            .set("fetch.wait.max.ms", "100");
-        let consumer: BaseConsumer<Context> = config.create_with_context(context)?;
+        let consumer: BaseConsumer<Context> =
+            Self::config(kafka, group, session_timeout).create_with_context(context)?;
         consumer.subscribe(&[topics])?;
         let queued = Arc::new(Queued::default());
         let poller = Poller {
@@ -148,6 +137,24 @@ impl GroupConsumer {
         let thread = std::thread::Builder::new().name(group.to_owned()).spawn(move || poller.run());
         let thread = Some(thread.map_err(|error| KafkaError::ClientCreation(error.to_string()))?);
         Ok(Self { events, commands, queued, batches, tickets: HashMap::new(), next_ticket: 1, thread })
+    }
+
+    /// Its settings, for a client of the same kind.
+    pub fn config(kafka: &KafkaConfig, group: &str, session_timeout: Duration) -> ClientConfig {
+        let mut config = kafka.client();
+        config
+            .set("group.id", group)
+            // Cooperative assignment has known faults; range gives every small topic to the first member.
+            .set("partition.assignment.strategy", "roundrobin")
+            .set("session.timeout.ms", session_timeout.as_millis().to_string())
+            .set("heartbeat.interval.ms", (session_timeout.as_millis() / 4).to_string())
+            .set("enable.auto.commit", "false")
+            .set("enable.auto.offset.store", "false")
+            .set("auto.offset.reset", "error")
+            .set("topic.metadata.refresh.interval.ms", "5000")
+            .set("queued.max.messages.kbytes", "16384")
+            .set("fetch.wait.max.ms", "100");
+        config
     }
 
     /// The next event; `None` once the consumer has stopped. Dropping the future loses nothing.

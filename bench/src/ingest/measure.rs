@@ -2,14 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
-use rdkafka::ClientConfig;
-use rdkafka::consumer::{BaseConsumer, Consumer};
-
-use crate::load::{Load, Plan};
-use crate::process::{cpu_seconds, resident_mb};
-
-const PATIENCE: Duration = Duration::from_secs(10);
+use super::load::{Load, Plan};
+use crate::log::Log;
+use crate::process::{cpu_seconds, resident_mb, written_back};
 
 /// How long to measure.
 #[derive(Clone, Copy)]
@@ -60,46 +55,4 @@ pub async fn measure(pid: u32, plan: Plan, lengths: Lengths, log: &Log<'_>) -> a
     let accepted = load.stop().await?.accepted;
     log.holds(records, accepted)?;
     Ok(measured)
-}
-
-/// Waits until what was measured before is on the disk. The kernel would write it half a minute later, hundreds of
-/// megabytes at once, and the broker's appends would wait for tens of milliseconds.
-pub async fn written_back() -> anyhow::Result<()> {
-    let status = tokio::process::Command::new("sync").status().await.context("cannot run sync")?;
-    anyhow::ensure!(status.success(), "sync failed: {status}");
-    Ok(())
-}
-
-/// A topic as a witness of what was accepted.
-pub struct Log<'a> {
-    /// Kafka's `host:port`.
-    pub brokers: &'a str,
-    /// The topic that the server writes.
-    pub topic: &'a str,
-    /// Its partitions.
-    pub partitions: i32,
-}
-
-impl Log<'_> {
-    /// How many records it has ever held.
-    pub fn records(&self) -> anyhow::Result<u64> {
-        let consumer: BaseConsumer = ClientConfig::new().set("bootstrap.servers", self.brokers).create()?;
-        let mut records = 0;
-        for partition in 0..self.partitions {
-            let (_, high) = consumer
-                .fetch_watermarks(self.topic, partition, PATIENCE)
-                .with_context(|| format!("cannot ask how long {} is", self.topic))?;
-            records += high.max(0) as u64;
-        }
-        Ok(records)
-    }
-
-    /// Checks that what was accepted since it held `before` records is there.
-    pub fn holds(&self, before: u64, accepted: u64) -> anyhow::Result<()> {
-        let added = self.records()? - before;
-        if added < accepted {
-            bail!("{accepted} events were accepted, but {} has only {added} records more", self.topic);
-        }
-        Ok(())
-    }
 }

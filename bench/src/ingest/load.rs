@@ -9,9 +9,10 @@ use anyhow::{Context, bail};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::events::{Ids, Timestamp};
-use crate::http::{Connection, Request, Target};
-use crate::tally::{Counts, Tally};
+use super::events::{Ids, Timestamp};
+use super::request::{Request, Target};
+use super::tally::{Counts, Tally};
+use crate::http::Connection;
 
 /// How often the pacer looks which requests are due. What this adds to a latency is part of it.
 const TICK: Duration = Duration::from_micros(200);
@@ -131,7 +132,7 @@ impl Shared {
             let request = requests[turn].renewed(&self.ids, &timestamp);
             match connection.exchange(request).await {
                 Ok(response) => {
-                    let accepted = response.accepted(target, *batch);
+                    let accepted = target.accepted(response.status, response.body, *batch);
                     self.tally.answered(accepted, &response, begin, sent);
                     if accepted != *batch && !overload {
                         bail!("{accepted} of {batch} events were accepted: {}", response.excerpt());

@@ -5,11 +5,13 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use super::load::Plan;
+use super::measure::{Lengths, Measured, measure};
+use super::report;
+use super::request::Target;
+use super::subjects::Place;
 use crate::figures::{self, Figures};
-use crate::http::Target;
-use crate::load::Plan;
-use crate::measure::{self, Lengths, Measured, measure};
-use crate::subjects::Place;
+use crate::process::written_back;
 
 /// Share of the capacity that the open loop offers.
 const OPEN_SHARE: f64 = 0.6;
@@ -71,9 +73,9 @@ pub async fn run(options: &Options) -> anyhow::Result<bool> {
         }
     }
     let medians = figures.medians();
-    print!("{}", figures::table(&medians));
+    print!("{}", report::table(&medians));
     let passed = earlier.is_none_or(|earlier| {
-        let worse = figures::regressions(&medians, &earlier);
+        let worse = figures::regressions(&medians, &earlier, &report::PAIRS);
         worse.iter().for_each(|line| println!("worse: {line}"));
         worse.is_empty()
     });
@@ -83,7 +85,7 @@ pub async fn run(options: &Options) -> anyhow::Result<bool> {
 
 impl Options {
     async fn limit(&self, figures: &mut Figures) -> anyhow::Result<()> {
-        measure::written_back().await?;
+        written_back().await?;
         let limit = self.place.limit(self.lengths()).await?;
         figures.add("limit_us", limit.cpu_us);
         figures.add("limit_eps", limit.per_second);

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use serde::Serialize;
 
-use crate::load::{Load, Plan};
-use crate::measure::{Lengths, measure};
+use super::load::{Load, Plan};
+use super::measure::{Lengths, measure};
+use super::subjects::Place;
+use super::tally::Tally;
 use crate::process;
-use crate::subjects::Place;
-use crate::tally::Tally;
 
 /// Memory is flat when it stays this near to its median.
 const FLAT: f64 = 0.1;

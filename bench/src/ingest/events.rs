@@ -5,10 +5,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use chrono::DateTime;
 
+use crate::random::{ID_BYTES, mix, uuid};
+
 /// Length of every event.
 pub const EVENT_BYTES: usize = 300;
-/// Length of an eventId: a UUID.
-pub const ID_BYTES: usize = 36;
 
 const ID_AT: usize = r#"{"eventId":""#.len();
 const TIMESTAMP_AT: usize = ID_AT + ID_BYTES + r#"","timestamp":""#.len();
@@ -70,20 +70,6 @@ impl Ids {
     }
 }
 
-fn uuid(high: u64, low: u64) -> [u8; ID_BYTES] {
-    const HEX: &[u8; 16] = b"0123456789abcdef";
-    let mut text = [b'-'; ID_BYTES];
-    let bytes = ((high & !0xf000 | 0x4000) as u128) << 64 | (low >> 2 | 1 << 63) as u128;
-    let mut at = 0;
-    for (number, byte) in bytes.to_be_bytes().into_iter().enumerate() {
-        at += usize::from(matches!(number, 4 | 6 | 8 | 10));
-        text[at] = HEX[usize::from(byte >> 4)];
-        text[at + 1] = HEX[usize::from(byte & 15)];
-        at += 2;
-    }
-    text
-}
-
 /// The time now as RFC 3339, formatted once per millisecond.
 pub struct Timestamp {
     millis: i64,
@@ -106,14 +92,6 @@ impl Timestamp {
         let text = DateTime::from_timestamp_millis(millis).unwrap_or_default().format("%Y-%m-%dT%H:%M:%S%.3fZ");
         self.text.copy_from_slice(text.to_string().as_bytes());
     }
-}
-
-/// SplitMix64: a bijection that looks random.
-pub fn mix(number: u64) -> u64 {
-    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ z >> 31
 }
 
 #[cfg(test)]
@@ -151,7 +129,6 @@ mod tests {
         let ids = Ids::new();
         let seen: HashSet<_> = (0..100_000).map(|_| ids.next()).collect();
         assert_eq!(seen.len(), 100_000);
-        assert_eq!(&uuid(0x0123_4567_89ab_cdef, 0), b"01234567-89ab-4def-8000-000000000000");
         assert_ne!(Ids::new().next(), Ids::new().next());
     }
 }

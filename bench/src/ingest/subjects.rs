@@ -7,9 +7,10 @@ use anyhow::Context;
 use clap::Args;
 use tokio::process::Command;
 
-use crate::http::Target;
-use crate::limit::Limit;
-use crate::measure::{Lengths, Log};
+use super::limit::Limit;
+use super::measure::Lengths;
+use super::request::Target;
+use crate::log::Log;
 use crate::process::{Server, free_address};
 
 /// Where everything is. `dev/bench` fills this in.
@@ -96,7 +97,7 @@ impl Place {
 }
 
 fn benthos_config(address: SocketAddr, api: SocketAddr, brokers: &str, topic: &str) -> String {
-    include_str!("../benthos/config.yaml")
+    include_str!("../../benthos/config.yaml")
         .replace("{address}", &address.to_string())
         .replace("{api}", &api.to_string())
         .replace("{brokers}", brokers)
