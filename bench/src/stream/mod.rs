@@ -47,6 +47,9 @@ pub struct Options {
     /// Workers that share the topic; for `scale`, the most [default: 1; for `scale` 4]
     #[arg(long, value_parser = clap::value_parser!(u8).range(1..=4))]
     workers: Option<u8>,
+    /// Events per second that are offered for `freshness`
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(100..))]
+    rate: u64,
     /// Other seeds give other events
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -65,7 +68,7 @@ enum Subject {
     Worst,
     /// One worker to several
     Scale,
-    /// From an event to its count over HTTP, at 20,000 events/s
+    /// From an event to its count over HTTP, at `--rate`
     Freshness,
 }
 
@@ -97,7 +100,7 @@ pub async fn run(options: &Options) -> anyhow::Result<bool> {
     }
     if options.wants(Subject::Freshness) {
         let before = figures.clone();
-        let fresh = freshness::measure(&options.place, FRESH, options.seed).await?;
+        let fresh = freshness::measure(&options.place, FRESH, options.rate, options.seed).await?;
         figures.add("freshness_p50_ms", fresh.p50_ms);
         figures.add("freshness_p99_ms", fresh.p99_ms);
         tell("freshness", &figures, &before);
