@@ -31,7 +31,6 @@ pub struct Shared {
     pub pool: PgPool,
     pub tables: Tables,
     pub history: History,
-    pub decoder: Decoder,
     pub filler: Filler,
 }
 
@@ -39,10 +38,9 @@ impl Shared {
     /// Clients that connect when they are first used.
     pub fn new(config: Config, connections: &Connections, health: &Health) -> anyhow::Result<Self> {
         let history = History::new(connections.kafka.clone());
-        let decoder = Decoder::new(Registry::new(&connections.registry_url)?);
         let filler = Filler {
             history: history.clone(),
-            decoder: decoder.clone(),
+            decoder: Decoder::new(Registry::new(&connections.registry_url)?),
             stores: SeenStores::open(&config.seen_dir, Limits::default())?,
             checkpoints: config.checkpoint_url.as_deref().map(Checkpoints::new).transpose()?,
             health: health.clone(),
@@ -53,7 +51,6 @@ impl Shared {
             pool: tidemill_common::postgres::pool(&connections.database_url, 4)?,
             tables: Tables::new(connections),
             history,
-            decoder,
             filler,
         })
     }
