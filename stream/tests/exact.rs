@@ -49,6 +49,15 @@ async fn marked(stack: &Stack) {
     .await;
 }
 
+/// Waits until nothing is being projected again, as all of a project is at first.
+async fn whole(stack: &Stack, redis: &PrivateRedis) {
+    eventually("the project is whole", || async {
+        let mut redis = redis.connection().await;
+        redis.hexists::<_, _, bool>(keys::projection(&stack.project), "whole").await.unwrap()
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flushed_redis_is_filled_again_without_any_traffic() {
     let (stack, redis) = (Stack::new().await, PrivateRedis::start().await);
@@ -279,6 +288,8 @@ async fn an_audit_finds_and_mends_what_redis_says_wrongly() {
     stack.send_all(&events).await;
     drained(&stack).await;
     level(&stack, &redis).await;
+    whole(&stack, &redis).await;
+    marked(&stack).await;
     let session = |id| keys::session(&stack.project, id);
     let mut connection = redis.connection().await;
     let differing = || tidemill_common::telemetry::metrics().render();
@@ -320,6 +331,7 @@ async fn a_hot_key_is_written_once_per_interval_and_the_ledger_waits_for_it() {
         config.hot_key_interval_ms = 3_600_000;
     })
     .await;
+    whole(&stack, &redis).await;
     let shown = || async {
         let key = keys::session(&stack.project, "s-0");
         redis.connection().await.hget::<_, _, Option<i64>>(key, "totalEvents").await.unwrap()

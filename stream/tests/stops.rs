@@ -188,15 +188,26 @@ async fn retention_that_overtakes_a_running_worker_is_noticed() {
     let mut lock = stack.pool.begin().await.unwrap();
     sqlx::query("LOCK TABLE users IN ACCESS EXCLUSIVE MODE").execute(&mut *lock).await.unwrap();
     stack.send_all(&live_traffic(40..80, 10)).await;
-    running.kill();
-    let end = stack.ends(&events_topic(&stack.project)).await[&0];
-    stack.delete_records(0, end).await;
-    lock.rollback().await.unwrap();
-    let running = worker(&stack, "b", |_, _| ()).await;
-    eventually("health names it", || async {
-        running.health().await.1.contains("were deleted before they were counted")
+    eventually("a batch waits for the lock", || async {
+        let sql = "SELECT EXISTS (SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'users'::regclass)";
+        sqlx::query_scalar::<_, bool>(sql).fetch_one(&stack.pool).await.unwrap()
     })
     .await;
+    let end = stack.ends(&events_topic(&stack.project)).await[&0];
+    stack.delete_records(0, end).await;
+    // Its batch fails, and what it has to read again is gone.
+    sqlx::query("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE NOT granted AND relation = 'users'::regclass")
+        .execute(&mut *lock)
+        .await
+        .unwrap();
+    lock.rollback().await.unwrap();
+    eventually("health names it", || async {
+        let (status, health) = running.health().await;
+        status == 503 && health.contains("were deleted before they were counted")
+    })
+    .await;
+    let elsewhere = live_traffic(40..80, 10).iter().filter(|event| home(event) != 0).count() as i64;
+    eventually("the other partitions go on", || async { counted(&stack).await == 40 + elsewhere }).await;
     running.stop().await;
 }
 
