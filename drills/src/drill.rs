@@ -28,6 +28,8 @@ use crate::views;
 const SETTLED: Duration = Duration::from_secs(90);
 /// A flushed or failed-over Redis has to show everything again within this time.
 const REDIS: Duration = Duration::from_secs(10);
+/// Brokers that were broken have to answer within this time.
+const KAFKA: Duration = Duration::from_secs(60);
 const ARCHIVE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(50);
 /// How often traffic sends.
@@ -203,9 +205,16 @@ impl Drill {
         let topic: std::sync::Arc<str> = events_topic(&self.stack.project).into();
         let partitions: Vec<TopicPartition> =
             (0..PARTITIONS).map(|partition| TopicPartition { topic: topic.clone(), partition }).collect();
-        let history = self.history.clone();
-        let bounds = tokio::task::spawn_blocking(move || history.bounds(&partitions)).await??;
-        Ok(bounds.into_iter().map(|(at, (_, end))| (at.partition, end)).collect())
+        let deadline = Instant::now() + KAFKA;
+        loop {
+            let (history, partitions) = (self.history.clone(), partitions.clone());
+            match tokio::task::spawn_blocking(move || history.bounds(&partitions)).await? {
+                Ok(bounds) => return Ok(bounds.into_iter().map(|(at, (_, end))| (at.partition, end)).collect()),
+                // The brokers may be what was broken.
+                Err(error) if Instant::now() > deadline => return Err(error.into()),
+                Err(_) => tokio::time::sleep(LOOK).await,
+            }
+        }
     }
 
     /// Waits until the ledger has passed what the log holds now. Gives the time since `fault`.

@@ -10,9 +10,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tidemill_common::codec::Encoder;
 use tidemill_common::event::Event;
+use tidemill_common::home::home_partition;
 use tidemill_common::kafka::Producer;
 use tidemill_common::names::events_topic;
-use tidemill_testkit::Stack;
+use tidemill_testkit::{PARTITIONS, Stack};
 
 use crate::journal::{Answer, Entry, Journal, Via};
 use crate::traffic::{Flaw, Item};
@@ -88,7 +89,12 @@ impl Native {
     pub async fn send_strays(&self, events: &[Event], age: Duration) -> anyhow::Result<()> {
         let origin_ms = chrono::Utc::now().timestamp_millis() - age.as_millis() as i64;
         for event in events {
-            let headers = [("source-partition", 0), ("source-offset", i64::MAX), ("source-append-time", origin_ms)];
+            let elsewhere = (home_partition(event.event_id.as_bytes(), PARTITIONS) + 1) % PARTITIONS;
+            let headers = [
+                ("source-partition", i64::from(elsewhere)),
+                ("source-offset", i64::MAX),
+                ("source-append-time", origin_ms),
+            ];
             let headers = headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
                 headers.insert(Header { key, value: Some(&value.to_string()) })
             });

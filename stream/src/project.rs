@@ -174,7 +174,6 @@ impl Writer {
         for chunk in sessions.chunks(2_000) {
             self.sessions(chunk.to_vec()).await?;
         }
-        let _ = hit("stream.projected").await; // only to abort or pause: an error here would say nothing new
         Ok(())
     }
 
@@ -412,6 +411,7 @@ impl Projection {
             return Err(error);
         }
         if !keys.is_empty() {
+            let _ = hit("stream.projected").await; // only to abort or pause: an error here would say nothing new
             self.guard.has_begun(began);
             metrics::counter!("tidemill_stream_projected_keys_total").increment(keys.len() as u64);
         }

@@ -24,8 +24,11 @@ const STEPS: [&str; 10] = [
     "stream.done",
     "stream.flushed",
 ];
-/// Passed once in a start, or once in a while.
-const RARE: [&str; 2] = ["stream.prepared", "stream.flushed"];
+/// Passed once in a start.
+const AT_START: &str = "stream.prepared";
+/// Passed only while nothing comes: else batches tell the ledger what Redis shows.
+const AT_REST: &str = "stream.flushed";
+const HITS: &str = "tidemill_failpoint_hits_total";
 const FAILPOINTS: &str = "TIDEMILL_FAILPOINTS";
 const SIGABRT: i32 = 6;
 
@@ -57,15 +60,21 @@ async fn clean(options: Options) -> anyhow::Result<Outcome> {
 /// The worker aborts at one step of a batch; the next one of its group goes on.
 async fn abort(options: Options, step: &'static str) -> anyhow::Result<Outcome> {
     let mut drill = Drill::start(&options).await?;
-    let flow = drill.flow(Stream::default())?;
+    let mut flow = drill.flow(Stream::default())?;
     drill.sent(100).await?;
-    let passage = if RARE.contains(&step) { 1 } else { drill.random.random_range(1..=8) };
+    let passage = if [AT_START, AT_REST].contains(&step) { 1 } else { drill.random.random_range(1..=8) };
     let mut doomed = drill.worker("a", &[(FAILPOINTS, &format!("{step}=abort@{passage}"))])?;
+    if step == AT_REST {
+        flow.stop().await?;
+        flow = drill.flow(Stream { rate: 0, ..Stream::default() })?; // nothing
+    }
     let status = doomed.ended().await?;
     ensure!(status.signal() == Some(SIGABRT), "it was to abort at {step}, but ended with {status}");
     let fault = Instant::now();
     let _heir = drill.worker("a", &[])?;
     let recovery = drill.recovered(fault).await?;
+    flow.stop().await?;
+    let flow = drill.flow(Stream::default())?;
     drill.sent(300).await?;
     flow.stop().await?;
     drill.finish(recovery).await
@@ -75,12 +84,16 @@ async fn abort(options: Options, step: &'static str) -> anyhow::Result<Outcome> 
 async fn errors(options: Options) -> anyhow::Result<Outcome> {
     let mut drill = Drill::start(&options).await?;
     // Far enough apart for the partitions to be live again after each: a batch of nothing would not show much.
-    let point = |(i, step): (usize, &&str)| format!("{step}=error@{}", if RARE.contains(step) { 1 } else { 12 * i });
+    let passage = |i: usize, step: &str| if [AT_START, AT_REST].contains(&step) { 1 } else { 12 * i };
+    let point = |(i, step): (usize, &&str)| format!("{step}=error@{}", passage(i, step));
     let points: Vec<String> = STEPS.iter().enumerate().map(point).collect();
     let fault = Instant::now();
     let mut worker = drill.worker("a", &[(FAILPOINTS, &points.join(","))])?;
     let flow = drill.flow(Stream::default())?;
-    worker.reaches("tidemill_failpoint_hits_total", STEPS.len() as f64).await?;
+    worker.reaches(HITS, STEPS.len() as f64 - 1.0).await?;
+    flow.stop().await?;
+    worker.reaches(HITS, STEPS.len() as f64).await?;
+    let flow = drill.flow(Stream::default())?;
     let recovery = drill.recovered(fault).await?;
     drill.sent(200).await?;
     flow.stop().await?;
