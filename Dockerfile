@@ -14,7 +14,7 @@ RUN apt-get update && apt-get install -y --no-install-recommends \
     ca-certificates curl libcurl4 libssl3 zlib1g \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --system --uid 10001 --user-group tidemill \
-    && install -d -o tidemill -g tidemill /var/lib/tidemill /var/lib/tidemill/warehouse
+    && install -d -o tidemill -g tidemill /var/lib/tidemill /var/lib/tidemill/warehouse /var/lib/tidemill/seen
 COPY --from=build /src/target/release/tidemill /usr/local/bin/tidemill
 COPY topics/*.yaml /etc/tidemill/topics/
 USER 10001

@@ -40,6 +40,9 @@ pub struct Config {
     /// Where checkpoints of it are kept: `file:///folder` or `s3://bucket/folder`. None: an archiver without its
     /// disk reads the log instead.
     pub checkpoint_url: Option<String>,
+    /// How often checkpoints are written, and what is only in memory is written to disk, in milliseconds. A
+    /// checkpoint is at most twice as old, and as long as it takes to write it.
+    pub checkpoint_interval_ms: u64,
 }
 
 /// What to do when records were deleted before they were archived.
@@ -67,6 +70,7 @@ impl Default for Config {
             on_gap: OnGap::Stop,
             seen_dir: "/var/lib/tidemill/seen/archiver".into(),
             checkpoint_url: None,
+            checkpoint_interval_ms: 120_000,
         }
     }
 }

@@ -52,7 +52,9 @@ pub async fn run(
         async move { tables.catalog().await?.namespace_exists(&table::namespace("any")).await.map(drop) }
     });
     let filler = shared.filler.clone();
-    tokio::spawn(keep_checkpoints(filler.stores.clone(), filler.checkpoints, "archiver", stop.clone()));
+    let every = Duration::from_millis(shared.config.checkpoint_interval_ms);
+    let keeping = keep_checkpoints(filler.stores.clone(), filler.checkpoints, "archiver", every, stop.clone());
+    let kept = tokio::spawn(keeping);
     let patience = Duration::from_millis(shared.config.commit_interval_ms) + PATIENCE;
     let watching = Watch { name: "archiver", history: filler.history, health: health.clone(), patience };
     tokio::spawn(watching.run(positions, stop.clone()));
@@ -62,6 +64,7 @@ pub async fn run(
         worked
     };
     let (worked, served) = tokio::join!(work, serve(listener, health.routes(), stop.clone()));
+    kept.await?;
     // The worker is gone, and what it had not written yet is on its way to disk.
     tokio::task::spawn_blocking(move || filler.stores.close()).await??;
     Ok(worked.and(served.map_err(ArchiveError::from))?)

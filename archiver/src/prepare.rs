@@ -38,10 +38,11 @@ impl Shared {
     /// Clients that connect when they are first used.
     pub fn new(config: Config, connections: &Connections, health: &Health) -> anyhow::Result<Self> {
         let history = History::new(connections.kafka.clone());
+        let limits = Limits { flush_ms: config.checkpoint_interval_ms, ..Limits::default() };
         let filler = Filler {
             history: history.clone(),
             decoder: Decoder::new(Registry::new(&connections.registry_url)?),
-            stores: SeenStores::open(&config.seen_dir, Limits::default())?,
+            stores: SeenStores::open(&config.seen_dir, limits)?,
             checkpoints: config.checkpoint_url.as_deref().map(Checkpoints::new).transpose()?,
             health: health.clone(),
         };

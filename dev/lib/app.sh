@@ -33,6 +33,10 @@ tidemill() { (cd "$REPO" && env -u PORT "$(binary)" "$@"); }
 
 app_settings() {
   export LOG_LEVEL=${LOG_LEVEL:-info}
+  export TIDEMILL_STREAM__SEEN_DIR=${TIDEMILL_STREAM__SEEN_DIR:-$DEV/seen/stream}
+  export TIDEMILL_ARCHIVER__SEEN_DIR=${TIDEMILL_ARCHIVER__SEEN_DIR:-$DEV/seen/archiver}
+  export TIDEMILL_STREAM__CHECKPOINT_URL=${TIDEMILL_STREAM__CHECKPOINT_URL:-file://$DEV/checkpoints/stream}
+  export TIDEMILL_ARCHIVER__CHECKPOINT_URL=${TIDEMILL_ARCHIVER__CHECKPOINT_URL:-file://$DEV/checkpoints/archiver}
   export TIDEMILL_ARCHIVER__COMMIT_INTERVAL_MS=${TIDEMILL_ARCHIVER__COMMIT_INTERVAL_MS:-5000}
   eval "$("$REPO/dev/services" env)"
 }

@@ -29,6 +29,9 @@ pub struct Config {
     /// Where checkpoints of it are kept: `file:///folder` or `s3://bucket/folder`. None: a worker without its
     /// disk reads the log instead.
     pub checkpoint_url: Option<String>,
+    /// How often checkpoints are written, and what is only in memory is written to disk, in milliseconds. A
+    /// checkpoint is at most twice as old, and as long as it takes to write it.
+    pub checkpoint_interval_ms: u64,
     /// Partitions wait when more than this share of what came lately would be dead letters; 1 lets everything pass.
     pub poison_share: f64,
     /// Of at least so many records.
@@ -64,6 +67,7 @@ impl Default for Config {
             on_gap: OnGap::Stop,
             seen_dir: "/var/lib/tidemill/seen/stream".into(),
             checkpoint_url: None,
+            checkpoint_interval_ms: 120_000,
             poison_share: 0.5,
             poison_records: 1_000,
             hot_key_interval_ms: 1_000,

@@ -60,7 +60,9 @@ pub async fn run(
     let registry = Registry::new(&connections.registry_url)?;
     let decoder = Decoder::new(registry.clone());
     let history = History::new(connections.kafka.clone());
-    let stores = SeenStores::open(&config.seen_dir, Limits::default())?;
+    let limits = Limits { flush_ms: config.checkpoint_interval_ms, ..Limits::default() };
+    let stores = SeenStores::open(&config.seen_dir, limits)?;
+    let every = Duration::from_millis(config.checkpoint_interval_ms);
     let checkpoints = config.checkpoint_url.as_deref().map(Checkpoints::new).transpose()?;
     watch(&health, &shutdown, &pool, &redis);
     let positions = Positions::default();
@@ -111,10 +113,11 @@ pub async fn run(
     };
     let stop = shutdown.child_token();
     let server = tokio::spawn(serve(listener, health.routes(), stop.clone()));
-    tokio::spawn(keep_checkpoints(stores.clone(), checkpoints, "stream", stop.clone()));
+    let kept = tokio::spawn(keep_checkpoints(stores.clone(), checkpoints, "stream", every, stop.clone()));
     let ended = worker.run().await;
     stop.cancel();
     server.await??;
+    kept.await?;
     // The worker is gone, and what it had not written yet is on its way to disk.
     tokio::task::spawn_blocking(move || stores.close()).await??;
     Ok(ended?)

@@ -9,7 +9,7 @@ use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use opendal::{ErrorKind, Operator};
@@ -24,13 +24,10 @@ use super::stores::{SeenStores, StoreKey};
 const MANIFEST: &str = "manifest.json";
 /// Files are copied in pieces of so many bytes.
 const PIECE: usize = 8 * 1024 * 1024;
-/// How often checkpoints are looked after. With what stores keep in memory for two minutes, and the time it takes,
-/// they are less than five minutes old.
-const EVERY: Duration = Duration::from_secs(60);
 /// So many partitions' checkpoints are written at a time.
 const AT_ONCE: usize = 4;
-/// In every so many rounds old stores on disk are removed.
-const CLEAN: u64 = 60;
+/// How often old stores on disk are removed.
+const CLEAN: Duration = Duration::from_secs(3_600);
 
 /// Why a checkpoint cannot be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -200,29 +197,31 @@ impl Checkpoints {
     }
 }
 
-/// Looks after a process's stores until shutdown: metrics, checkpoints, old files.
+/// Looks after a process's stores until shutdown: every so often metrics and checkpoints, now and then old files.
 pub async fn keep_checkpoints(
     stores: SeenStores,
     checkpoints: Option<Checkpoints>,
     view: &'static str,
+    every: Duration,
     shutdown: CancellationToken,
 ) {
-    let mut last = HashMap::new();
-    for round in 0u64.. {
+    let (mut last, mut cleaned) = (HashMap::new(), None::<Instant>);
+    loop {
         stores.report(view);
         if let Some(checkpoints) = &checkpoints {
             let save = shutdown.run_until_cancelled(checkpoints.save_all(&stores, &mut last));
             let Some(failed) = save.await else { return };
             metrics::gauge!("tidemill_seen_checkpoints_failing", "view" => view).set(failed as f64);
         }
-        if round % CLEAN == 0 {
+        if cleaned.is_none_or(|at| at.elapsed() > CLEAN) {
+            cleaned = Some(Instant::now());
             let stores = stores.clone();
             // It only fails by a panic, which is printed.
             let _ = tokio::task::spawn_blocking(move || stores.clean()).await;
         }
         tokio::select! {
             () = shutdown.cancelled() => return,
-            () = tokio::time::sleep(EVERY) => {}
+            () = tokio::time::sleep(every) => {}
         }
     }
 }

@@ -23,7 +23,7 @@ const CLOCK_SLACK_MS: i64 = 3_600_000;
 /// Brokers' clocks among each other: when a partition's leader changes, append times may go back.
 const BROKERS_SLACK_MS: i64 = 60_000;
 /// Fewer records than this are read from the log without asking for a checkpoint.
-const WORTH_A_CHECKPOINT: i64 = 20_000;
+const WORTH_A_CHECKPOINT: i64 = 5_000;
 /// So many checkpoints are fetched at a time.
 const AT_ONCE: usize = 8;
 /// How often progress is shown.
@@ -185,8 +185,10 @@ impl Filler {
         let fetched = checkpoints.fetch(&fill.key, &manifest, &self.stores.folder_of(&fill.key)).await;
         *seen = self.stores.load(&fill.key, fill.window_ms)?;
         *missing = seen.missing(*oldest, fill.next);
+        fetched?;
+        metrics::counter!("tidemill_seen_checkpoints_taken_total").increment(1);
         tracing::info!(topic = fill.key.topic, partition = fill.key.partition, ?missing, "took a checkpoint");
-        Ok(fetched?)
+        Ok(())
     }
 
     /// The first offset that may matter in each partition; none where there is no record that young.
@@ -232,12 +234,14 @@ struct Progress<'a> {
     read: i64,
     all: i64,
     shown: Instant,
+    counter: metrics::Counter,
 }
 
 impl<'a> Progress<'a> {
     fn new(health: &'a Health, spans: &[Span]) -> Self {
+        let counter = metrics::counter!("tidemill_seen_records_read_total");
         let all = spans.iter().map(|span| (span.to - span.from).max(0)).sum();
-        let progress = Self { health, read: 0, all, shown: Instant::now() };
+        let progress = Self { health, read: 0, all, shown: Instant::now(), counter };
         if all > 0 {
             progress.show();
         }
@@ -246,6 +250,7 @@ impl<'a> Progress<'a> {
 
     fn step(&mut self) {
         self.read += 1;
+        self.counter.increment(1);
         if self.read % 256 == 0 && self.shown.elapsed() > SHOWN {
             self.shown = Instant::now();
             self.show();

@@ -116,8 +116,10 @@ fn usable(opened: Result<Run, SeenError>) -> Result<Option<Run>, SeenError> {
         Ok(run) => Ok(Some(run)),
         Err(SeenError::Damaged { path, what }) => {
             tracing::warn!(path = %path.display(), what, "a file of the seen store is damaged and removed");
-            fs::remove_file(&path).map_err(SeenError::disk(&path))?;
-            Ok(None)
+            match fs::remove_file(&path) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => Err(SeenError::disk(&path)(error)),
+                _ => Ok(None),
+            }
         }
         Err(error) => Err(error),
     }

@@ -85,6 +85,16 @@ pub enum SeenError {
 }
 
 impl SeenError {
+    /// A file that was written and cannot be read: one that is gone, or cut, is as good as damaged.
+    fn unreadable(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |error| match error.kind() {
+            std::io::ErrorKind::NotFound => Self::Damaged { path, what: "it is gone" },
+            std::io::ErrorKind::UnexpectedEof => Self::Damaged { path, what: "it is cut short" },
+            _ => Self::Disk { path, error },
+        }
+    }
+
     fn disk(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |error| Self::Disk { path, error }

@@ -46,11 +46,11 @@ impl Run {
     /// Opens a run, with its tables or without.
     pub fn open(path: &Path, tables: bool) -> Result<Self, SeenError> {
         let damaged = |what| SeenError::Damaged { path: path.to_owned(), what };
-        let file = File::open(path).map_err(SeenError::disk(path))?;
+        let file = File::open(path).map_err(SeenError::unreadable(path))?;
         let length = file.metadata().map_err(SeenError::disk(path))?.len();
         let footer_at = length.checked_sub(FOOTER as u64).ok_or_else(|| damaged("it is cut short"))?;
         let mut footer = [0; FOOTER];
-        file.read_exact_at(&mut footer, footer_at).map_err(SeenError::disk(path))?;
+        file.read_exact_at(&mut footer, footer_at).map_err(SeenError::unreadable(path))?;
         let about = About::read(&footer).ok_or_else(|| damaged("its end is not what was written"))?;
         if about.file_bytes() != length {
             return Err(damaged("its length is not what was written"));
@@ -102,10 +102,10 @@ impl Run {
 
     fn read_at(&self, bytes: &mut [u8], at: u64) -> Result<(), SeenError> {
         if let Some(file) = self.file.get() {
-            return file.read_exact_at(bytes, at).map_err(SeenError::disk(&self.path));
+            return file.read_exact_at(bytes, at).map_err(SeenError::unreadable(&self.path));
         }
-        let file = File::open(&self.path).map_err(SeenError::disk(&self.path))?;
-        let read = file.read_exact_at(bytes, at).map_err(SeenError::disk(&self.path));
+        let file = File::open(&self.path).map_err(SeenError::unreadable(&self.path))?;
+        let read = file.read_exact_at(bytes, at).map_err(SeenError::unreadable(&self.path));
         if OPEN.fetch_add(1, Ordering::Relaxed) >= OPEN_FILES || self.file.set(file).is_err() {
             OPEN.fetch_sub(1, Ordering::Relaxed);
         }
@@ -133,7 +133,7 @@ impl Drop for Run {
 impl Tables {
     fn read(path: &Path, file: &File, about: &About) -> Result<Self, SeenError> {
         let mut bytes = vec![0; about.tables_bytes() as usize];
-        file.read_exact_at(&mut bytes, about.pages_bytes()).map_err(SeenError::disk(path))?;
+        file.read_exact_at(&mut bytes, about.pages_bytes()).map_err(SeenError::unreadable(path))?;
         if crc32fast::hash(&bytes) != about.tables_crc {
             return Err(SeenError::Damaged { path: path.to_owned(), what: "its tables are not what was written" });
         }
@@ -196,7 +196,7 @@ impl Reader {
     /// None for a run without sightings.
     fn open(run: &Run) -> Result<Option<Self>, SeenError> {
         let path = run.path.clone();
-        let file = File::open(&path).map_err(SeenError::disk(&path))?;
+        let file = File::open(&path).map_err(SeenError::unreadable(&path))?;
         let starts = match &run.tables {
             Some(tables) => tables.starts.clone(),
             None => Tables::read(&path, &file, &run.about)?.starts,
@@ -216,7 +216,7 @@ impl Reader {
             }
             let at = page_at(self.page, self.starts[self.page]..self.starts[self.page + 1]);
             self.bytes.resize((at.end - at.start) as usize, 0);
-            self.file.read_exact(&mut self.bytes).map_err(SeenError::disk(&self.path))?;
+            self.file.read_exact(&mut self.bytes).map_err(SeenError::unreadable(&self.path))?;
             let damaged = || SeenError::Damaged { path: self.path.clone(), what: "a page is not what was written" };
             check_page(&self.bytes).ok_or_else(damaged)?;
             (self.page, self.at) = (self.page + 1, 0);

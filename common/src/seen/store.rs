@@ -37,6 +37,9 @@ pub struct SeenStore {
     covered: Range<i64>,
     /// Up to where runs, and what becomes runs now, cover.
     flushed: i64,
+    /// The end of the last batch that went through, which may be behind what is covered: then nothing may leave,
+    /// since what is old beside the newest is not old beside what is judged.
+    position: i64,
     /// The youngest append time of what is settled: old is what is old beside it. No clock of ours would do,
     /// since what is read may be days behind.
     newest_ms: i64,
@@ -98,6 +101,7 @@ impl SeenStore {
             buffer: Buffer::default(),
             settled: 0,
             flushed: covered.end,
+            position: NOTHING.end,
             covered,
             newest_ms,
             dirty_since: None,
@@ -164,10 +168,11 @@ impl SeenStore {
         plan::missing(&self.covered, oldest, next)
     }
 
-    /// Gets ready for what is missing to be noted, in order: if that does not go on where the store ends, what
-    /// it has is of no use.
+    /// Gets ready for records from `missing.end` on to be judged, and before that, for what is missing to be noted,
+    /// in order: if that does not go on where the store ends, what it has is of no use.
     pub fn complete(&mut self, missing: &Range<i64>) {
         self.take_back(i64::MIN);
+        self.position = missing.end;
         if missing.start < self.covered.start || missing.start > self.covered.end {
             self.forget();
             (self.covered, self.flushed) = (missing.start..missing.start, missing.start);
@@ -197,6 +202,7 @@ impl SeenStore {
         if self.covered == NOTHING {
             return;
         }
+        self.position = next;
         self.covered.end = self.covered.end.max(next);
         let pending = &self.buffer.sightings()[self.settled..];
         let settling = &pending[..pending.partition_point(|sighting| sighting.offset < self.covered.end)];
@@ -332,7 +338,8 @@ impl SeenStore {
     /// After runs have changed: removes, unloads, merges.
     fn tidy(&mut self) {
         let (now_ms, window_ms, limits) = (self.newest_ms, self.window_ms, self.shared.limits);
-        let expired = plan::expired(&self.abouts(), now_ms, window_ms);
+        let read_again = self.position < self.covered.end;
+        let expired = if read_again { 0 } else { plan::expired(&self.abouts(), now_ms, window_ms) };
         self.runs.drain(..expired).for_each(|run| run.make_obsolete());
         if expired > 0 {
             let next = self.runs.first().map(|run| run.about.covers.start);

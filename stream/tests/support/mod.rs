@@ -52,6 +52,7 @@ pub async fn worker(stack: &Stack, group: &str, change: impl FnOnce(&mut Config,
         batch_wait_ms: 20,
         unknown_schema_wait_ms: 1_500,
         hot_key_interval_ms: 200,
+        seen_dir: stack.folder("seen-stream"),
         ..Config::default()
     };
     change(&mut config, &mut connections);
