@@ -39,6 +39,10 @@ pub struct Config {
     pub audit_interval_ms: u64,
     /// How long a partition may stand still while the log goes on, before the worker is not ready, in milliseconds.
     pub stall_ms: u64,
+    /// Event types that are conversions.
+    pub conversion_types: Vec<String>,
+    /// A file that knows the countries of addresses, in MaxMind's format; without it sessions have none.
+    pub geoip_file: Option<PathBuf>,
 }
 
 /// What to do where the log and the ledger do not meet: records were deleted before they were counted, or the log has
@@ -69,6 +73,8 @@ impl Default for Config {
             hot_key_interval_ms: 1_000,
             audit_interval_ms: 60_000,
             stall_ms: 60_000,
+            conversion_types: ["purchase", "order_completed", "conversion"].map(str::to_owned).into(),
+            geoip_file: None,
         }
     }
 }
