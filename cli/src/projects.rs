@@ -7,6 +7,7 @@ use tidemill_common::codec::EVENT_SCHEMA;
 use tidemill_common::config::Connections;
 use tidemill_common::names::{ProjectId, events_topic, processed_topic};
 use tidemill_common::registry::Registry;
+use tidemill_stream::emit::PROCESSED_SCHEMA;
 use tidemill_topics::{Change, Partitions};
 
 use crate::output::Output;
@@ -170,9 +171,10 @@ fn refuse_other_partitions(changes: &[Change]) -> anyhow::Result<()> {
 /// Dead letters are whatever bytes came in, so their topic has no schema.
 async fn register_schemas(id: &ProjectId, connections: &Connections) -> anyhow::Result<()> {
     let registry = Registry::new(&connections.registry_url)?;
-    for topic in [events_topic(id.as_str()), processed_topic(id.as_str())] {
+    let topics = [(events_topic(id.as_str()), EVENT_SCHEMA), (processed_topic(id.as_str()), PROCESSED_SCHEMA)];
+    for (topic, schema) in topics {
         let subject = format!("{topic}-value");
-        registry.register(&subject, EVENT_SCHEMA).await?;
+        registry.register(&subject, schema).await?;
         registry.keep_backward_compatible(&subject).await?;
     }
     Ok(())

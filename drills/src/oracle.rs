@@ -29,10 +29,10 @@ pub struct Expected {
     pub dead: BTreeMap<(i32, i64), String>,
     /// Events in a partition that is not their home, with their home.
     pub strays: BTreeMap<(i32, i64), i32>,
-    /// By session id and time of the first event, in microseconds.
+    /// By session key (its id, or the user's mark and id) and time of the first event, in microseconds.
     pub sessions: BTreeMap<(String, i64), Session>,
-    /// Each user's first and last event, in microseconds.
-    pub users: BTreeMap<String, (i64, i64)>,
+    /// Each user's first event, in microseconds.
+    pub users: BTreeMap<String, i64>,
     /// Events by window.
     pub windows: BTreeMap<WindowKey, Window>,
     /// Sessions by the window of their start; the type is empty.
@@ -54,6 +54,8 @@ pub struct Session {
     pub user: Option<String>,
     /// The page named last.
     pub page: Option<String>,
+    /// Whether its user, where first named in it, had never been seen.
+    pub is_new: bool,
 }
 
 /// What counts in a window.
@@ -94,14 +96,15 @@ impl Expected {
     }
 
     fn count(&mut self) {
-        let mut by_session = BTreeMap::<&str, Vec<&Event>>::new();
+        let mut by_session = BTreeMap::<String, Vec<&Event>>::new();
         for event in self.first_sights.values() {
-            if let Some(session_id) = &event.session_id {
-                by_session.entry(session_id).or_default().push(event);
+            let by_user = || event.user_id.as_ref().map(|user| format!("\u{1}u{user}"));
+            if let Some(key) = event.session_id.clone().or_else(by_user) {
+                by_session.entry(key).or_default().push(event);
             }
             if let Some(user) = &event.user_id {
-                let span = self.users.entry(user.clone()).or_insert((event.timestamp, event.timestamp));
-                *span = (span.0.min(event.timestamp), span.1.max(event.timestamp));
+                let first = self.users.entry(user.clone()).or_insert(event.timestamp);
+                *first = event.timestamp.min(*first);
             }
             for event_type in [ALL, &event.event_type] {
                 for (granularity, start) in windows(event.timestamp) {
@@ -116,18 +119,12 @@ impl Expected {
             events.sort_by_key(|event| event.timestamp);
             for run in events.chunk_by(|a, b| b.timestamp - a.timestamp <= GAP) {
                 let first = run[0].timestamp;
-                self.sessions.insert((session_id.to_owned(), first), session(run));
+                self.sessions.insert((session_id.clone(), first), session(run, &self.users));
                 for (granularity, start) in windows(first) {
                     *self.session_windows.entry((String::new(), granularity.to_owned(), start)).or_default() += 1;
                 }
             }
         }
-    }
-
-    /// Whether a session is its user's first.
-    pub fn is_new(&self, first: i64, session: &Session) -> bool {
-        let user = session.user.as_ref().and_then(|user| self.users.get(user));
-        user.is_some_and(|(first_event, _)| (first..=session.last).contains(first_event))
     }
 }
 
@@ -147,16 +144,18 @@ fn windows(micros: i64) -> impl Iterator<Item = (&'static str, i64)> {
     GRANULARITIES.into_iter().map(move |(name, length)| (name, seconds.div_euclid(length) * length))
 }
 
-fn session(run: &[&Event]) -> Session {
+fn session(run: &[&Event], seen: &BTreeMap<String, i64>) -> Session {
     let pages: Vec<_> = run.iter().filter_map(|event| Some((event.timestamp, page(event)?))).collect();
     let users = run.iter().filter_map(|event| Some((event.timestamp, event.user_id.as_ref()?)));
+    let user = users.min();
     let conversions = ["purchase", "order_completed", "conversion"];
     Session {
         last: run[run.len() - 1].timestamp,
         events: run.len() as i64,
         page_views: pages.len() as i64,
         conversions: run.iter().filter(|event| conversions.contains(&&*event.event_type)).count() as i64,
-        user: users.min().map(|(_, user)| user.clone()),
+        user: user.map(|(_, user)| user.clone()),
+        is_new: user.is_some_and(|(at, user)| seen.get(user) == Some(&at)),
         page: pages.into_iter().filter_map(|(at, page)| Some((at, page?))).max().map(|(_, page)| page),
     }
 }
@@ -201,7 +200,7 @@ mod tests {
         let expected = Expected::of(&events, 4, 1_000);
         let found: Vec<_> = expected.sessions.iter().map(|((_, first), s)| (first / 1_000_000 - T, s.events)).collect();
         assert_eq!(found, [(0, 2), (3_601, 1)]);
-        let new: Vec<bool> = expected.sessions.iter().map(|((_, first), s)| expected.is_new(*first, s)).collect();
+        let new: Vec<bool> = expected.sessions.values().map(|session| session.is_new).collect();
         assert_eq!(new, [true, false]);
     }
 

@@ -169,14 +169,15 @@ pub fn archive(expected: &Expected, rows: &[(i32, i64, String)]) -> Vec<String> 
 fn fields(expected: &Expected, id: &str, first: i64) -> BTreeMap<String, String> {
     let session = &expected.sessions[&(id.to_owned(), first)];
     let mut fields = BTreeMap::from([
-        ("sessionId", id.to_owned()),
         ("firstEventAt", first.to_string()),
         ("lastEventAt", session.last.to_string()),
         ("pageViews", session.page_views.to_string()),
         ("totalEvents", session.events.to_string()),
         ("hasConversion", (session.conversions > 0).to_string()),
-        ("isNew", expected.is_new(first, session).to_string()),
+        ("isNew", session.is_new.to_string()),
     ]);
+    // What stands under a user's mark has no id.
+    fields.extend((!id.starts_with('\u{1}')).then(|| ("sessionId", id.to_owned())));
     fields.extend(session.user.clone().map(|user| ("userId", user)));
     fields.extend(session.page.clone().map(|page| ("currentPage", page)));
     fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
@@ -247,9 +248,10 @@ mod tests {
             conversions: 0,
             user: Some("u".into()),
             page: Some("/".into()),
+            is_new: true,
         };
         expected.sessions.insert(("s".into(), (NOW - 60) * 1_000_000), session);
-        expected.users.insert("u".into(), ((NOW - 60) * 1_000_000, NOW * 1_000_000));
+        expected.users.insert("u".into(), (NOW - 60) * 1_000_000);
         let window = Window { count: 2, users: BTreeSet::from(["u".into()]) };
         expected.windows.insert((ALL.into(), "1m".into(), NOW - NOW % 60), window);
         expected

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use tidemill_common::projects::Project;
 use tidemill_common::redis::Redis;
+use tidemill_stream::fold::carts::{self, Cart};
 use tidemill_stream::keys;
 use tidemill_stream::window::Granularity;
 
@@ -51,16 +52,25 @@ fn parse(value: &str, generation: i32) -> Option<HotWindow> {
     serde_json::from_str::<HotWindow>(value).ok().filter(|window| window.generation == generation)
 }
 
-/// The hash of a live session, of this generation.
-pub async fn session(redis: &Redis, project: &Project, session_id: &str) -> Option<HashMap<String, String>> {
+/// The hash of a live session, by its key, of this generation.
+pub async fn session(redis: &Redis, project: &Project, session_key: &str) -> Option<HashMap<String, String>> {
+    hash(redis, project, keys::session(&project.id, session_key)).await
+}
+
+/// The cart of a session, by its key.
+pub async fn cart(redis: &Redis, project: &Project, session_key: &str) -> Option<Cart> {
+    carts::hash::cart(&hash(redis, project, keys::cart(&project.id, session_key)).await?)
+}
+
+async fn hash(redis: &Redis, project: &Project, key: String) -> Option<HashMap<String, String>> {
     let mut pipeline = redis::pipe();
-    pipeline.cmd("HGETALL").arg(keys::session(&project.id, session_id));
+    pipeline.cmd("HGETALL").arg(key);
     match redis.run::<(HashMap<String, String>,)>(&pipeline).await {
         Ok((hash,)) => {
             Some(hash).filter(|hash| hash.get("generation").is_some_and(|text| text.parse() == Ok(project.generation)))
         }
         Err(error) => {
-            tracing::debug!(%error, "a session is read from Postgres");
+            tracing::debug!(%error, "a session or cart is read from Postgres");
             None
         }
     }

@@ -1,10 +1,12 @@
 //! The query service: metrics, sessions and SQL over HTTP, each only for the caller's own project.
 
 mod archive;
+mod carts;
 mod config;
 mod freshness;
 mod hot;
 mod metrics;
+mod money;
 mod postgres;
 
 mod routes;

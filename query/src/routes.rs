@@ -23,7 +23,7 @@ use tidemill_common::redis::Redis;
 
 use crate::freshness::Freshness;
 use crate::postgres::in_time;
-use crate::{metrics, postgres, sessions, sql};
+use crate::{carts, metrics, postgres, sessions, sql};
 
 /// What the endpoints work with.
 pub struct Service {
@@ -44,7 +44,9 @@ pub fn routes(service: Arc<Service>) -> Router {
     Router::new()
         .route("/v1/metrics", get(list_metrics))
         .route("/v1/metrics/{name}", get(metric))
+        .route("/v1/sessions", get(list_sessions))
         .route("/v1/sessions/{id}", get(session))
+        .route("/v1/sessions/{id}/cart", get(cart))
         .route("/v1/query", get(query).post(post_query))
         .route_layer(middleware::from_fn(observed))
         .method_not_allowed_fallback(|| async {
@@ -60,7 +62,7 @@ pub fn routes(service: Arc<Service>) -> Router {
                 StatusCode::NOT_FOUND,
                 "not-found",
                 "No such endpoint",
-                "there are /v1/metrics, /v1/metrics/{name}, /v1/sessions/{id} and /v1/query",
+                "there are /v1/metrics, /v1/metrics/{name}, /v1/sessions, /v1/sessions/{id}, /v1/sessions/{id}/cart and /v1/query",
             )
         })
         .with_state(service)
@@ -75,6 +77,18 @@ async fn metric(State(service): Shared, Caller(project): Caller, name: Name, par
     let (Path(name), Query(params)) = (name.map_err(unreadable)?, params.map_err(unreadable)?);
     let request = metrics::Request::parse(&name, &params, Utc::now())?;
     Ok(Json(in_time(metrics::answer(&service, &project, request)).await?).into_response())
+}
+
+async fn list_sessions(State(service): Shared, Caller(project): Caller, params: Params) -> Answer {
+    let Query(params) = params.map_err(unreadable)?;
+    let answer = sessions::active(&service.pool, &project, &params, Utc::now());
+    Ok(Json(in_time(answer).await?).into_response())
+}
+
+async fn cart(State(service): Shared, Caller(project): Caller, id: Name) -> Answer {
+    let Path(id) = id.map_err(unreadable)?;
+    let answer = carts::answer(&service.pool, &service.redis, &project, &id, Utc::now());
+    Ok(Json(in_time(answer).await?).into_response())
 }
 
 async fn session(State(service): Shared, Caller(project): Caller, id: Name) -> Answer {

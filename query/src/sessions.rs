@@ -1,4 +1,5 @@
-//! `GET /v1/sessions/{id}`: the live state from Redis, all else from Postgres.
+//! `GET /v1/sessions/{id}`: the live state from Redis, all else from Postgres. `GET /v1/sessions?active=true`: what is
+//! live, from Postgres.
 
 use std::collections::HashMap;
 
@@ -9,15 +10,20 @@ use sqlx::PgPool;
 use tidemill_common::problem::Problem;
 use tidemill_common::projects::Project;
 use tidemill_common::redis::Redis;
+use tidemill_stream::session_key;
 
 use crate::hot;
 use crate::metrics::rfc3339;
+use crate::money::Money;
 use crate::postgres::{self, Interval};
 
 /// A session is live until this long after its last event.
 const GAP: TimeDelta = TimeDelta::minutes(30);
 /// The latest sessions of an id that are given.
 const MAX_INTERVALS: i64 = 1_000;
+/// Live sessions in a list: as many as are asked for, at most so many.
+const DEFAULT_LISTED: usize = 100;
+const MAX_LISTED: usize = 1_000;
 
 /// A session id: its latest session, and all of them.
 #[derive(Debug, Serialize)]
@@ -38,10 +44,22 @@ struct State {
     user_id: Option<String>,
     first_event_at: String,
     last_event_at: String,
+    /// Between them, in seconds.
+    duration: f64,
     page_views: i64,
     total_events: i64,
+    /// One event was all.
+    bounce: bool,
     has_conversion: bool,
+    conversions: i64,
+    revenue: Money,
     is_new: bool,
+    traffic_source: String,
+    device_type: Option<String>,
+    country: Option<String>,
+    entry_page: Option<String>,
+    exit_page: Option<String>,
+    /// The same, while it is not known to be the last.
     current_page: Option<String>,
 }
 
@@ -51,13 +69,70 @@ impl From<Interval> for State {
             user_id: row.user_id,
             first_event_at: rfc3339(row.first_event_at),
             last_event_at: rfc3339(row.last_event_at),
+            duration: seconds(row.last_event_at - row.first_event_at),
             page_views: row.page_views,
             total_events: row.total_events,
+            bounce: row.total_events == 1,
             has_conversion: row.conversions > 0,
+            conversions: row.conversions,
+            revenue: Money::parse(row.revenue.as_deref()),
             is_new: row.is_new,
+            traffic_source: row.traffic_source,
+            device_type: row.device_type,
+            country: row.country,
+            entry_page: row.entry_page,
+            exit_page: row.current_page.clone(),
             current_page: row.current_page,
         }
     }
+}
+
+fn seconds(time: TimeDelta) -> f64 {
+    time.num_microseconds().unwrap_or(i64::MAX) as f64 / 1e6
+}
+
+/// A session in a list.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Listed {
+    /// None: the events of a user that name no session.
+    session_id: Option<String>,
+    #[serde(flatten)]
+    state: State,
+}
+
+/// Live sessions, the one with the latest event first.
+#[derive(Debug, Serialize)]
+pub struct List {
+    sessions: Vec<Listed>,
+    /// Whether there are more than asked for.
+    truncated: bool,
+}
+
+/// The sessions that are live at `now`. Parameters: `active`, which must be `true`, and `limit`.
+pub async fn active(
+    pool: &PgPool,
+    project: &Project,
+    params: &HashMap<String, String>,
+    now: DateTime<Utc>,
+) -> Result<List, Problem> {
+    let bad = |detail: String| Problem::new(StatusCode::BAD_REQUEST, "bad-request", "Bad request", detail);
+    if params.get("active").map(String::as_str) != Some("true") {
+        let detail =
+            "only live sessions are listed: ask with ?active=true; for others there is SQL, the table sessions";
+        return Err(bad(detail.to_owned()));
+    }
+    let limit = params.get("limit").map_or(Ok(DEFAULT_LISTED), |limit| limit.parse::<usize>());
+    let Some(limit) = limit.ok().filter(|limit| (1..=MAX_LISTED).contains(limit)) else {
+        return Err(bad(format!("'limit' must be a number from 1 to {MAX_LISTED}")));
+    };
+    let rows = postgres::active(pool, project, now - GAP, limit as i64 + 1).await.map_err(postgres::problem)?;
+    let truncated = rows.len() > limit;
+    let listed = |row: Interval| {
+        let session_id = session_key::session_id(&row.session_key).map(str::to_owned);
+        Listed { session_id, state: row.into() }
+    };
+    Ok(List { sessions: rows.into_iter().take(limit).map(listed).collect(), truncated })
 }
 
 /// Answers for one session id.
@@ -71,10 +146,9 @@ pub async fn answer(
     if session_id.contains('\0') {
         return Err(unknown(session_id)); // Postgres cannot even be asked
     }
-    let (hash, rows) = tokio::join!(
-        hot::session(redis, project, session_id),
-        postgres::intervals(pool, project, session_id, MAX_INTERVALS)
-    );
+    let key = session_key::of_session(session_id);
+    let (hash, rows) =
+        tokio::join!(hot::session(redis, project, &key), postgres::intervals(pool, project, &key, MAX_INTERVALS));
     let rows = rows.map_err(postgres::problem)?;
     let Some(newest) = rows.first() else { return Err(unknown(session_id)) };
     let (last_event_at, total_events) = (newest.last_event_at, newest.total_events);
@@ -93,20 +167,32 @@ fn live_copy(hash: &HashMap<String, String>, now: DateTime<Utc>) -> Option<(Date
     let flag = |name: &str| hash.get(name)?.parse::<bool>().ok();
     let number = |name: &str| hash.get(name)?.parse::<i64>().ok();
     let last_event_at = time("lastEventAt").filter(|at| *at + GAP > now)?;
+    let first_event_at = time("firstEventAt")?;
+    let (total_events, conversions) = (number("totalEvents")?, number("conversions")?);
     let state = State {
         user_id: text("userId"),
-        first_event_at: rfc3339(time("firstEventAt")?),
+        first_event_at: rfc3339(first_event_at),
         last_event_at: rfc3339(last_event_at),
+        duration: seconds(last_event_at - first_event_at),
         page_views: number("pageViews")?,
-        total_events: number("totalEvents")?,
+        total_events,
+        bounce: total_events == 1,
         has_conversion: flag("hasConversion")?,
+        conversions,
+        revenue: Money::parse(hash.get("revenue").map(String::as_str)),
         is_new: flag("isNew")?,
+        traffic_source: text("trafficSource")?,
+        device_type: text("deviceType"),
+        country: text("country"),
+        entry_page: text("entryPage"),
+        exit_page: text("currentPage"),
         current_page: text("currentPage"),
     };
     Some((last_event_at, state))
 }
 
-fn unknown(session_id: &str) -> Problem {
+/// There is no such session.
+pub fn unknown(session_id: &str) -> Problem {
     let detail = format!("the project has no session {session_id:?}; one appears when its first event is counted");
     Problem::new(StatusCode::NOT_FOUND, "no-session", "No such session", detail)
 }
@@ -123,6 +209,9 @@ mod tests {
             ("pageViews", "2"),
             ("totalEvents", "5"),
             ("hasConversion", "true"),
+            ("conversions", "1"),
+            ("revenue", "12.30"),
+            ("trafficSource", "email"),
             ("isNew", "false"),
             ("currentPage", ""),
         ]
@@ -136,6 +225,8 @@ mod tests {
         let now = "2026-01-31T12:00:00Z".parse().expect("a time");
         let (_, state) = live_copy(&hash("2026-01-31T11:30:00.001Z"), now).expect("live");
         assert_eq!((state.total_events, state.has_conversion, state.current_page), (5, true, None));
+        assert_eq!((state.duration, state.bounce, &*state.traffic_source), (1_800.001, false, "email"));
+        assert_eq!(serde_json::to_string(&state.revenue).expect("JSON"), "12.3");
         assert_eq!(live_copy(&hash("2026-01-31T11:30:00Z"), now), None);
         let mut torn = hash("2026-01-31T11:59:00Z");
         torn.remove("totalEvents");

@@ -9,6 +9,7 @@ use chrono::TimeDelta;
 use serde_json::{Value, json};
 use support::{Api, insert_session, insert_user, new_key, time};
 use tidemill_query::Config;
+use tidemill_stream::session_key;
 
 async fn with_sessions(config: Config, count: i64) -> Api {
     let api = Api::start_with(config, |_| ()).await;
@@ -31,7 +32,9 @@ async fn sessions_are_a_table() {
     let expected = json!([{
         "session_id": "s1", "user_id": null, "first_event_at": "2026-01-01T01:00:00Z",
         "last_event_at": "2026-01-01T01:01:00Z", "total_events": 5, "page_views": 3, "conversions": 1,
-        "has_conversion": true, "is_new": false, "current_page": "/cart", "duration_seconds": 60.0,
+        "has_conversion": true, "revenue": 0.0, "is_new": false, "is_bounce": false, "entry_page": null,
+        "exit_page": "/cart", "current_page": "/cart", "traffic_source": "direct", "device_type": null,
+        "country": null, "duration_seconds": 60.0,
     }]);
     assert_eq!(answer["rows"], expected);
     assert_eq!(answer["columns"][2], json!({ "name": "first_event_at", "type": "timestamp" }));
@@ -166,6 +169,31 @@ async fn all_but_reads_of_the_own_tables_are_refused_and_touch_nothing() {
     let missing =
         api.client.post(format!("{}/v1/query", api.base)).bearer_auth(&api.key).body("{}").send().await.unwrap();
     assert_eq!(missing.status(), 400);
+}
+
+#[tokio::test]
+async fn sessions_know_where_they_come_from_and_what_they_brought() {
+    let api = with_sessions(Config::default(), 4).await;
+    let change = "UPDATE sessions SET revenue = 12.30, traffic_source = 'email', device_type = 'mobile', country = 'NL'
+                  WHERE session_id IN ('s0', 's1')";
+    sqlx::query(change).execute(&api.stack.pool).await.unwrap();
+    // A session of a user without an id, and one whose id begins as those do.
+    let keys = [session_key::of_user("u"), session_key::of_session("\u{1}u").into_owned()];
+    for key in &keys {
+        insert_session(&api.stack, &api.stack.project, key, Some("u"), time("2026-01-02T00:00:00Z"), 1).await;
+    }
+    for (sql, expected) in [
+        (
+            "SELECT trafficSource, deviceType, country, sum(revenue) AS revenue, count(*) AS n FROM sessions
+             WHERE traffic_source = 'email' GROUP BY 1, 2, 3",
+            json!([{ "trafficSource": "email", "deviceType": "mobile", "country": "NL", "revenue": 24.6, "n": 2 }]),
+        ),
+        ("SELECT count(*) AS n FROM sessions WHERE traffic_source = 'direct'", json!([{ "n": 4 }])),
+        ("SELECT user_id FROM sessions WHERE session_id IS NULL", json!([{ "user_id": "u" }])),
+        ("SELECT session_id FROM sessions WHERE session_id = chr(1) || 'u'", json!([{ "session_id": "\u{1}u" }])),
+    ] {
+        assert_eq!(api.rows(sql).await, expected, "{sql}");
+    }
 }
 
 #[tokio::test]

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use tidemill_common::names::{EVENT_TOPICS, STREAM_GROUP};
 
 /// Settings of a stream worker.
@@ -42,6 +42,11 @@ pub struct Config {
     pub audit_interval_ms: u64,
     /// How long a partition may stand still while the log goes on, before the worker is not ready, in milliseconds.
     pub stall_ms: u64,
+    /// Event types that are conversions; in an environment variable with commas between them.
+    #[serde(deserialize_with = "names")]
+    pub conversion_types: Vec<String>,
+    /// A file that knows the countries of addresses, in MaxMind's format; without it sessions have none.
+    pub geoip_file: Option<PathBuf>,
 }
 
 /// What to do where the log and the ledger do not meet: records were deleted before they were counted, or the log has
@@ -73,13 +78,44 @@ impl Default for Config {
             hot_key_interval_ms: 1_000,
             audit_interval_ms: 60_000,
             stall_ms: 60_000,
+            conversion_types: ["purchase", "order_completed", "conversion"].map(str::to_owned).into(),
+            geoip_file: None,
         }
     }
+}
+
+/// A list, or a text with commas.
+fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Names {
+        List(Vec<String>),
+        Text(String),
+    }
+    Ok(match Names::deserialize(deserializer)? {
+        Names::List(names) => names,
+        Names::Text(text) => {
+            text.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty()).collect()
+        }
+    })
 }
 
 impl Config {
     /// [`Self::batch_wait_ms`].
     pub fn batch_wait(&self) -> Duration {
         Duration::from_millis(self.batch_wait_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn conversions_are_listed_either_way() {
+        let types = |json: &str| serde_json::from_str::<Config>(json).expect("settings").conversion_types;
+        assert_eq!(types(r#"{"conversion_types":"signup, purchase,"}"#), ["signup", "purchase"]);
+        assert_eq!(types(r#"{"conversion_types":["signup"]}"#), ["signup"]);
+        assert_eq!(types("{}").len(), 3);
     }
 }

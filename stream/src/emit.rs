@@ -4,14 +4,18 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use tidemill_common::codec::{EVENT_SCHEMA, Encoder};
-use tidemill_common::event::Event;
+use tidemill_common::codec::Encoder;
 use tidemill_common::home::home_partition;
 use tidemill_common::kafka::{Outgoing, Producer, Record};
 use tidemill_common::names::{dlq_topic, processed_topic};
 use tidemill_common::registry::{Registry, RegistryError};
 use tidemill_common::verdict::{Rejection, TOO_LARGE};
 pub use tidemill_common::verdict::{SOURCE_APPEND_TIME, SOURCE_OFFSET, SOURCE_PARTITION};
+
+use crate::store::Counted;
+
+/// The schema of the processed topics, as it is registered: the event's, and behind it what was found out.
+pub const PROCESSED_SCHEMA: &str = include_str!("../../schemas/processed.avsc");
 
 /// Header of dead letters: the topic.
 pub const SOURCE_TOPIC: &str = "source-topic";
@@ -49,24 +53,37 @@ impl Emitter {
     }
 
     /// A first sight for the processed topic, in the partition of the same number.
-    pub async fn processed(
-        &mut self,
-        project: &str,
-        record: &Record,
-        event: &Event,
-    ) -> Result<Emission, RegistryError> {
+    pub async fn processed(&mut self, record: &Record, counted: &Counted) -> Result<Emission, RegistryError> {
+        let project = &counted.project;
         if !self.encoders.contains_key(project) {
-            let id = self.registry.register(&format!("{}-value", processed_topic(project)), EVENT_SCHEMA).await?;
-            self.encoders.insert(project.to_owned(), Encoder::new(id));
+            let id = self.registry.register(&format!("{}-value", processed_topic(project)), PROCESSED_SCHEMA).await?;
+            self.encoders.insert(project.clone(), Encoder::new(id));
         }
         Ok(Emission {
             topic: processed_topic(project),
             partition: record.partition,
-            key: Some(event.event_id.clone().into_bytes()),
-            value: self.encoders[project].encode(event),
+            key: Some(counted.event.event_id.clone().into_bytes()),
+            value: encode(&self.encoders[project], counted),
             headers: origin(record),
         })
     }
+}
+
+/// The framed value under [`PROCESSED_SCHEMA`].
+fn encode(encoder: &Encoder, counted: &Counted) -> Vec<u8> {
+    let traits = &counted.traits;
+    let mut value = encoder.encode(&counted.event);
+    let country = traits.country.as_ref().map(|country| country.as_str());
+    for name in [traits.device.map(|device| device.as_str()), traits.source.map(|source| source.as_str()), country] {
+        let Some(name) = name else {
+            value.push(0); // the union's branch: null
+            continue;
+        };
+        // The branch and the length, zigzag; these names are shorter than what one byte can say.
+        value.extend([2, (name.len() as u8) << 1]);
+        value.extend_from_slice(name.as_bytes());
+    }
+    value
 }
 
 /// A stray, sent to where all copies of its eventId meet. One that was sent before keeps its first origin.
@@ -139,4 +156,74 @@ fn origin(record: &Record) -> Vec<(&'static str, String)> {
         (SOURCE_OFFSET, record.offset.to_string()),
         (SOURCE_APPEND_TIME, record.append_ms.to_string()),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use apache_avro::Schema;
+    use apache_avro::reader::datum::GenericDatumReader;
+    use apache_avro::schema_compatibility::SchemaCompatibility;
+    use tidemill_common::codec::EVENT_SCHEMA;
+    use tidemill_common::event::Event;
+
+    use super::*;
+    use crate::enrich::{Country, Device, Source, Traits};
+
+    #[derive(Debug, serde::Deserialize)]
+    #[serde(rename_all = "camelCase")]
+    struct Processed {
+        #[serde(flatten)]
+        event: Event,
+        device_type: Option<String>,
+        traffic_source: Option<String>,
+        country: Option<String>,
+    }
+
+    fn counted(traits: Traits) -> Counted {
+        let event = Event {
+            event_id: "e-1".into(),
+            event_type: "view".into(),
+            timestamp: 1_700_000_000_000_000,
+            received_at: None,
+            user_id: Some("u".into()),
+            session_id: None,
+            event_action: None,
+            properties: Some("{}".into()),
+            client_address: None,
+            user_agent: Some("curl/8".into()),
+        };
+        Counted { traits, ..Counted::new("p".into(), 0, event) }
+    }
+
+    #[test]
+    fn processed_events_carry_what_was_found_out() {
+        let schema = Schema::parse_str(PROCESSED_SCHEMA).expect("schemas/processed.avsc is valid Avro");
+        let some = Traits {
+            device: Some(Device::Bot),
+            source: Some(Source::Campaign),
+            country: Country::parse("NL"),
+            ..Traits::default()
+        };
+        for (traits, names) in [(some, [Some("bot"), Some("campaign"), Some("NL")]), (Traits::default(), [None; 3])] {
+            let counted = counted(traits);
+            let value = encode(&Encoder::new(7), &counted);
+            let mut datum = &value[5..];
+            let reader = GenericDatumReader::builder(&schema).build().expect("a reader");
+            let read: Processed = reader.read_deser(&mut datum).expect("readable");
+            assert!(datum.is_empty());
+            assert_eq!(read.event, counted.event);
+            assert_eq!([read.device_type.as_deref(), read.traffic_source.as_deref(), read.country.as_deref()], names);
+            // Readers that know only events read it as one.
+            let event: Event = reader.read_deser(&mut &value[5..]).expect("readable");
+            assert_eq!(event, counted.event);
+        }
+    }
+
+    #[test]
+    fn readers_of_either_schema_read_the_other() {
+        let schema = |text: &str| Schema::parse_str(text).expect("valid Avro");
+        let (event, processed) = (schema(EVENT_SCHEMA), schema(PROCESSED_SCHEMA));
+        SchemaCompatibility::can_read(&event, &processed).expect("backward compatible");
+        SchemaCompatibility::can_read(&processed, &event).expect("forward compatible");
+    }
 }

@@ -3,9 +3,14 @@
 
 use crate::window::Granularity;
 
-/// HASH of a live session.
-pub fn session(project: &str, session_id: &str) -> String {
-    format!("analytics:session:{project}:{session_id}")
+/// HASH of a live session, by its [`crate::session_key`].
+pub fn session(project: &str, session_key: &str) -> String {
+    format!("analytics:session:{project}:{session_key}")
+}
+
+/// HASH of a cart, by its session's key.
+pub fn cart(project: &str, session_key: &str) -> String {
+    format!("cart:{project}:{session_key}")
 }
 
 /// SET of the user ids a project has seen.

@@ -2,7 +2,9 @@
 
 mod apply;
 mod config;
+pub mod decimal;
 pub mod emit;
+pub mod enrich;
 mod filling;
 pub mod fold;
 pub mod keys;
@@ -11,6 +13,8 @@ mod live;
 pub mod metric;
 mod poison;
 mod project;
+pub mod properties;
+pub mod session_key;
 pub mod sketch;
 mod sort;
 mod state;
@@ -22,6 +26,7 @@ mod worker;
 
 use std::time::Duration;
 
+use chrono::Utc;
 use sqlx::PgPool;
 use tidemill_common::codec::Decoder;
 use tidemill_common::config::Connections;
@@ -36,6 +41,7 @@ use tokio_util::sync::CancellationToken;
 
 use apply::Applier;
 pub use config::{Config, OnGap};
+use enrich::Enricher;
 use filling::Filling;
 use live::Preparer;
 use poison::Limit;
@@ -74,6 +80,7 @@ pub async fn run(
         hot_key: Duration::from_millis(config.hot_key_interval_ms),
         audit: Duration::from_millis(config.audit_interval_ms),
     };
+    tokio::spawn(prune_carts(pool.clone(), shutdown.clone()));
     let worker = Worker {
         consumer: GroupConsumer::join(
             &connections.kafka,
@@ -99,6 +106,7 @@ pub async fn run(
         sorter: Sorter::new(
             decoder,
             emit::Emitter::new(registry),
+            Enricher::new(&config.conversion_types, config.geoip_file.as_deref())?,
             Duration::from_millis(config.unknown_schema_wait_ms),
             Limit { share: config.poison_share, records: config.poison_records },
         ),
@@ -121,6 +129,19 @@ pub async fn run(
     // The worker is gone, and what it had not written yet is on its way to disk.
     tokio::task::spawn_blocking(move || stores.close()).await??;
     Ok(ended?)
+}
+
+/// Clears away what no cart needs any more, now and then; any worker may do it, at any time.
+async fn prune_carts(pool: PgPool, shutdown: CancellationToken) {
+    const EVERY: Duration = Duration::from_secs(600);
+    const MOST: i64 = 10_000;
+    while shutdown.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
+        while let Ok(pruned) = store::carts::prune(&pool, Utc::now(), MOST).await {
+            if pruned < MOST as u64 {
+                break;
+            }
+        }
+    }
 }
 
 fn watch(health: &Health, shutdown: &CancellationToken, pool: &PgPool, redis: &Redis) {

@@ -14,8 +14,10 @@ use tidemill_common::seen::{Fill, Filler, SeenStore, StoreKey};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::OnGap;
+use crate::fold::carts::CART_EVENTS;
 use crate::fold::rollups::Changes;
 use crate::ledger::{self, Place, Position};
+use crate::session_key;
 use crate::sort::Transient;
 use crate::store::{self, Touched};
 use crate::timeline::{self, Timeline};
@@ -245,7 +247,11 @@ impl Preparer {
                 let Some(project) = project_of(&record.topic) else { return };
                 changes.count_event(project, event);
                 let key = |id: &String| (project.to_owned(), id.clone());
-                touched.sessions.extend(event.session_id.as_ref().map(key));
+                let session = session_key::of(event).map(|key| (project.to_owned(), key.into_owned()));
+                if CART_EVENTS.contains(&event.event_type.as_str()) {
+                    touched.carts.extend(session.clone());
+                }
+                touched.sessions.extend(session);
                 touched.users.extend(event.user_id.as_ref().map(key));
             });
             touched.windows = changes.0.into_keys().collect();

@@ -18,6 +18,14 @@ pub const RESERVED: [&str; 9] = [
 pub const EVENTS: &str = "events";
 /// The rollups' `metric_name` for sessions, by their start.
 pub const SESSIONS: &str = "sessions";
+/// Sessions of a single event, by their start.
+pub const BOUNCES: &str = "bounces";
+/// Sessions in which a user's first event lies, by their start.
+pub const NEW_USERS: &str = "new_users";
+/// Conversions, by the start of their session.
+pub const CONVERSIONS: &str = "conversions";
+/// What conversions brought in, by the start of their session: the sum.
+pub const REVENUE: &str = "revenue";
 /// The rollups' `dimension_key` for counts of one event type.
 pub const EVENT_TYPE: &str = "event_type";
 

@@ -27,9 +27,10 @@ use tidemill_common::redis::{Redis, RedisFailure};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use crate::fold::carts::KEPT;
 use crate::fold::rollups::RollupKey;
 use crate::ledger::{self, Place, Position};
-use crate::store::Touched;
+use crate::store::{Touched, carts};
 use crate::timeline::{self, Timeline};
 use again::{Again, Step};
 use audit::{Finding, Suspects};
@@ -157,10 +158,11 @@ impl Writer {
     /// Has Redis show the present state of these keys, so far as they are live.
     async fn write<'a>(&self, keys: impl IntoIterator<Item = &'a Key>) -> Result<(), ProjectError> {
         let now = Utc::now();
-        let (mut sessions, mut windows, mut users) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut sessions, mut carts, mut windows, mut users) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for key in keys {
             match key {
                 Key::Session(key) => sessions.push(key),
+                Key::Cart(key) => carts.push(key),
                 // Only hot windows have a copy.
                 Key::Window(key) if key.granularity.hot_until(key.window_start) <= now.timestamp() => {}
                 Key::Window(key) => windows.push(key),
@@ -174,6 +176,9 @@ impl Writer {
         for chunk in sessions.chunks(2_000) {
             self.sessions(chunk.to_vec()).await?;
         }
+        for chunk in carts.chunks(2_000) {
+            self.carts(chunk.to_vec()).await?;
+        }
         Ok(())
     }
 
@@ -184,6 +189,18 @@ impl Writer {
             let hot = mutant::incremented(&self.redis, read::windows(&self.pool, &keys).await?).await?;
             let absent = write::windows(&self.redis, &hot).await?;
             keys.retain(|key| absent.contains(key));
+        }
+        Ok(())
+    }
+
+    /// Carts are shown for a day.
+    async fn carts(&self, mut keys: Vec<&(String, String)>) -> Result<(), ProjectError> {
+        for _ in 0..2 {
+            let columns: Vec<(&str, &str)> = keys.iter().map(|(project, key)| (&**project, &**key)).collect();
+            let mut stored = carts::load(&self.pool, &columns).await?;
+            stored.retain(|stored| stored.cart.changed_at > Utc::now().timestamp_micros() - KEPT);
+            let absent: HashSet<_> = write::carts(&self.redis, &stored).await?;
+            keys.retain(|key| absent.contains(*key));
         }
         Ok(())
     }

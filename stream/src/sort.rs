@@ -15,6 +15,7 @@ use tidemill_common::seen::{FillError, SeenError, fingerprint};
 use tidemill_common::verdict::{Rejection, Verdict, fits, judge};
 
 use crate::emit::{self, Emission, Emitter};
+use crate::enrich::Enricher;
 use crate::live::Live;
 use crate::poison::{Limit, Poison};
 use crate::store::{Counted, DeadLetter};
@@ -98,6 +99,7 @@ pub struct Sorter {
     pub poison: Poison,
     decoder: Decoder,
     emitter: Emitter,
+    enricher: Enricher,
     unknown_wait: Duration,
     unknown: HashMap<u32, Unknown>,
 }
@@ -110,8 +112,8 @@ struct Unknown {
 
 impl Sorter {
     /// A sorter that gives up on an unknown schema after `unknown_wait`, and refuses no more than `limit` allows.
-    pub fn new(decoder: Decoder, emitter: Emitter, unknown_wait: Duration, limit: Limit) -> Self {
-        Self { poison: Poison::new(limit), decoder, emitter, unknown_wait, unknown: HashMap::new() }
+    pub fn new(decoder: Decoder, emitter: Emitter, enricher: Enricher, unknown_wait: Duration, limit: Limit) -> Self {
+        Self { poison: Poison::new(limit), decoder, emitter, enricher, unknown_wait, unknown: HashMap::new() }
     }
 
     /// Sorts the records of a live partition, in order; gives how many. It stops before a record whose schema is not
@@ -156,9 +158,10 @@ impl Sorter {
             Verdict::Valid(event) => {
                 let first = seen.sight(fingerprint(&event.event_id), record.offset, record.append_ms)?;
                 if first && !existed(&event.event_id) {
-                    sorted.emissions.push(self.emitter.processed(&project.id, record, &event).await?);
-                    let (project, generation) = (project.id.clone(), place.generation);
-                    sorted.events.push(Counted { project, generation, event });
+                    let mut counted = Counted::new(project.id.clone(), place.generation, event);
+                    counted.traits = self.enricher.traits(&counted.event, &counted.properties());
+                    sorted.emissions.push(self.emitter.processed(record, &counted).await?);
+                    sorted.events.push(counted);
                 } else {
                     sorted.copies += 1;
                 }

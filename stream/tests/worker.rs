@@ -11,7 +11,7 @@ use tidemill_common::home::home_partition;
 use tidemill_common::names::{dlq_topic, events_topic, processed_topic};
 use tidemill_common::registry::Registry;
 use tidemill_stream::window::Granularity;
-use tidemill_stream::{Config, keys};
+use tidemill_stream::{Config, keys, session_key};
 use tidemill_testkit::{PARTITIONS, Stack, event, eventually};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -350,7 +350,7 @@ async fn a_database_restored_from_a_backup_goes_on_from_its_ledger() {
     stack.send_all(&events[..500]).await;
     let running = worker(&stack, "a").await;
     drained(&stack).await;
-    let tables = ["ledger", "users", "session_keys", "sessions", "metric_rollups", "dead_letters"];
+    let tables = ["ledger", "users", "session_keys", "sessions", "cart_events", "metric_rollups", "dead_letters"];
     for table in tables {
         let sql = format!("CREATE TABLE backup_{table} AS TABLE {table}");
         sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&stack.pool).await.unwrap();
@@ -448,4 +448,87 @@ async fn redis_shows_live_sessions_and_hot_windows() {
         .await
         .unwrap()
         .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sessions_say_where_they_come_from_and_what_is_in_their_cart() {
+    let stack = Stack::new().await;
+    let running = worker(&stack, "a").await;
+    let now = chrono::Utc::now().timestamp();
+    let mut number = 0;
+    let mut happened = |event_type: &str, ago: i64, properties: &str| {
+        number += 1;
+        let mut event = event(&format!("e-{number}"), event_type, now - ago);
+        (event.session_id, event.properties) = (Some("s".into()), Some(properties.to_owned()));
+        event.user_agent = Some("Mozilla/5.0 (iPhone) Mobile/15E148".into());
+        event
+    };
+    let events = [
+        happened("page_view", 60, r#"{"page":"home","url":"https://shop.example/?utm_medium=email"}"#),
+        happened("page_view", 50, r#"{"page":"jacket","referrer":"https://www.google.com/"}"#),
+        happened("add_to_cart", 40, r#"{"sku":"jacket","quantity":2,"price":"49.90"}"#),
+        happened("add_to_cart", 40, r#"{"sku":"hat","price":10}"#),
+        happened("remove_from_cart", 30, r#"{"sku":"jacket","quantity":1}"#),
+    ];
+    // The latest first, and one by one.
+    for event in events.iter().rev() {
+        stack.send(event).await;
+    }
+    // A user's events without a session, under a name that a session could have.
+    let mut lone = event("lone", "click", now);
+    lone.user_id = Some("s".into());
+    stack.send(&lone).await;
+
+    let client = redis::Client::open(stack.connections.redis_url.clone()).unwrap();
+    let mut redis = client.get_multiplexed_async_connection().await.unwrap();
+    let hash = |mut redis: redis::aio::MultiplexedConnection, key: String| async move {
+        redis::cmd("HGETALL").arg(key).query_async::<BTreeMap<String, String>>(&mut redis).await.unwrap()
+    };
+    let (session, cart) = (keys::session(&stack.project, "s"), keys::cart(&stack.project, "s"));
+    let by_user = keys::session(&stack.project, &session_key::of_user("s"));
+    eventually("all of it is in Redis", || async {
+        let total = hash(redis.clone(), session.clone()).await.get("totalEvents").cloned();
+        let items = hash(redis.clone(), cart.clone()).await.get("total_items").cloned();
+        let lone = hash(redis.clone(), by_user.clone()).await;
+        (total.as_deref(), items.as_deref(), lone.is_empty()) == (Some("5"), Some("2"), false)
+    })
+    .await;
+    let shown = hash(redis.clone(), session.clone()).await;
+    let fields = ["trafficSource", "deviceType", "entryPage", "currentPage", "sessionId", "pageViews"];
+    assert_eq!(fields.map(|field| &*shown[field]), ["email", "mobile", "home", "jacket", "s", "2"]);
+    let lone = hash(redis.clone(), by_user.clone()).await;
+    assert_eq!((&*lone["userId"], &*lone["trafficSource"], lone.get("sessionId")), ("s", "direct", None));
+    let shown = hash(redis.clone(), cart.clone()).await;
+    let fields = ["total_items", "total_value", "item:jacket", "item:hat"];
+    assert_eq!(fields.map(|field| &*shown[field]), ["2", "59.9", "1 49.9", "1 10"]);
+    let ttl: i64 = redis::cmd("TTL").arg(&cart).query_async(&mut redis).await.unwrap();
+    assert!((86_000..=86_400 - 30).contains(&ttl), "24 hours after its last event: {ttl}");
+
+    stack.send(&happened("purchase", 20, r#"{"total":"59.90"}"#)).await;
+    eventually("the cart is empty and the session has brought something", || async {
+        let revenue = hash(redis.clone(), session.clone()).await.get("revenue").cloned();
+        let items = hash(redis.clone(), cart.clone()).await.get("total_items").cloned();
+        (revenue.as_deref(), items.as_deref()) == (Some("59.9"), Some("0"))
+    })
+    .await;
+    assert!(!hash(redis.clone(), cart.clone()).await.contains_key("item:hat"));
+
+    // The processed events carry it, for readers of the newer schema and of the older one.
+    let url = format!(
+        "{}/subjects/{}-value/versions/latest",
+        stack.connections.registry_url,
+        processed_topic(&stack.project)
+    );
+    let subject: serde_json::Value = reqwest::get(url).await.unwrap().json().await.unwrap();
+    assert!(subject["schema"].as_str().unwrap().contains("trafficSource"));
+    let decoder = Decoder::new(Registry::new(&stack.connections.registry_url).unwrap());
+    for record in stack.records(&processed_topic(&stack.project)).await {
+        let read = decoder.decode(&record.value).await.unwrap();
+        let sent = events.iter().find(|sent| sent.event_id == read.event_id);
+        assert!(sent.is_none_or(|sent| *sent == read), "{read:?}");
+        let ends_with = |text: &str| record.value.windows(text.len()).any(|part| part == text.as_bytes());
+        assert_eq!(ends_with("mobile"), read.event_id != "lone");
+    }
+    running.stop().await;
+    redis::cmd("DEL").arg(&[session, cart, by_user]).exec_async(&mut redis).await.unwrap();
 }

@@ -18,7 +18,7 @@ pub struct Counted {
     /// By session id and time of the first event, in microseconds.
     pub sessions: BTreeMap<(String, i64), Session>,
     /// Each user's first and last event, in microseconds.
-    pub users: BTreeMap<String, (i64, i64)>,
+    pub users: BTreeMap<String, i64>,
     /// Events by window.
     pub events: BTreeMap<WindowKey, i64>,
     /// Different users by window, by sketch.
@@ -54,9 +54,9 @@ pub async fn counted(stack: &Stack) -> anyhow::Result<Counted> {
     let (pool, project) = (&stack.pool, &*stack.project);
     let mut counted =
         Counted { sessions: sessions(pool, project).await?, dead: dead(pool, project).await?, ..Counted::default() };
-    let users = sqlx::query("SELECT user_id, first_event_at, last_event_at FROM users WHERE project = $1");
+    let users = sqlx::query("SELECT user_id, first_event_at FROM users WHERE project = $1");
     for row in users.bind(project).fetch_all(pool).await? {
-        counted.users.insert(row.try_get(0)?, (micros(row.try_get(1)?), micros(row.try_get(2)?)));
+        counted.users.insert(row.try_get(0)?, micros(row.try_get(1)?));
     }
     windows(pool, project, &mut counted).await?;
     Ok(counted)
@@ -65,7 +65,7 @@ pub async fn counted(stack: &Stack) -> anyhow::Result<Counted> {
 async fn sessions(pool: &PgPool, project: &str) -> Result<BTreeMap<(String, i64), Session>, sqlx::Error> {
     let rows = sqlx::query(
         "SELECT session_id, first_event_at, last_event_at, total_events, page_views, conversions, user_id,
-                current_page
+                current_page, is_new
          FROM sessions WHERE project = $1",
     )
     .bind(project)
@@ -80,6 +80,7 @@ async fn sessions(pool: &PgPool, project: &str) -> Result<BTreeMap<(String, i64)
                 conversions: row.try_get(5)?,
                 user: row.try_get(6)?,
                 page: row.try_get(7)?,
+                is_new: row.try_get(8)?,
             };
             Ok(((row.try_get(0)?, micros(row.try_get(1)?)), session))
         })

@@ -12,7 +12,7 @@ use tidemill_common::problem::Problem;
 
 pub use ledger::{Entry, ledger};
 pub use rollups::{Rollup, Series, event_types, rollups};
-pub use sessions::{COLUMNS, Comparison, Condition, Interval, Kind, Scan, Value, intervals};
+pub use sessions::{COLUMNS, Comparison, Condition, Interval, Kind, Scan, Value, active, intervals, is_known};
 
 /// The reads of one request may take this long.
 const READS: Duration = Duration::from_secs(5);

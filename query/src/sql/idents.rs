@@ -13,7 +13,7 @@ use datafusion::sql::sqlparser::ast::{
 };
 
 /// JSON names in lower case, and their columns.
-const COLUMNS: [(&str, &str); 21] = [
+const COLUMNS: [(&str, &str); 26] = [
     ("eventid", "event_id"),
     ("eventtype", "event_type"),
     ("eventaction", "event_action"),
@@ -33,7 +33,12 @@ const COLUMNS: [(&str, &str); 21] = [
     ("pageviews", "page_views"),
     ("hasconversion", "has_conversion"),
     ("isnew", "is_new"),
+    ("isbounce", "is_bounce"),
+    ("entrypage", "entry_page"),
+    ("exitpage", "exit_page"),
     ("currentpage", "current_page"),
+    ("trafficsource", "traffic_source"),
+    ("devicetype", "device_type"),
     ("durationseconds", "duration_seconds"),
 ];
 

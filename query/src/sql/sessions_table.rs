@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, Float64Array, Int64Array, RecordBatch, RecordBatchOptions, StringArray,
+    ArrayRef, BooleanArray, Decimal128Array, Float64Array, Int64Array, RecordBatch, RecordBatchOptions, StringArray,
     TimestampMicrosecondArray,
 };
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
@@ -24,6 +24,10 @@ use sqlx::{PgPool, Row};
 use tidemill_common::projects::Project;
 
 use crate::postgres::{COLUMNS, Comparison, Condition, Kind, Scan, Value};
+
+/// Of money.
+const DIGITS: u8 = 38;
+const SCALE: i8 = 9;
 
 /// A project's sessions.
 #[derive(Debug)]
@@ -50,6 +54,7 @@ fn schema(columns: impl IntoIterator<Item = usize>) -> Schema {
             Kind::Time => DataType::Timestamp(TimeUnit::Microsecond, Some("+00:00".into())),
             Kind::Integer => DataType::Int64,
             Kind::Float => DataType::Float64,
+            Kind::Money => DataType::Decimal128(DIGITS, SCALE),
             Kind::Boolean => DataType::Boolean,
         };
         Field::new(name, data_type, nullable)
@@ -196,6 +201,11 @@ fn array(rows: &[PgRow], index: usize, kind: Kind) -> Result<ArrayRef, sqlx::Err
         Kind::Text => Arc::new(values::<String>(rows, index)?.into_iter().collect::<StringArray>()),
         Kind::Integer => Arc::new(values::<i64>(rows, index)?.into_iter().collect::<Int64Array>()),
         Kind::Float => Arc::new(values::<f64>(rows, index)?.into_iter().collect::<Float64Array>()),
+        Kind::Money => {
+            let units = values::<String>(rows, index)?.into_iter().map(|text| text.and_then(|text| text.parse().ok()));
+            let units = units.collect::<Decimal128Array>().with_precision_and_scale(DIGITS, SCALE);
+            Arc::new(units.map_err(|error| sqlx::Error::Decode(error.into()))?)
+        }
         Kind::Boolean => Arc::new(values::<bool>(rows, index)?.into_iter().collect::<BooleanArray>()),
         Kind::Time => {
             let micros = values::<DateTime<Utc>>(rows, index)?.into_iter().map(|time| Some(time?.timestamp_micros()));

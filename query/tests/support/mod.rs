@@ -151,8 +151,9 @@ pub async fn insert_session(
 ) {
     sqlx::query(
         "INSERT INTO sessions (generation, project, session_id, first_event_at, last_event_at, total_events,
-                               page_views, conversions, user_id, current_page)
-         VALUES (0, $1, $2, $3, $3 + make_interval(mins => $4), 5, 3, 1, $5, '/cart')",
+                               page_views, conversions, user_id, current_page, last_slot)
+         VALUES (0, $1, $2, $3, $3 + make_interval(mins => $4), 5, 3, 1, $5, '/cart',
+                 floor(extract(epoch FROM $3 + make_interval(mins => $4)) / 1800))",
     )
     .bind(project)
     .bind(id)
@@ -164,15 +165,15 @@ pub async fn insert_session(
     .unwrap();
 }
 
-/// A row of the users.
+/// A row of the users, who were new in the session that this moment lies in.
 pub async fn insert_user(stack: &Stack, project: &str, user: &str, first: DateTime<Utc>) {
-    sqlx::query("INSERT INTO users VALUES (0, $1, $2, $3, $3)")
-        .bind(project)
-        .bind(user)
-        .bind(first)
-        .execute(&stack.pool)
-        .await
-        .unwrap();
+    for sql in [
+        "INSERT INTO users (generation, project, user_id, first_event_at) VALUES (0, $1, $2, $3)",
+        "UPDATE sessions SET is_new = true, user_at = $3
+         WHERE project = $1 AND user_id = $2 AND $3 BETWEEN first_event_at AND last_event_at",
+    ] {
+        sqlx::query(sql).bind(project).bind(user).bind(first).execute(&stack.pool).await.unwrap();
+    }
 }
 
 /// A time from its text.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use tidemill_common::event::Event;
 
-use super::sessions::Session;
+use crate::decimal::Decimal;
 use crate::metric;
 use crate::sketch::UserSketch;
 use crate::window::Granularity;
@@ -14,7 +14,7 @@ use crate::window::Granularity;
 pub struct RollupKey {
     /// The project.
     pub project: String,
-    /// [`metric::EVENTS`] or [`metric::SESSIONS`].
+    /// [`metric::EVENTS`], or what sessions count for.
     pub metric: &'static str,
     /// The event type, where it is a count of one type.
     pub event_type: Option<String>,
@@ -29,6 +29,8 @@ pub struct RollupKey {
 pub struct Change {
     /// Added to the count; negative when sessions merge.
     pub count: i64,
+    /// Added to the sum.
+    pub sum: Decimal,
     /// Users to add.
     pub users: Option<UserSketch>,
 }
@@ -51,20 +53,19 @@ impl Changes {
         }
     }
 
-    /// Counts the difference between a session id's sessions before and after: each stands in the windows
-    /// around its start.
-    pub fn count_sessions(&mut self, project: &str, before: &[Session], after: &[Session]) {
-        let each = before.iter().map(|session| (session, -1)).chain(after.iter().map(|session| (session, 1)));
-        for (session, count) in each {
-            for granularity in Granularity::ALL {
-                self.at(project, metric::SESSIONS, None, granularity, session.first_event_at).count += count;
-            }
+    /// Adds a signed difference to a metric, in the windows around a time in microseconds: what the fold of sessions
+    /// finds.
+    pub fn add(&mut self, project: &str, metric: &'static str, at: i64, count: i64, sum: Decimal) {
+        for granularity in Granularity::ALL {
+            let change = self.at(project, metric, None, granularity, at);
+            change.count += count;
+            change.sum += sum;
         }
     }
 
     /// Drops what cancels out.
     pub fn settle(&mut self) {
-        self.0.retain(|_, change| change.count != 0);
+        self.0.retain(|_, change| change.count != 0 || change.sum != Decimal::ZERO);
     }
 
     fn at(
@@ -84,7 +85,6 @@ impl Changes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::fold::sessions::merge;
 
     fn event(seconds: i64, event_type: &str, user: Option<&str>) -> Event {
         Event {
@@ -120,14 +120,17 @@ mod tests {
     }
 
     #[test]
-    fn a_merge_of_two_sessions_is_one_session_less() {
-        let parts: Vec<Session> = [0, 40 * 60].map(|at| Session::of(&event(at, "a", None))).into();
-        let before = merge(parts.clone());
-        let after = merge([parts, vec![Session::of(&event(20 * 60, "a", None))]].concat());
+    fn differences_cancel_out() {
         let mut changes = Changes::default();
-        changes.count_sessions("p", &before, &after);
+        let price = Decimal::from(3);
+        changes.add("p", metric::REVENUE, 0, 1, price);
+        changes.add("p", metric::REVENUE, 40 * 60 * 1_000_000, -1, -price);
         changes.settle();
-        let counts: Vec<_> = changes.0.iter().map(|(k, c)| (k.granularity, k.window_start, c.count)).collect();
-        assert_eq!(counts, [(Granularity::Minute, 40 * 60, -1), (Granularity::Hour, 0, -1), (Granularity::Day, 0, -1)]);
+        let counts: Vec<_> = changes.0.iter().map(|(k, c)| (k.granularity, k.window_start, c.count, c.sum)).collect();
+        assert_eq!(
+            counts,
+            [(Granularity::Minute, 0, 1, price), (Granularity::Minute, 40 * 60, -1, -price)],
+            "in the hour and the day nothing has changed"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! Projecting all that is live of a project again, stretch by stretch: hot windows first, then live sessions, then
-//! users. One worker does it at a time; its lease lies in Redis, so a flush takes that, too.
+//! Projecting all that is live of a project again, stretch by stretch: hot windows first, then live sessions, carts,
+//! then users. One worker does it at a time; its lease lies in Redis, so a flush takes that, too.
 
 use std::time::Instant;
 
@@ -34,7 +34,8 @@ pub struct Again {
 
 enum Stage {
     Windows(usize, WindowCursor),
-    Sessions((DateTime<Utc>, String)),
+    Sessions((i32, String)),
+    Carts(String),
     Users(String),
     Done,
 }
@@ -101,9 +102,17 @@ impl Again {
                 let found = list::sessions(pool, project, after, SESSIONS).await?;
                 let next = match found.last() {
                     Some(last) if found.len() as i64 == SESSIONS => Stage::Sessions(last.clone()),
-                    _ => Stage::Users(String::new()),
+                    _ => Stage::Carts(String::new()),
                 };
                 (found.iter().map(|(_, id)| Key::Session(of_project(id))).collect(), next)
+            }
+            Stage::Carts(after) => {
+                let found = list::carts(pool, project, after, SESSIONS).await?;
+                let next = match found.last() {
+                    Some(last) if found.len() as i64 == SESSIONS => Stage::Carts(last.clone()),
+                    _ => Stage::Users(String::new()),
+                };
+                (found.iter().map(|id| Key::Cart(of_project(id))).collect(), next)
             }
             Stage::Users(after) => {
                 let found = list::users(pool, project, after, USERS).await?;

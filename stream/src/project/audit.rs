@@ -62,8 +62,8 @@ pub async fn sample(
 ) -> Result<BTreeSet<Key>, ProjectError> {
     let mut keys = BTreeSet::new();
     let back = TimeDelta::microseconds((GAP as f64 * random) as i64);
-    let found = list::sessions(&writer.pool, project, &(now - back, String::new()), SAMPLE).await?;
-    keys.extend(found.into_iter().map(|(_, id)| Key::Session((project.to_owned(), id))));
+    let found = list::sample(&writer.pool, project, now - back, SAMPLE).await?;
+    keys.extend(found.into_iter().map(|key| Key::Session((project.to_owned(), key))));
     for granularity in Granularity::ALL {
         let (first, ..) = list::first_window(granularity, now);
         let start = first + (now - first) * (random * 1_000.0) as i32 / 1_000;
@@ -115,7 +115,7 @@ fn judge(held: &Copy, stored: &Copy) -> Finding {
 }
 
 async fn held(redis: &Redis, sample: &BTreeSet<Key>) -> Result<BTreeMap<Key, Held>, ProjectError> {
-    let copies: Vec<&Key> = sample.iter().filter(|key| !matches!(key, Key::User(_))).collect();
+    let copies: Vec<&Key> = sample.iter().filter(|key| !matches!(key, Key::User(_) | Key::Cart(_))).collect();
     if copies.is_empty() {
         return Ok(BTreeMap::new());
     }
@@ -124,7 +124,7 @@ async fn held(redis: &Redis, sample: &BTreeSet<Key>) -> Result<BTreeMap<Key, Hel
         match key {
             Key::Session((project, id)) => pipeline.cmd("HGETALL").arg(keys::session(project, id)),
             Key::Window(key) => pipeline.cmd("GET").arg(write::window_key(key)),
-            Key::User(_) => continue,
+            Key::User(_) | Key::Cart(_) => continue,
         };
     }
     let answers: Vec<redis::Value> = redis.run(&pipeline).await?;
@@ -169,7 +169,7 @@ async fn stored(
         match key {
             Key::Session(key) => sessions.push(key),
             Key::Window(key) => windows.push(key),
-            Key::User(_) => {}
+            Key::User(_) | Key::Cart(_) => {}
         }
     }
     let mut copies = Vec::new();

@@ -1,27 +1,28 @@
 //! What a project has that Redis should show, from Postgres, a stretch at a time. Each stretch begins behind the last
 //! key of the one before, so what it costs depends on what is live, not on all that there is.
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use sqlx::{PgPool, Row};
 
 use crate::fold::rollups::RollupKey;
-use crate::fold::sessions::GAP;
+use crate::fold::sessions::{GAP, slot};
 use crate::metric;
 use crate::time::utc;
 use crate::window::Granularity;
 
-/// Live sessions of the live generation, by their last event; from behind `after` on.
+/// Sessions of the live generation that may be live, by the half hour of their last event and their key; from behind
+/// `after` on.
 pub async fn sessions(
     pool: &PgPool,
     project: &str,
-    after: &(DateTime<Utc>, String),
+    after: &(i32, String),
     limit: i64,
-) -> Result<Vec<(DateTime<Utc>, String)>, sqlx::Error> {
+) -> Result<Vec<(i32, String)>, sqlx::Error> {
     let rows = sqlx::query(
-        "SELECT s.last_event_at, s.session_id FROM sessions s
+        "SELECT s.last_slot, s.session_id FROM sessions s
          WHERE s.generation = (SELECT generation FROM projects WHERE id = $1) AND s.project = $1
-           AND s.last_event_at >= $2 AND (s.last_event_at, s.session_id) > ($2, $3)
-         ORDER BY s.last_event_at, s.session_id LIMIT $4",
+           AND s.last_slot >= $2 AND (s.last_slot, s.session_id) > ($2, $3)
+         ORDER BY s.last_slot, s.session_id LIMIT $4",
     )
     .bind(project)
     .bind(after.0)
@@ -33,8 +34,38 @@ pub async fn sessions(
 }
 
 /// Where live sessions begin at `now`.
-pub fn first_session(now: DateTime<Utc>) -> (DateTime<Utc>, String) {
-    (now - TimeDelta::microseconds(GAP), String::new())
+pub fn first_session(now: DateTime<Utc>) -> (i32, String) {
+    (slot(now.timestamp_micros() - GAP), String::new())
+}
+
+/// Some sessions of the live generation whose last event is not before `from`: the first by its time.
+pub async fn sample(pool: &PgPool, project: &str, from: DateTime<Utc>, limit: i64) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT s.session_id FROM sessions s
+         WHERE s.generation = (SELECT generation FROM projects WHERE id = $1) AND s.project = $1
+           AND s.last_slot >= $2 AND s.last_event_at >= $3
+         ORDER BY s.last_event_at, s.session_id LIMIT $4",
+    )
+    .bind(project)
+    .bind(slot(from.timestamp_micros()))
+    .bind(from)
+    .bind(limit)
+    .fetch_all(pool)
+    .await
+}
+
+/// Session keys with cart events in the live generation, in order; from behind `after` on.
+pub async fn carts(pool: &PgPool, project: &str, after: &str, limit: i64) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT DISTINCT session_id FROM cart_events
+         WHERE generation = (SELECT generation FROM projects WHERE id = $1) AND project = $1 AND session_id > $2
+         ORDER BY session_id LIMIT $3",
+    )
+    .bind(project)
+    .bind(after)
+    .bind(limit)
+    .fetch_all(pool)
+    .await
 }
 
 /// Windows of events with a copy in Redis, of the live generation and one granularity, by their start; from behind

@@ -14,8 +14,10 @@ use crate::store::Touched;
 /// Something that has a copy in Redis.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Key {
-    /// Project and session id.
+    /// Project and [`crate::session_key`].
     Session((String, String)),
+    /// The cart of a session, by its key.
+    Cart((String, String)),
     /// A window of events.
     Window(RollupKey),
     /// Project and user id.
@@ -26,8 +28,9 @@ impl Key {
     /// What has a copy among what a batch has touched.
     pub fn all(touched: Touched) -> impl Iterator<Item = Self> {
         let sessions = touched.sessions.into_iter().map(Self::Session);
+        let carts = touched.carts.into_iter().map(Self::Cart);
         let users = touched.users.into_iter().map(Self::User);
-        sessions.chain(touched.windows.into_iter().filter_map(Self::window)).chain(users)
+        sessions.chain(carts).chain(touched.windows.into_iter().filter_map(Self::window)).chain(users)
     }
 
     /// A window, if it has a copy: an event type with a built-in metric's name has none of its own, so that it cannot
@@ -40,7 +43,7 @@ impl Key {
     /// Whose it is.
     pub fn project(&self) -> &str {
         match self {
-            Self::Session((project, _)) | Self::User((project, _)) => project,
+            Self::Session((project, _)) | Self::Cart((project, _)) | Self::User((project, _)) => project,
             Self::Window(key) => &key.project,
         }
     }

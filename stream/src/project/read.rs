@@ -3,9 +3,11 @@
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgPool, Row};
 
+use crate::enrich::DIRECT;
 use crate::fold::rollups::RollupKey;
 use crate::fold::sessions::GAP;
 use crate::metric;
+use crate::session_key;
 use crate::sketch::UserSketch;
 use crate::time::utc;
 
@@ -21,9 +23,9 @@ pub struct Stamp {
     pub version: i64,
 }
 
-/// The latest session of a session id.
+/// The latest session of a session key.
 pub struct LiveSession {
-    /// Project and session id.
+    /// Project and session key.
     pub key: (String, String),
     /// Its state.
     pub stamp: Stamp,
@@ -56,9 +58,8 @@ pub async fn sessions(
     }
     let rows = sqlx::query(
         "SELECT k.project, k.session_id, p.generation, v.version, s.first_event_at, s.last_event_at, s.total_events,
-                s.page_views, s.conversions, s.user_id, s.current_page,
-                coalesce(u.first_event_at BETWEEN s.first_event_at AND s.last_event_at, false),
-                (SELECT epoch FROM timeline) AS epoch
+                s.page_views, s.conversions, s.user_id, s.current_page, s.is_new, s.entry_page, s.traffic_source,
+                s.device_type, s.country, s.revenue::text AS revenue, (SELECT epoch FROM timeline) AS epoch
          FROM unnest($1::text[], $2::text[]) AS k(project, session_id)
          JOIN projects p ON p.id = k.project
          JOIN session_keys v
@@ -67,7 +68,6 @@ pub async fn sessions(
              SELECT * FROM sessions s
              WHERE s.generation = p.generation AND s.project = k.project AND s.session_id = k.session_id
              ORDER BY s.first_event_at DESC LIMIT 1) s
-         LEFT JOIN users u ON u.generation = p.generation AND u.project = k.project AND u.user_id = s.user_id
          WHERE s.last_event_at > $3",
     )
     .bind(keys.iter().map(|key| &*key.0).collect::<Vec<_>>())
@@ -78,20 +78,31 @@ pub async fn sessions(
     rows.iter()
         .map(|row| {
             let (first, last): (DateTime<Utc>, DateTime<Utc>) = (row.try_get(4)?, row.try_get(5)?);
-            let session_id: String = row.try_get(1)?;
+            let session_key: String = row.try_get(1)?;
             let mut fields = vec![
-                ("sessionId", session_id.clone()),
                 ("firstEventAt", rfc3339(first)),
                 ("lastEventAt", rfc3339(last)),
                 ("totalEvents", row.try_get::<i64, _>(6)?.to_string()),
                 ("pageViews", row.try_get::<i64, _>(7)?.to_string()),
+                ("conversions", row.try_get::<i64, _>(8)?.to_string()),
                 ("hasConversion", (row.try_get::<i64, _>(8)? > 0).to_string()),
                 ("isNew", row.try_get::<bool, _>(11)?.to_string()),
             ];
-            fields.extend(row.try_get::<Option<String>, _>(9)?.map(|user| ("userId", user)));
-            fields.extend(row.try_get::<Option<String>, _>(10)?.map(|page| ("currentPage", page)));
+            fields.extend(session_key::session_id(&session_key).map(|id| ("sessionId", id.to_owned())));
+            for (field, column) in [
+                ("userId", "user_id"),
+                ("currentPage", "current_page"),
+                ("entryPage", "entry_page"),
+                ("deviceType", "device_type"),
+                ("country", "country"),
+                ("revenue", "revenue"),
+            ] {
+                fields.extend(row.try_get::<Option<String>, _>(column)?.map(|value| (field, value)));
+            }
+            let source = row.try_get::<Option<String>, _>("traffic_source")?;
+            fields.push(("trafficSource", source.unwrap_or_else(|| DIRECT.to_owned())));
             Ok(LiveSession {
-                key: (row.try_get(0)?, session_id),
+                key: (row.try_get(0)?, session_key),
                 stamp: Stamp { epoch: row.try_get("epoch")?, generation: row.try_get(2)?, version: row.try_get(3)? },
                 fields,
                 expires_ms: (last.timestamp_micros() + GAP) / 1_000,

@@ -9,16 +9,18 @@ use tidemill_common::redis::{Redis, RedisFailure};
 
 use super::marks::loaded;
 use super::read::{HotWindow, LiveSession, Stamp};
+use crate::fold::carts::{KEPT, hash};
 use crate::fold::rollups::RollupKey;
 use crate::keys;
 use crate::metric;
+use crate::store::carts::Stored;
 
 /// Commands per round trip.
 const CHUNK: usize = 500;
 const ABSENT: i64 = 2;
 
 /// ARGV: epoch, generation, version, expiry in ms since 1970, then fields and values.
-static WRITE_SESSION: LazyLock<Script> = LazyLock::new(|| {
+static WRITE_HASH: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "local held = redis.call('HMGET', KEYS[1], 'epoch', 'generation', 'version')
          if held[1] then
@@ -68,10 +70,10 @@ pub async fn users(redis: &Redis, users: &[&(String, String)]) -> Result<(), Red
 pub async fn sessions(redis: &Redis, sessions: &[LiveSession]) -> Result<HashSet<(String, String)>, RedisFailure> {
     let mut absent = HashSet::new();
     for chunk in sessions.chunks(CHUNK) {
-        let mut pipeline = loaded(&WRITE_SESSION);
+        let mut pipeline = loaded(&WRITE_HASH);
         for session in chunk {
             let command =
-                call(&mut pipeline, &WRITE_SESSION, keys::session(&session.key.0, &session.key.1), session.stamp);
+                call(&mut pipeline, &WRITE_HASH, keys::session(&session.key.0, &session.key.1), session.stamp);
             command.arg(session.expires_ms);
             for (field, value) in &session.fields {
                 command.arg(*field).arg(value);
@@ -79,6 +81,25 @@ pub async fn sessions(redis: &Redis, sessions: &[LiveSession]) -> Result<HashSet
         }
         let answers: Vec<i64> = redis.run(&pipeline).await?;
         absent.extend(chunk.iter().zip(answers).filter(|(_, a)| *a == ABSENT).map(|(session, _)| session.key.clone()));
+    }
+    Ok(absent)
+}
+
+/// Writes carts; gives the keys that were absent.
+pub async fn carts(redis: &Redis, carts: &[Stored]) -> Result<HashSet<(String, String)>, RedisFailure> {
+    let mut absent = HashSet::new();
+    for chunk in carts.chunks(CHUNK) {
+        let mut pipeline = loaded(&WRITE_HASH);
+        for Stored { key, epoch, generation, version, cart } in chunk {
+            let stamp = Stamp { epoch: *epoch, generation: *generation, version: *version };
+            let command = call(&mut pipeline, &WRITE_HASH, keys::cart(&key.0, &key.1), stamp);
+            command.arg((cart.changed_at + KEPT) / 1_000);
+            for (field, value) in hash::fields(cart) {
+                command.arg(field).arg(value);
+            }
+        }
+        let answers: Vec<i64> = redis.run(&pipeline).await?;
+        absent.extend(chunk.iter().zip(answers).filter(|(_, a)| *a == ABSENT).map(|(cart, _)| cart.key.clone()));
     }
     Ok(absent)
 }

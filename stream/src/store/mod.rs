@@ -1,8 +1,9 @@
 //! The transaction of a batch: ledger compare-and-set, keys locked, then folded, then written.
 //!
-//! Locks are taken in one order everywhere (ledger, users, session keys, rollups; each sorted, inserts too),
+//! Locks are taken in one order everywhere (ledger, users, session keys with what hangs on them, rollups; each sorted, inserts too),
 //! so workers wait for each other but never in a ring.
 
+pub mod carts;
 mod dead_letters;
 mod rollups;
 mod sessions;
@@ -15,8 +16,15 @@ use tidemill_common::failpoint::{hit, mutant};
 pub use dead_letters::DeadLetter;
 pub use users::live_sessions;
 
+use crate::enrich::Traits;
 use crate::fold::rollups::{Changes, RollupKey};
 use crate::ledger::{self, Advance};
+use crate::properties::{LazyFields, Properties};
+
+/// Not to wait for the disk is safe here: the ledger is lost or kept together with the data. And rows are better found
+/// one by one, wherever they lie, than by reading a table as a whole, which would cost more the more there is.
+const SETTINGS: &str =
+    "SELECT set_config('synchronous_commit', 'off', true), set_config('random_page_cost', '1', true)";
 
 /// A first sight, to be counted.
 #[derive(Debug)]
@@ -27,6 +35,22 @@ pub struct Counted {
     pub generation: i32,
     /// The event.
     pub event: Event,
+    /// Where its properties' fields stand; see [`Self::properties`].
+    pub fields: LazyFields,
+    /// What else it says.
+    pub traits: Traits,
+}
+
+impl Counted {
+    /// A first sight.
+    pub fn new(project: String, generation: i32, event: Event) -> Self {
+        Self { project, generation, event, fields: LazyFields::default(), traits: Traits::default() }
+    }
+
+    /// The event's properties, which are read once, whoever asks.
+    pub fn properties(&self) -> Properties<'_, '_> {
+        self.fields.of(&self.event)
+    }
 }
 
 /// What is committed together.
@@ -43,11 +67,13 @@ pub struct Batch {
 /// What a batch has changed, and Redis should show.
 #[derive(Debug, Default)]
 pub struct Touched {
-    /// Project and session id.
+    /// Project and [`crate::session_key`].
     pub sessions: Vec<(String, String)>,
+    /// Project and session key of carts.
+    pub carts: Vec<(String, String)>,
     /// Windows of events.
     pub windows: Vec<RollupKey>,
-    /// Project and user id.
+    /// Project and user id of those who are new.
     pub users: Vec<(String, String)>,
 }
 
@@ -56,8 +82,7 @@ pub struct Touched {
 /// ledger.
 pub async fn commit(pool: &PgPool, batch: &Batch) -> Result<Option<Touched>, sqlx::Error> {
     let mut tx = pool.begin().await?;
-    // Safe here: the ledger is lost or kept together with the data.
-    sqlx::query("SET LOCAL synchronous_commit = off").execute(&mut *tx).await?;
+    sqlx::query(SETTINGS).execute(&mut *tx).await?;
     if !ledger::advance(&mut tx, &batch.steps).await? {
         return Ok(None);
     }
@@ -85,12 +110,13 @@ async fn apply(
     shard: i16,
     touched: &mut Touched,
 ) -> Result<(), sqlx::Error> {
-    let renewed = users::apply(tx, generation, events, touched).await?;
+    let firsts = users::apply(tx, generation, events, touched).await?;
     let mut changes = Changes::default();
     for counted in events {
         changes.count_event(&counted.project, &counted.event);
     }
-    sessions::apply(tx, generation, events, renewed, &mut changes, touched).await?;
+    sessions::apply(tx, generation, events, &firsts, &mut changes, touched).await?;
+    carts::apply(tx, generation, events, touched).await?;
     changes.settle();
     rollups::apply(tx, generation, shard, &changes).await?;
     touched.windows.extend(changes.0.into_keys());

@@ -2,6 +2,7 @@
 
 use sqlx::{PgConnection, Row};
 
+use crate::decimal::Decimal;
 use crate::fold::rollups::{Change, Changes, RollupKey};
 use crate::metric;
 use crate::sketch::UserSketch;
@@ -47,9 +48,11 @@ pub async fn apply(tx: &mut PgConnection, generation: i32, shard: i16, changes: 
     }
     keys.bind(
         "UPDATE metric_rollups r SET count = r.count + k.count, version = r.version + 1,
+                                     sum = CASE WHEN k.sum IS NULL THEN r.sum ELSE coalesce(r.sum, 0) + k.sum::numeric END,
                                      users = coalesce(k.users, r.users)
          FROM unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[], $9::bigint[],
-                     $10::bytea[]) AS k(project, metric, dimension, value, granularity, window_start, count, users)
+                     $10::bytea[], $11::text[])
+              AS k(project, metric, dimension, value, granularity, window_start, count, users, sum)
          WHERE r.generation = $1 AND r.shard = $2 AND r.project = k.project AND r.metric_name = k.metric
            AND r.dimension_key = k.dimension AND r.dimension_value = k.value AND r.granularity = k.granularity
            AND r.window_start = k.window_start",
@@ -58,6 +61,7 @@ pub async fn apply(tx: &mut PgConnection, generation: i32, shard: i16, changes: 
     )
     .bind(deltas.iter().map(|change| change.count).collect::<Vec<_>>())
     .bind(users)
+    .bind(deltas.iter().map(|change| (change.sum != Decimal::ZERO).then(|| change.sum.to_string())).collect::<Vec<_>>())
     .execute(tx)
     .await?;
     Ok(())

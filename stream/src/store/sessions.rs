@@ -1,144 +1,222 @@
 //! Sessions: their keys are locked, what is within reach is loaded, merged in memory, and written back.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::borrow::Cow;
+use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::postgres::PgRow;
 use sqlx::{PgConnection, Row};
 
-use super::users::SessionKey;
+use super::users::{Firsts, SessionKey};
 use super::{Counted, Touched};
+use crate::decimal::Decimal;
 use crate::fold::rollups::Changes;
-use crate::fold::sessions::{At, GAP, Session, merge};
+use crate::fold::sessions::{At, GAP, Session, add, alone, differences, merge, slot};
+use crate::session_key;
 use crate::time::utc;
 
-/// Applies the events to their sessions, and adds the difference to `changes`. The `renewed` keys get a new
-/// version too, since what Redis shows of them has changed.
+/// What a batch has of one key.
+struct Group<'a> {
+    project: &'a str,
+    key: Cow<'a, str>,
+    parts: Vec<Session<'a>>,
+    /// The time in which stored sessions are of interest, but for the reach of [`GAP`].
+    span: (i64, i64),
+}
+
+/// What Postgres has of one key within reach: sessions in order of time, and where each row lies.
+#[derive(Default)]
+struct Stored<'a> {
+    sessions: Vec<Session<'a>>,
+    places: Vec<&'a str>,
+}
+
+/// A session to write, and its project and key.
+type Written<'a> = (&'a str, &'a str, Session<'a>);
+
+/// What is to be done to the table. A session that has only gone on is changed in its place, with the few fields
+/// that this takes; that is what most of them do.
+#[derive(Default)]
+struct Writes<'a> {
+    gone: Vec<(&'a str, &'a str, i64)>,
+    moved: Vec<(&'a str, Session<'a>)>,
+    written: Vec<Written<'a>>,
+}
+
+/// Applies the events to their sessions, and adds the difference to `changes`. Keys of sessions whose users have
+/// turned out not to be new get a new version too, since what Redis shows of them has changed.
 pub async fn apply(
     tx: &mut PgConnection,
     generation: i32,
     events: &[&Counted],
-    renewed: Vec<SessionKey>,
+    firsts: &Firsts<'_>,
     changes: &mut Changes,
     touched: &mut Touched,
 ) -> Result<(), sqlx::Error> {
-    let parts = parts(events);
-    let keys: BTreeSet<SessionKey> = parts.keys().cloned().chain(renewed).collect();
-    if keys.is_empty() {
+    let mut groups = groups(events, &firsts.renewed, changes);
+    if groups.is_empty() {
         return Ok(());
     }
-    lock(tx, generation, &keys).await?;
-    let mut before = load(tx, generation, &parts).await?;
-    let mut gone = Vec::new();
-    let mut written = Vec::new();
-    for (key, parts) in parts {
-        let old = before.remove(&key).unwrap_or_default();
-        let new = merge(old.iter().cloned().chain(parts).collect());
-        changes.count_sessions(&key.0, &old, &new);
-        gone.extend(old.iter().filter(|s| !new.contains(s)).map(|s| (key.clone(), s.first_event_at)));
-        written.extend(new.into_iter().filter(|s| !old.contains(s)).map(|s| (key.clone(), s)));
+    lock(tx, generation, &groups).await?;
+    let rows = load(tx, generation, &groups).await?;
+    let mut stored: Vec<Stored<'_>> = Vec::new();
+    stored.resize_with(groups.len(), Stored::default);
+    for row in &rows {
+        let Stored { sessions, places } = &mut stored[row.try_get::<i64, _>(0)? as usize - 1];
+        let session = session(row)?;
+        let place = sessions.partition_point(|earlier| earlier.first_event_at < session.first_event_at);
+        sessions.insert(place, session);
+        places.insert(place, row.try_get(20)?);
     }
-    delete(tx, generation, &gone).await?;
-    insert(tx, generation, &written).await?;
-    touched.sessions.extend(keys);
+    let mut writes = Writes::default();
+    for (group, stored) in groups.iter_mut().zip(&stored) {
+        let mut parts = std::mem::take(&mut group.parts);
+        parts.iter_mut().for_each(|part| part.is_new = names_first(part, group.project, firsts));
+        parts.extend(stored.sessions.iter().cloned().map(|session| withdrawn(session, group.project, firsts)));
+        let merged = merge(parts);
+        differences(&stored.sessions, &merged, |d| changes.add(group.project, d.metric, d.at, d.count, d.sum));
+        writes.add(group.project, &group.key, stored, merged);
+    }
+    delete(tx, generation, &writes.gone).await?;
+    go_on(tx, &writes.moved).await?;
+    write(tx, generation, &writes.written).await?;
+    touched.sessions.extend(groups.iter().map(|group| (group.project.to_owned(), group.key.clone().into_owned())));
     Ok(())
 }
 
-/// The batch's own sessions by key: merging them first keeps what is loaded and compared small.
-fn parts(events: &[&Counted]) -> BTreeMap<SessionKey, Vec<Session>> {
-    let mut parts = BTreeMap::<SessionKey, Vec<Session>>::new();
-    for counted in events {
-        if let Some(session_id) = &counted.event.session_id {
-            let key = (counted.project.clone(), session_id.clone());
-            parts.entry(key).or_default().push(Session::of(&counted.event));
+impl<'a> Writes<'a> {
+    fn add(&mut self, project: &'a str, key: &'a str, stored: &Stored<'a>, merged: Vec<Session<'a>>) {
+        let starts = |at: i64| merged.binary_search_by_key(&at, |session| session.first_event_at).is_ok();
+        let gone = stored.sessions.iter().map(|old| old.first_event_at).filter(|at| !starts(*at));
+        self.gone.extend(gone.map(|at| (project, key, at)));
+        for new in merged {
+            let old = stored.sessions.binary_search_by_key(&new.first_event_at, |session| session.first_event_at);
+            match old.map(|place| (&stored.sessions[place], stored.places[place])) {
+                Ok((old, _)) if *old == new => {}
+                Ok((old, place)) if has_gone_on(old, &new) => self.moved.push((place, new)),
+                _ => self.written.push((project, key, new)),
+            }
         }
     }
-    parts.into_iter().map(|(key, parts)| (key, merge(parts))).collect()
 }
 
-/// Locks the keys, sorted, and raises their versions.
-async fn lock(tx: &mut PgConnection, generation: i32, keys: &BTreeSet<SessionKey>) -> Result<(), sqlx::Error> {
-    let projects: Vec<&str> = keys.iter().map(|key| &*key.0).collect();
-    let ids: Vec<&str> = keys.iter().map(|key| &*key.1).collect();
+/// Whether nothing has changed but what every event changes.
+fn has_gone_on(old: &Session<'_>, new: &Session<'_>) -> bool {
+    let same = |old: &Option<At<'_>>, new: &Option<At<'_>>| old == new;
+    (old.conversions, old.revenue, old.is_new) == (new.conversions, new.revenue, new.is_new)
+        && same(&old.user, &new.user)
+        && same(&old.entry, &new.entry)
+        && same(&old.source, &new.source)
+        && same(&old.device, &new.device)
+        && same(&old.country, &new.country)
+}
+
+fn names_first(part: &Session<'_>, project: &str, firsts: &Firsts<'_>) -> bool {
+    part.user.as_ref().is_some_and(|user| firsts.is_first(project, &user.value, user.at))
+}
+
+fn withdrawn<'a>(mut session: Session<'a>, project: &str, firsts: &Firsts<'_>) -> Session<'a> {
+    let moved = |user: &At<'_>| firsts.is_moved(project, &user.value, user.at);
+    session.is_new &= !session.user.as_ref().is_some_and(moved);
+    session
+}
+
+/// The batch's own sessions by key, in the order of locks: merging them first keeps what is loaded and compared
+/// small. Events without a key are counted at once.
+fn groups<'a>(events: &[&'a Counted], renewed: &'a [(SessionKey, i64)], changes: &mut Changes) -> Vec<Group<'a>> {
+    let mut places = HashMap::<(&str, Cow<'a, str>), usize>::new();
+    let mut groups = Vec::<Group<'a>>::new();
+    let mut group = |project: &'a str, key: Cow<'a, str>, at: i64| -> usize {
+        let place = *places.entry((project, key)).or_insert_with_key(|(project, key)| {
+            groups.push(Group { project, key: key.clone(), parts: Vec::new(), span: (at, at) });
+            groups.len() - 1
+        });
+        let span = &mut groups[place].span;
+        *span = (span.0.min(at), span.1.max(at));
+        place
+    };
+    let mut placed = Vec::with_capacity(events.len());
+    for counted in events {
+        let event = &counted.event;
+        match session_key::of(event) {
+            Some(key) => placed.push((group(&counted.project, key, event.timestamp), counted)),
+            None => alone(event, &counted.traits, |d| changes.add(&counted.project, d.metric, d.at, d.count, d.sum)),
+        }
+    }
+    for ((project, key), moment) in renewed {
+        group(project, Cow::Borrowed(key), *moment);
+    }
+    for (place, counted) in placed {
+        add(&mut groups[place].parts, Session::of(&counted.event, &counted.properties(), &counted.traits));
+    }
+    groups.sort_unstable_by(|a, b| (a.project, &a.key).cmp(&(b.project, &b.key)));
+    groups
+}
+
+/// Locks the keys, in order, and raises their versions.
+async fn lock(tx: &mut PgConnection, generation: i32, groups: &[Group<'_>]) -> Result<(), sqlx::Error> {
     sqlx::query(
-        "INSERT INTO session_keys (generation, project, session_id, version)
-         SELECT $1, project, session_id, 0 FROM unnest($2::text[], $3::text[]) AS k(project, session_id)
-         ON CONFLICT DO NOTHING",
+        "INSERT INTO session_keys AS s (generation, project, session_id, version)
+         SELECT $1, project, session_id, 1 FROM unnest($2::text[], $3::text[]) AS k(project, session_id)
+         ON CONFLICT (generation, project, session_id) DO UPDATE SET version = s.version + 1",
     )
     .bind(generation)
-    .bind(&projects)
-    .bind(&ids)
-    .execute(&mut *tx)
-    .await?;
-    sqlx::query(
-        "WITH locked AS (
-             SELECT s.project, s.session_id
-             FROM session_keys s JOIN unnest($2::text[], $3::text[]) WITH ORDINALITY AS k(project, session_id, n)
-               ON s.project = k.project AND s.session_id = k.session_id
-             WHERE s.generation = $1 ORDER BY k.n FOR UPDATE OF s)
-         UPDATE session_keys s SET version = s.version + 1 FROM locked
-         WHERE s.generation = $1 AND s.project = locked.project AND s.session_id = locked.session_id",
-    )
-    .bind(generation)
-    .bind(&projects)
-    .bind(&ids)
+    .bind(groups.iter().map(|group| group.project).collect::<Vec<_>>())
+    .bind(groups.iter().map(|group| &*group.key).collect::<Vec<_>>())
     .execute(tx)
     .await?;
     Ok(())
 }
 
-/// The stored sessions within reach of the batch's.
-async fn load(
-    tx: &mut PgConnection,
-    generation: i32,
-    parts: &BTreeMap<SessionKey, Vec<Session>>,
-) -> Result<BTreeMap<SessionKey, Vec<Session>>, sqlx::Error> {
+/// The stored sessions within reach of the batch's, each after the place of its group. In a statement of its own, so
+/// that it sees what others have committed before the locks were given. OFFSET keeps the planner from joining: without
+/// statistics, as on a new table, it compares everything with everything.
+async fn load(tx: &mut PgConnection, generation: i32, groups: &[Group<'_>]) -> Result<Vec<PgRow>, sqlx::Error> {
     let reach = TimeDelta::microseconds(GAP);
-    let (mut projects, mut ids, mut from, mut to) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for (key, part) in parts.iter().flat_map(|(key, parts)| parts.iter().map(move |part| (key, part))) {
-        projects.push(&*key.0);
-        ids.push(&*key.1);
-        from.push(utc(part.first_event_at) - reach);
-        to.push(utc(part.last_event_at) + reach);
-    }
-    let rows = sqlx::query(
-        "SELECT DISTINCT s.project, s.session_id, s.first_event_at, s.last_event_at, s.total_events, s.page_views,
-                s.conversions, s.user_id, s.user_at, s.current_page, s.page_at
-         FROM sessions s JOIN unnest($2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[])
-              AS k(project, session_id, reach_from, reach_to)
-           ON s.project = k.project AND s.session_id = k.session_id
-          AND s.last_event_at >= k.reach_from AND s.first_event_at <= k.reach_to
-         WHERE s.generation = $1",
+    sqlx::query(
+        "SELECT k.n, s.first_event_at, s.last_event_at, s.total_events, s.page_views, s.conversions, s.revenue::text,
+                s.is_new, s.user_id, s.user_at, s.entry_page, s.entry_at, s.current_page, s.page_at,
+                s.traffic_source, s.source_at, s.device_type, s.device_at, s.country, s.country_at, s.ctid::text
+         FROM unnest($2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[]) WITH ORDINALITY
+              AS k(project, session_id, reach_from, reach_to, n)
+         CROSS JOIN LATERAL (
+             SELECT ctid, * FROM sessions
+             WHERE generation = $1 AND project = k.project AND session_id = k.session_id
+               AND first_event_at <= k.reach_to AND last_event_at >= k.reach_from OFFSET 0) s",
     )
     .bind(generation)
-    .bind(&projects)
-    .bind(&ids)
-    .bind(&from)
-    .bind(&to)
+    .bind(groups.iter().map(|group| group.project).collect::<Vec<_>>())
+    .bind(groups.iter().map(|group| &*group.key).collect::<Vec<_>>())
+    .bind(groups.iter().map(|group| utc(group.span.0) - reach).collect::<Vec<_>>())
+    .bind(groups.iter().map(|group| utc(group.span.1) + reach).collect::<Vec<_>>())
     .fetch_all(tx)
-    .await?;
-    let mut sessions = BTreeMap::<SessionKey, Vec<Session>>::new();
-    for row in rows {
-        let micros = |i: usize| row.try_get::<DateTime<Utc>, _>(i).map(|time| time.timestamp_micros());
-        let at = |value: usize, time: usize| -> Result<Option<At>, sqlx::Error> {
-            let (value, time) =
-                (row.try_get::<Option<String>, _>(value)?, row.try_get::<Option<DateTime<Utc>>, _>(time)?);
-            Ok(value.zip(time).map(|(value, time)| At { at: time.timestamp_micros(), value }))
-        };
-        let session = Session {
-            first_event_at: micros(2)?,
-            last_event_at: micros(3)?,
-            total_events: row.try_get(4)?,
-            page_views: row.try_get(5)?,
-            conversions: row.try_get(6)?,
-            user: at(7, 8)?,
-            page: at(9, 10)?,
-        };
-        sessions.entry((row.try_get(0)?, row.try_get(1)?)).or_default().push(session);
-    }
-    Ok(sessions)
+    .await
 }
 
-async fn delete(tx: &mut PgConnection, generation: i32, gone: &[(SessionKey, i64)]) -> Result<(), sqlx::Error> {
+fn session(row: &PgRow) -> Result<Session<'_>, sqlx::Error> {
+    let micros = |i: usize| row.try_get::<DateTime<Utc>, _>(i).map(|time| time.timestamp_micros());
+    let at = |i: usize| -> Result<Option<At<'_>>, sqlx::Error> {
+        let Some(value) = row.try_get::<Option<&str>, _>(i)? else { return Ok(None) };
+        Ok(Some(At { at: micros(i + 1)?, value: Cow::Borrowed(value) }))
+    };
+    Ok(Session {
+        first_event_at: micros(1)?,
+        last_event_at: micros(2)?,
+        total_events: row.try_get(3)?,
+        page_views: row.try_get(4)?,
+        conversions: row.try_get(5)?,
+        revenue: row.try_get::<Option<&str>, _>(6)?.and_then(Decimal::parse),
+        is_new: row.try_get(7)?,
+        user: at(8)?,
+        entry: at(10)?,
+        page: at(12)?,
+        source: at(14)?,
+        device: at(16)?,
+        country: at(18)?,
+    })
+}
+
+async fn delete(tx: &mut PgConnection, generation: i32, gone: &[(&str, &str, i64)]) -> Result<(), sqlx::Error> {
     if gone.is_empty() {
         return Ok(());
     }
@@ -148,39 +226,92 @@ async fn delete(tx: &mut PgConnection, generation: i32, gone: &[(SessionKey, i64
            AND s.first_event_at = k.first",
     )
     .bind(generation)
-    .bind(gone.iter().map(|(key, _)| &*key.0).collect::<Vec<_>>())
-    .bind(gone.iter().map(|(key, _)| &*key.1).collect::<Vec<_>>())
-    .bind(gone.iter().map(|(_, first)| utc(*first)).collect::<Vec<_>>())
+    .bind(gone.iter().map(|(project, _, _)| *project).collect::<Vec<_>>())
+    .bind(gone.iter().map(|(_, key, _)| *key).collect::<Vec<_>>())
+    .bind(gone.iter().map(|(_, _, first)| utc(*first)).collect::<Vec<_>>())
     .execute(tx)
     .await?;
     Ok(())
 }
 
-async fn insert(tx: &mut PgConnection, generation: i32, written: &[(SessionKey, Session)]) -> Result<(), sqlx::Error> {
+/// Under the lock of its key a row stays where it was read.
+async fn go_on(tx: &mut PgConnection, moved: &[(&str, Session<'_>)]) -> Result<(), sqlx::Error> {
+    if moved.is_empty() {
+        return Ok(());
+    }
+    let page = |session: &Session<'_>| session.page.as_ref().map(|page| utc(page.at));
+    sqlx::query(
+        "UPDATE sessions s SET last_event_at = k.last, last_slot = k.slot, total_events = k.events,
+                               page_views = k.views, current_page = k.page, page_at = k.page_at
+         FROM unnest($1::text[], $2::timestamptz[], $3::int[], $4::bigint[], $5::bigint[], $6::text[], $7::timestamptz[])
+              AS k(place, last, slot, events, views, page, page_at)
+         WHERE s.ctid = k.place::tid",
+    )
+    .bind(moved.iter().map(|(place, _)| *place).collect::<Vec<_>>())
+    .bind(moved.iter().map(|(_, s)| utc(s.last_event_at)).collect::<Vec<_>>())
+    .bind(moved.iter().map(|(_, s)| slot(s.last_event_at)).collect::<Vec<_>>())
+    .bind(moved.iter().map(|(_, s)| s.total_events).collect::<Vec<_>>())
+    .bind(moved.iter().map(|(_, s)| s.page_views).collect::<Vec<_>>())
+    .bind(moved.iter().map(|(_, s)| s.page.as_ref().map(|page| &*page.value)).collect::<Vec<_>>())
+    .bind(moved.iter().map(|(_, s)| page(s)).collect::<Vec<_>>())
+    .execute(tx)
+    .await?;
+    Ok(())
+}
+
+async fn write(tx: &mut PgConnection, generation: i32, written: &[Written<'_>]) -> Result<(), sqlx::Error> {
     if written.is_empty() {
         return Ok(());
     }
-    let value = |at: &Option<At>| at.as_ref().map(|at| at.value.clone());
-    let time = |at: &Option<At>| at.as_ref().map(|at| utc(at.at));
+    let sessions = || written.iter().map(|(_, _, session)| session);
+    type Field = for<'s, 'a> fn(&'s Session<'a>) -> &'s Option<At<'a>>;
+    let values = |field: Field| sessions().map(|s| field(s).as_ref().map(|at| &*at.value)).collect::<Vec<_>>();
+    let times = |field: Field| sessions().map(|s| field(s).as_ref().map(|at| utc(at.at))).collect::<Vec<_>>();
     sqlx::query(
-        "INSERT INTO sessions (generation, project, session_id, first_event_at, last_event_at, total_events,
-                               page_views, conversions, user_id, user_at, current_page, page_at)
-         SELECT $1, * FROM unnest($2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::bigint[],
-                                  $7::bigint[], $8::bigint[], $9::text[], $10::timestamptz[], $11::text[],
-                                  $12::timestamptz[])",
+        "INSERT INTO sessions (generation, project, session_id, first_event_at, last_event_at, total_events, page_views,
+                               conversions, revenue, is_new, user_id, user_at, entry_page, entry_at, current_page,
+                               page_at, traffic_source, source_at, device_type, device_at, country, country_at,
+                               last_slot)
+         SELECT $1, k.project, k.session_id, k.first, k.last, k.events, k.views, k.conversions, k.revenue::numeric,
+                k.is_new, k.c11, k.c12, k.c13, k.c14, k.c15, k.c16, k.c17, k.c18, k.c19, k.c20, k.c21, k.c22, k.slot
+         FROM unnest($2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[], $6::bigint[], $7::bigint[],
+                     $8::bigint[], $9::text[], $10::boolean[], $11::text[], $12::timestamptz[], $13::text[],
+                     $14::timestamptz[], $15::text[], $16::timestamptz[], $17::text[], $18::timestamptz[],
+                     $19::text[], $20::timestamptz[], $21::text[], $22::timestamptz[], $23::int[])
+              AS k(project, session_id, first, last, events, views, conversions, revenue, is_new, c11, c12, c13, c14,
+                   c15, c16, c17, c18, c19, c20, c21, c22, slot)
+         ON CONFLICT (generation, project, session_id, first_event_at) DO UPDATE SET
+             last_event_at = excluded.last_event_at, total_events = excluded.total_events,
+             page_views = excluded.page_views, conversions = excluded.conversions, revenue = excluded.revenue,
+             is_new = excluded.is_new, user_id = excluded.user_id, user_at = excluded.user_at,
+             entry_page = excluded.entry_page, entry_at = excluded.entry_at, current_page = excluded.current_page,
+             page_at = excluded.page_at, traffic_source = excluded.traffic_source, source_at = excluded.source_at,
+             device_type = excluded.device_type, device_at = excluded.device_at, country = excluded.country,
+             country_at = excluded.country_at, last_slot = excluded.last_slot",
     )
     .bind(generation)
-    .bind(written.iter().map(|(key, _)| &*key.0).collect::<Vec<_>>())
-    .bind(written.iter().map(|(key, _)| &*key.1).collect::<Vec<_>>())
-    .bind(written.iter().map(|(_, s)| utc(s.first_event_at)).collect::<Vec<_>>())
-    .bind(written.iter().map(|(_, s)| utc(s.last_event_at)).collect::<Vec<_>>())
-    .bind(written.iter().map(|(_, s)| s.total_events).collect::<Vec<_>>())
-    .bind(written.iter().map(|(_, s)| s.page_views).collect::<Vec<_>>())
-    .bind(written.iter().map(|(_, s)| s.conversions).collect::<Vec<_>>())
-    .bind(written.iter().map(|(_, s)| value(&s.user)).collect::<Vec<_>>())
-    .bind(written.iter().map(|(_, s)| time(&s.user)).collect::<Vec<_>>())
-    .bind(written.iter().map(|(_, s)| value(&s.page)).collect::<Vec<_>>())
-    .bind(written.iter().map(|(_, s)| time(&s.page)).collect::<Vec<_>>())
+    .bind(written.iter().map(|(project, _, _)| *project).collect::<Vec<_>>())
+    .bind(written.iter().map(|(_, key, _)| *key).collect::<Vec<_>>())
+    .bind(sessions().map(|s| utc(s.first_event_at)).collect::<Vec<_>>())
+    .bind(sessions().map(|s| utc(s.last_event_at)).collect::<Vec<_>>())
+    .bind(sessions().map(|s| s.total_events).collect::<Vec<_>>())
+    .bind(sessions().map(|s| s.page_views).collect::<Vec<_>>())
+    .bind(sessions().map(|s| s.conversions).collect::<Vec<_>>())
+    .bind(sessions().map(|s| s.revenue.map(|revenue| revenue.to_string())).collect::<Vec<_>>())
+    .bind(sessions().map(|s| s.is_new).collect::<Vec<_>>())
+    .bind(values(|s| &s.user))
+    .bind(times(|s| &s.user))
+    .bind(values(|s| &s.entry))
+    .bind(times(|s| &s.entry))
+    .bind(values(|s| &s.page))
+    .bind(times(|s| &s.page))
+    .bind(values(|s| &s.source))
+    .bind(times(|s| &s.source))
+    .bind(values(|s| &s.device))
+    .bind(times(|s| &s.device))
+    .bind(values(|s| &s.country))
+    .bind(times(|s| &s.country))
+    .bind(sessions().map(|s| slot(s.last_event_at)).collect::<Vec<_>>())
     .execute(tx)
     .await?;
     Ok(())

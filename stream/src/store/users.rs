@@ -1,6 +1,6 @@
-//! Users: when each was first and last seen.
+//! Users: when each was first seen.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgConnection, PgPool, Row};
@@ -9,145 +9,146 @@ use super::{Counted, Touched};
 use crate::fold::sessions::GAP;
 use crate::time::utc;
 
-/// Project and user id, in the order of locks.
-type UserKey = (String, String);
+/// Project and user id.
+type User<'a> = (&'a str, &'a str);
 
-/// Project and session id.
+/// Project and session key.
 pub type SessionKey = (String, String);
 
-/// Widens the users' spans. Gives the session keys whose `isNew` may have gone to an earlier session, since
-/// their user's first event now lies before them.
-pub async fn apply(
-    tx: &mut PgConnection,
-    generation: i32,
-    events: &[&Counted],
-    touched: &mut Touched,
-) -> Result<Vec<SessionKey>, sqlx::Error> {
-    let spans = spans(events);
-    if spans.is_empty() {
-        return Ok(Vec::new());
-    }
-    insert(tx, generation, &spans).await?;
-    let before = lock(tx, generation, &spans).await?;
-    let mut changed = BTreeMap::new();
-    let mut moved = Vec::new();
-    for (key, &(first, last)) in &spans {
-        let Some(&(old_first, old_last)) = before.get(key) else { continue };
-        if first < old_first || last > old_last {
-            changed.insert(key.clone(), (first.min(old_first), last.max(old_last)));
-        }
-        if first < old_first {
-            moved.push((key, old_first));
-        }
-    }
-    update(tx, generation, &changed).await?;
-    let renewed = sessions_around(tx, generation, &moved).await?;
-    touched.users.extend(spans.into_keys());
-    Ok(renewed)
+/// Users whose first event is in the batch, and when that is, in microseconds.
+#[derive(Debug, Default)]
+pub struct Firsts<'a> {
+    at: HashMap<User<'a>, i64>,
+    /// Sessions that their users were new in, and are not any more, with the moment at which they were.
+    pub renewed: Vec<(SessionKey, i64)>,
 }
 
-fn spans(events: &[&Counted]) -> BTreeMap<UserKey, (DateTime<Utc>, DateTime<Utc>)> {
-    let mut spans = BTreeMap::<UserKey, (DateTime<Utc>, DateTime<Utc>)>::new();
+impl Firsts<'_> {
+    /// Whether a user who is named at this time in the batch was never seen before.
+    pub fn is_first(&self, project: &str, user_id: &str, at: i64) -> bool {
+        self.at.get(&(project, user_id)) == Some(&at)
+    }
+
+    /// Whether a user who was first seen at this time has been seen earlier in the batch.
+    pub fn is_moved(&self, project: &str, user_id: &str, at: i64) -> bool {
+        self.at.get(&(project, user_id)).is_some_and(|first| *first < at)
+    }
+}
+
+/// Notes who is seen earlier than known. That only ever moves back, so whoever is known to have been seen before is
+/// read and left alone; the others' rows are locked, in order.
+pub async fn apply<'a>(
+    tx: &mut PgConnection,
+    generation: i32,
+    events: &[&'a Counted],
+    touched: &mut Touched,
+) -> Result<Firsts<'a>, sqlx::Error> {
+    let mut earliest = unknown(tx, generation, earliest(events)).await?;
+    if earliest.is_empty() {
+        return Ok(Firsts::default());
+    }
+    earliest.sort_unstable();
+    let rows = sqlx::query(
+        "INSERT INTO users AS u (generation, project, user_id, first_event_at)
+         SELECT $1, * FROM unnest($2::text[], $3::text[], $4::timestamptz[])
+         ON CONFLICT (generation, project, user_id)
+         DO UPDATE SET moved_from = u.first_event_at, first_event_at = excluded.first_event_at
+         WHERE u.first_event_at >= excluded.first_event_at
+         RETURNING u.project, u.user_id, u.moved_from, u.first_event_at",
+    )
+    .bind(generation)
+    .bind(earliest.iter().map(|((project, _), _)| *project).collect::<Vec<_>>())
+    .bind(earliest.iter().map(|((_, user_id), _)| *user_id).collect::<Vec<_>>())
+    .bind(earliest.iter().map(|(_, at)| utc(*at)).collect::<Vec<_>>())
+    .fetch_all(&mut *tx)
+    .await?;
+    let mut firsts = Firsts::default();
+    let mut moved = Vec::new();
+    for row in &rows {
+        let user: User<'_> = (row.try_get(0)?, row.try_get(1)?);
+        let (from, to): (Option<DateTime<Utc>>, DateTime<Utc>) = (row.try_get(2)?, row.try_get(3)?);
+        // The same text, but from the batch, which lives longer.
+        let Ok(place) = earliest.binary_search_by_key(&user, |(user, _)| *user) else { continue };
+        firsts.at.insert(earliest[place].0, earliest[place].1);
+        match from {
+            None => touched.users.push((user.0.to_owned(), user.1.to_owned())),
+            Some(from) if from > to => moved.push((user, from)),
+            Some(_) => {}
+        }
+    }
+    firsts.renewed = sessions_of(tx, generation, &moved).await?;
+    Ok(firsts)
+}
+
+/// When each user is first seen in the batch.
+fn earliest<'a>(events: &[&'a Counted]) -> Vec<(User<'a>, i64)> {
+    let mut earliest = HashMap::<User<'a>, i64>::new();
     for counted in events {
         let Some(user_id) = &counted.event.user_id else { continue };
-        let at = utc(counted.event.timestamp);
-        let span = spans.entry((counted.project.clone(), user_id.clone())).or_insert((at, at));
-        *span = (span.0.min(at), span.1.max(at));
+        let at = counted.event.timestamp;
+        earliest.entry((&counted.project, user_id)).and_modify(|first| *first = at.min(*first)).or_insert(at);
     }
-    spans
+    earliest.into_iter().collect()
 }
 
-async fn insert(
+/// Those who were not seen before that time, by what is committed.
+async fn unknown<'a>(
     tx: &mut PgConnection,
     generation: i32,
-    spans: &BTreeMap<UserKey, (DateTime<Utc>, DateTime<Utc>)>,
-) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "INSERT INTO users (generation, project, user_id, first_event_at, last_event_at)
-         SELECT $1, * FROM unnest($2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[])
-         ON CONFLICT DO NOTHING",
+    users: Vec<(User<'a>, i64)>,
+) -> Result<Vec<(User<'a>, i64)>, sqlx::Error> {
+    if users.is_empty() {
+        return Ok(users);
+    }
+    let places: Vec<i64> = sqlx::query_scalar(
+        "SELECT k.n FROM unnest($2::text[], $3::text[], $4::timestamptz[]) WITH ORDINALITY AS k(project, user_id, at, n)
+         LEFT JOIN LATERAL (
+             SELECT first_event_at FROM users
+             WHERE generation = $1 AND project = k.project AND user_id = k.user_id OFFSET 0) u ON true
+         WHERE u.first_event_at IS NULL OR u.first_event_at >= k.at",
     )
     .bind(generation)
-    .bind(spans.keys().map(|key| &*key.0).collect::<Vec<_>>())
-    .bind(spans.keys().map(|key| &*key.1).collect::<Vec<_>>())
-    .bind(spans.values().map(|span| span.0).collect::<Vec<_>>())
-    .bind(spans.values().map(|span| span.1).collect::<Vec<_>>())
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-async fn lock(
-    tx: &mut PgConnection,
-    generation: i32,
-    spans: &BTreeMap<UserKey, (DateTime<Utc>, DateTime<Utc>)>,
-) -> Result<HashMap<UserKey, (DateTime<Utc>, DateTime<Utc>)>, sqlx::Error> {
-    let rows = sqlx::query(
-        "SELECT u.project, u.user_id, u.first_event_at, u.last_event_at
-         FROM users u JOIN unnest($2::text[], $3::text[]) WITH ORDINALITY AS k(project, user_id, n)
-           ON u.project = k.project AND u.user_id = k.user_id
-         WHERE u.generation = $1 ORDER BY k.n FOR UPDATE OF u",
-    )
-    .bind(generation)
-    .bind(spans.keys().map(|key| &*key.0).collect::<Vec<_>>())
-    .bind(spans.keys().map(|key| &*key.1).collect::<Vec<_>>())
+    .bind(users.iter().map(|((project, _), _)| *project).collect::<Vec<_>>())
+    .bind(users.iter().map(|((_, user_id), _)| *user_id).collect::<Vec<_>>())
+    .bind(users.iter().map(|(_, at)| utc(*at)).collect::<Vec<_>>())
     .fetch_all(tx)
     .await?;
-    rows.iter().map(|row| Ok(((row.try_get(0)?, row.try_get(1)?), (row.try_get(2)?, row.try_get(3)?)))).collect()
+    Ok(places.into_iter().map(|n| users[n as usize - 1]).collect())
 }
 
-async fn update(
+/// The sessions in which these users were new at these moments.
+async fn sessions_of(
     tx: &mut PgConnection,
     generation: i32,
-    spans: &BTreeMap<UserKey, (DateTime<Utc>, DateTime<Utc>)>,
-) -> Result<(), sqlx::Error> {
-    if spans.is_empty() {
-        return Ok(());
-    }
-    sqlx::query(
-        "UPDATE users u SET first_event_at = k.first, last_event_at = k.last
-         FROM unnest($2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[]) AS k(project, user_id, first, last)
-         WHERE u.generation = $1 AND u.project = k.project AND u.user_id = k.user_id",
-    )
-    .bind(generation)
-    .bind(spans.keys().map(|key| &*key.0).collect::<Vec<_>>())
-    .bind(spans.keys().map(|key| &*key.1).collect::<Vec<_>>())
-    .bind(spans.values().map(|span| span.0).collect::<Vec<_>>())
-    .bind(spans.values().map(|span| span.1).collect::<Vec<_>>())
-    .execute(tx)
-    .await?;
-    Ok(())
-}
-
-/// The sessions of these users that contain the moment that was their first.
-async fn sessions_around(
-    tx: &mut PgConnection,
-    generation: i32,
-    moments: &[(&UserKey, DateTime<Utc>)],
-) -> Result<Vec<SessionKey>, sqlx::Error> {
+    moments: &[(User<'_>, DateTime<Utc>)],
+) -> Result<Vec<(SessionKey, i64)>, sqlx::Error> {
     if moments.is_empty() {
         return Ok(Vec::new());
     }
     let rows = sqlx::query(
-        "SELECT DISTINCT s.project, s.session_id
-         FROM sessions s JOIN unnest($2::text[], $3::text[], $4::timestamptz[]) AS k(project, user_id, moment)
-           ON s.project = k.project AND s.user_id = k.user_id
-          AND s.first_event_at <= k.moment AND s.last_event_at >= k.moment
-         WHERE s.generation = $1",
+        "SELECT s.project, s.session_id, s.user_at
+         FROM unnest($2::text[], $3::text[], $4::timestamptz[]) AS k(project, user_id, moment)
+         CROSS JOIN LATERAL (
+             SELECT project, session_id, user_at FROM sessions
+             WHERE generation = $1 AND project = k.project AND user_id = k.user_id AND first_event_at <= k.moment
+               AND user_at = k.moment OFFSET 0) s",
     )
     .bind(generation)
-    .bind(moments.iter().map(|(key, _)| &*key.0).collect::<Vec<_>>())
-    .bind(moments.iter().map(|(key, _)| &*key.1).collect::<Vec<_>>())
+    .bind(moments.iter().map(|((project, _), _)| *project).collect::<Vec<_>>())
+    .bind(moments.iter().map(|((_, user_id), _)| *user_id).collect::<Vec<_>>())
     .bind(moments.iter().map(|(_, moment)| *moment).collect::<Vec<_>>())
     .fetch_all(tx)
     .await?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    let key = |row: &sqlx::postgres::PgRow| {
+        Ok(((row.try_get(0)?, row.try_get(1)?), row.try_get::<DateTime<Utc>, _>(2)?.timestamp_micros()))
+    };
+    rows.iter().map(key).collect()
 }
 
 /// The sessions of these users that are live at `now`.
 pub async fn live_sessions(
     pool: &PgPool,
-    users: &[UserKey],
+    users: &[(String, String)],
     now: DateTime<Utc>,
 ) -> Result<Vec<SessionKey>, sqlx::Error> {
     if users.is_empty() {
