@@ -138,13 +138,13 @@ mod tests {
         let traffic = Traffic::new(Shape::dense(20_000, Sessions::Visits, 3));
         let now = 1_800_000_000_000_000;
         let mut content = Content::new(&traffic, now);
-        let (mut types, mut bytes) = (HashMap::<&str, u64>::new(), 0);
+        let (mut types, mut bytes) = (HashMap::<String, u64>::new(), 0);
         for record in &traffic.records {
             let event = content.event(record);
             assert_eq!(event.validate(now + 3_600_000_000), Ok(()));
             let json: serde_json::Value = serde_json::from_str(event.properties.expect("some")).expect("JSON");
             assert!(json["page"].is_string());
-            *types.entry(event.event_type).or_default() += 1;
+            *types.entry(event.event_type.to_owned()).or_default() += 1;
             bytes += event.properties.map_or(0, str::len) + event.user_agent.map_or(0, str::len) + 36 + 16 + 12 + 11;
         }
         assert_eq!(types.len(), 10);
