@@ -43,7 +43,7 @@ enum Step {
 
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     // Distances between copies are anything, often a window or a millisecond beside it.
-    let gap = prop_oneof![4 => 0i64..60, 1 => 0i64..700, 1 => WINDOW - 1..WINDOW + 2];
+    let gap = prop_oneof![20 => 0i64..30, 1 => 0i64..700, 1 => WINDOW - 1..WINDOW + 2];
     let id = prop_oneof![0u8..8, 0u8..60];
     let records = prop::collection::vec((id, gap), 1..40);
     let step = prop_oneof![
