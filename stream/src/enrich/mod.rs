@@ -21,9 +21,9 @@ use crate::decimal::Decimal;
 use crate::properties::Properties;
 use country::Countries;
 
-/// So many user agents, and addresses, are remembered.
+/// So many user agents, hosts and addresses are remembered.
 const REMEMBERED: usize = 20_000;
-/// Longer user agents are looked through anew each time, so that they cannot fill the memory.
+/// Longer texts are looked through anew each time, so that they cannot fill the memory.
 const LONGEST: usize = 512;
 
 /// What was found out about an event.
@@ -46,6 +46,7 @@ pub struct Enricher {
     conversions: HashSet<String>,
     countries: Option<Countries>,
     devices: Memory<Box<str>, Device>,
+    hosts: Memory<Box<str>, Source>,
     places: Memory<Box<str>, Option<Country>>,
 }
 
@@ -56,6 +57,7 @@ impl Enricher {
             conversions: conversions.iter().cloned().collect(),
             countries: countries.map(Countries::open).transpose()?,
             devices: Memory::default(),
+            hosts: Memory::default(),
             places: Memory::default(),
         })
     }
@@ -65,7 +67,7 @@ impl Enricher {
         let conversion = self.conversions.contains(&event.event_type);
         Traits {
             device: event.user_agent.as_deref().map(|user_agent| self.devices.recall(user_agent, Device::of)),
-            source: Source::of(properties),
+            source: Source::of(properties, |host| self.hosts.recall(host, Source::of_host)),
             country: event.client_address.as_deref().and_then(|address| self.country(address)),
             conversion,
             revenue: if conversion { revenue(properties) } else { None },

@@ -90,7 +90,8 @@ const MAIL: [&str; 7] = [
 impl Source {
     /// The source that an event's properties name: `utm_medium`, `utm_source` and `utm_campaign`, there or in the `url`'s
     /// query; else the host of `referrer`, unless that is the `url`'s own.
-    pub fn of(properties: &Properties<'_, '_>) -> Option<Self> {
+    /// `of_host` is [`Self::of_host`], perhaps from memory.
+    pub fn of(properties: &Properties<'_, '_>, of_host: impl FnOnce(&str) -> Self) -> Option<Self> {
         let text = |name: &str| properties.get(name)?.text().filter(|text| !text.is_empty());
         let url = text("url");
         let in_query = url.as_deref().filter(|url| url.contains("utm_"));
@@ -104,7 +105,7 @@ impl Source {
         let referrer = text("referrer").or_else(|| text("referer"))?;
         let host = host(&referrer)?;
         let own = url.as_deref().and_then(self::host);
-        (own != Some(host)).then(|| Self::of_host(host))
+        (own != Some(host)).then(|| of_host(host))
     }
 
     fn of_medium(medium: &str) -> Self {
@@ -120,7 +121,8 @@ impl Source {
         }
     }
 
-    fn of_host(host: &str) -> Self {
+    /// What a link on this host is.
+    pub fn of_host(host: &str) -> Self {
         let host = host.to_ascii_lowercase();
         let host = host.strip_prefix("www.").or_else(|| host.strip_prefix("m.")).unwrap_or(&host);
         let is = |hosts: &[&str]| {
@@ -174,7 +176,7 @@ mod tests {
     use crate::properties::Fields;
 
     fn source(json: &str) -> &'static str {
-        Source::of(&Fields::read(json).of(json)).map_or(DIRECT, Source::as_str)
+        Source::of(&Fields::read(json).of(json), Source::of_host).map_or(DIRECT, Source::as_str)
     }
 
     #[test]

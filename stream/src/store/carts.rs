@@ -100,6 +100,9 @@ pub async fn prune(pool: &PgPool, now: DateTime<Utc>, most: i64) -> Result<u64, 
     Ok(done.rows_affected())
 }
 
+/// Epoch, generation and version, and the events of a cart.
+type Found<'a> = ((i64, i32, i64), Vec<CartEvent<'a>>);
+
 /// A cart, and what its copies are stamped with.
 pub struct Stored {
     /// Project and session key.
@@ -134,7 +137,7 @@ pub async fn load(pool: &PgPool, keys: &[(&str, &str)]) -> Result<Vec<Stored>, s
     .bind(keys.iter().map(|(_, key)| *key).collect::<Vec<_>>())
     .fetch_all(pool)
     .await?;
-    let mut carts = HashMap::<usize, ((i64, i32, i64), Vec<CartEvent<'_>>)>::new();
+    let mut carts = HashMap::<usize, Found<'_>>::new();
     for row in &rows {
         let place = row.try_get::<i64, _>(0)? as usize - 1;
         let event = CartEvent {
@@ -147,7 +150,7 @@ pub async fn load(pool: &PgPool, keys: &[(&str, &str)]) -> Result<Vec<Stored>, s
         let stamp = (row.try_get(8)?, row.try_get(1)?, row.try_get(2)?);
         carts.entry(place).or_insert((stamp, Vec::new())).1.push(event);
     }
-    let stored = |(place, ((epoch, generation, version), events)): (usize, ((i64, i32, i64), Vec<CartEvent<'_>>))| {
+    let stored = |(place, ((epoch, generation, version), events)): (usize, Found<'_>)| {
         let (project, key) = keys[place];
         let cart = Cart::of(events)?;
         Some(Stored { key: (project.to_owned(), key.to_owned()), epoch, generation, version, cart })
