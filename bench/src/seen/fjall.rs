@@ -9,9 +9,8 @@ use tidemill_common::seen::fingerprint;
 
 use super::{Event, Subject, WINDOW_MS};
 
-/// As much memory for its caches and buffers as ours has for its buffers and tables.
 const CACHE: u64 = 64 * 1024 * 1024;
-const BUFFER: u64 = 16 * 1024 * 1024;
+const BUFFER: u64 = 64 * 1024 * 1024;
 
 pub struct Fjall {
     root: PathBuf,
@@ -25,7 +24,7 @@ impl Fjall {
 }
 
 fn open(root: &Path) -> anyhow::Result<(Database, Keyspace)> {
-    let database = Database::builder(root).cache_size(CACHE).manual_journal_persist(true).worker_threads(1).open()?;
+    let database = Database::builder(root).cache_size(CACHE).manual_journal_persist(true).open()?;
     let options = || {
         KeyspaceCreateOptions::default()
             .max_memtable_size(BUFFER)
@@ -64,9 +63,8 @@ impl Subject for Fjall {
     }
 
     fn settle(&mut self) -> anyhow::Result<()> {
-        if let Some((database, keyspace)) = &self.open {
+        if let Some((database, _)) = &self.open {
             database.persist(PersistMode::SyncAll)?;
-            keyspace.rotate_memtable_and_wait()?;
         }
         Ok(())
     }
