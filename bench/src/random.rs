@@ -28,7 +28,7 @@ impl Random {
 
     /// A number below a bound that is not 0.
     pub fn below(&mut self, bound: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(bound) >> 64) as u64
+        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
 
     /// Exponentially distributed around a mean.

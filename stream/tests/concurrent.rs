@@ -78,7 +78,8 @@ fn enricher() -> Enricher {
 
 /// A session by its key and start: last event, numbers of events, views and conversions, revenue, whether it is new,
 /// then user, entry, page, source and device.
-type Rows = BTreeMap<(String, i64), (i64, [i64; 3], Option<Decimal>, bool, [Option<String>; 5])>;
+type Rows = BTreeMap<(String, i64), Values>;
+type Values = (i64, [i64; 3], Option<Decimal>, bool, [Option<String>; 5]);
 
 /// From the definitions, one question after the other.
 fn oracle(all: &[Counted]) -> Rows {
@@ -167,9 +168,7 @@ async fn metrics(pool: &PgPool) -> BTreeMap<String, (i64, Decimal)> {
 }
 
 fn expected_metrics(rows: &Rows, all: &[Counted]) -> BTreeMap<String, (i64, Decimal)> {
-    let number = |is: &dyn Fn(&(i64, [i64; 3], Option<Decimal>, bool, [Option<String>; 5])) -> bool| {
-        (rows.values().filter(|row| is(row)).count() as i64, Decimal::ZERO)
-    };
+    let number = |is: &dyn Fn(&Values) -> bool| (rows.values().filter(|row| is(row)).count() as i64, Decimal::ZERO);
     // Those of neither session nor user count, too.
     let purchases = all.iter().filter(|counted| counted.event.event_type == "purchase").count() as i64;
     let revenue = all.iter().filter_map(|counted| counted.traits.revenue).sum();

@@ -226,6 +226,10 @@ mod tests {
     use std::collections::{BTreeMap, HashMap};
 
     use super::*;
+
+    /// Counts and sums by metric and time.
+    type Sums = HashMap<(&'static str, i64), (i64, Decimal)>;
+
     use crate::enrich::{Country, Device, Source};
     use crate::properties::Fields;
     use proptest::prelude::*;
@@ -379,10 +383,7 @@ mod tests {
     }
 
     /// As the store does it, batch by batch: users first, then what of the stored sessions is touched.
-    fn folded<'a>(
-        events: &'a [(Event, Traits)],
-        batch: usize,
-    ) -> (Vec<Session<'a>>, HashMap<(&'static str, i64), (i64, Decimal)>) {
+    fn folded<'a>(events: &'a [(Event, Traits)], batch: usize) -> (Vec<Session<'a>>, Sums) {
         let (mut stored, mut firsts, mut sums) =
             (Vec::<Session<'a>>::new(), HashMap::<&str, i64>::new(), HashMap::new());
         for batch in events.chunks(batch) {
