@@ -11,6 +11,9 @@ use super::Row;
 use crate::drill::{Drill, Options, Outcome, Stream};
 use crate::process::signal;
 
+const PATIENCE: Duration = Duration::from_secs(60);
+const LOOK: Duration = Duration::from_millis(200);
+
 pub fn rows() -> Vec<Row> {
     vec![
         Row::new("broker-restart", restart).within(Duration::from_secs(240)),
@@ -70,8 +73,20 @@ async fn leader_change(options: Options) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-/// Leader and number of brokers in sync of each partition.
+/// Leaders of the partitions, from whichever broker answers: the first one asked may be the one that is gone.
 async fn leaders(drill: &Drill) -> anyhow::Result<Vec<(i32, usize)>> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match partitions(drill).await {
+            Err(error) if Instant::now() > deadline => return Err(error),
+            Err(_) => tokio::time::sleep(LOOK).await,
+            found => return found,
+        }
+    }
+}
+
+/// Leader and number of brokers in sync of each partition.
+async fn partitions(drill: &Drill) -> anyhow::Result<Vec<(i32, usize)>> {
     let (kafka, topic) = (drill.stack.connections.kafka.clone(), events_topic(&drill.stack.project));
     let ask = move || -> anyhow::Result<Vec<(i32, usize)>> {
         let consumer: BaseConsumer = kafka.client().set("group.id", "tidemill.drills").create()?;
@@ -84,10 +99,10 @@ async fn leaders(drill: &Drill) -> anyhow::Result<Vec<(i32, usize)>> {
 
 /// Waits until every partition has all its brokers again, before the next one goes.
 async fn in_sync(drill: &Drill) -> anyhow::Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !leaders(drill).await.is_ok_and(|partitions| partitions.iter().all(|(_, in_sync)| *in_sync == 3)) {
+    let deadline = Instant::now() + PATIENCE;
+    while !partitions(drill).await.is_ok_and(|partitions| partitions.iter().all(|(_, in_sync)| *in_sync == 3)) {
         ensure!(Instant::now() < deadline, "the brokers are not in sync within a minute");
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        tokio::time::sleep(LOOK).await;
     }
     Ok(())
 }
