@@ -2,7 +2,7 @@
 //! `spawn_blocking`.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -31,8 +31,9 @@ pub struct Span {
 #[derive(Clone)]
 pub struct History {
     kafka: KafkaConfig,
-    /// Asks for offsets; kept, since connecting takes a hundred times longer than asking.
-    asking: Arc<OnceLock<BaseConsumer>>,
+    /// Asks for offsets; kept, since connecting takes a hundred times longer than asking. After an error it is given
+    /// up: what the client remembers of a partition's leader outlives that leader, and it asks nobody else.
+    asking: Arc<Mutex<Option<Arc<BaseConsumer>>>>,
 }
 
 impl History {
@@ -43,14 +44,13 @@ impl History {
 
     /// Whether the brokers answer.
     pub fn ping(&self) -> KafkaResult<()> {
-        self.asking()?.fetch_metadata(Some("events.ping"), Duration::from_secs(2)).map(drop)
+        self.ask(|consumer| consumer.fetch_metadata(Some("events.ping"), Duration::from_secs(2)).map(drop))
     }
 
     /// The first offset that the log still holds, and the one that the next record will get.
     pub fn bounds(&self, partitions: &[TopicPartition]) -> KafkaResult<HashMap<TopicPartition, (i64, i64)>> {
-        let consumer = self.asking()?;
-        let low = offsets(consumer, partitions.iter().map(|at| (at, Offset::Beginning)))?;
-        let high = offsets(consumer, partitions.iter().map(|at| (at, Offset::End)))?;
+        let low = self.ask(|consumer| offsets(consumer, partitions.iter().map(|at| (at, Offset::Beginning))))?;
+        let high = self.ask(|consumer| offsets(consumer, partitions.iter().map(|at| (at, Offset::End))))?;
         let both = |at: &TopicPartition| Some((at.clone(), (*low.get(at)?, *high.get(at)?)));
         Ok(partitions.iter().filter_map(both).collect())
     }
@@ -58,7 +58,8 @@ impl History {
     /// For each partition, the first offset appended at or after a time (milliseconds since 1970); absent
     /// when there is none.
     pub fn offsets_at(&self, times: &[(TopicPartition, i64)]) -> KafkaResult<HashMap<TopicPartition, i64>> {
-        let found = offsets(self.asking()?, times.iter().map(|(at, ms)| (at, Offset::Offset((*ms).max(0)))))?;
+        let asked = || times.iter().map(|(at, ms)| (at, Offset::Offset((*ms).max(0))));
+        let found = self.ask(|consumer| offsets(consumer, asked()))?;
         Ok(found.into_iter().filter(|(_, offset)| *offset >= 0).collect())
     }
 
@@ -84,14 +85,19 @@ impl History {
         Ok(())
     }
 
-    fn asking(&self) -> KafkaResult<&BaseConsumer> {
-        if self.asking.get().is_none() {
-            let _ = self.asking.set(self.consumer()?); // another may have been faster
-        }
-        let consumer = self.asking.get().expect("set above");
+    fn ask<T>(&self, ask: impl FnOnce(&BaseConsumer) -> KafkaResult<T>) -> KafkaResult<T> {
+        let kept = self.asking().clone();
+        let consumer = match kept {
+            Some(consumer) => consumer,
+            None => Arc::clone(self.asking().insert(Arc::new(self.consumer()?))),
+        };
         // It reads nothing; what comes are notes of lost connections, which must not pile up.
         while consumer.poll(Duration::ZERO).is_some() {}
-        Ok(consumer)
+        ask(&consumer).inspect_err(|_| *self.asking() = None)
+    }
+
+    fn asking(&self) -> MutexGuard<'_, Option<Arc<BaseConsumer>>> {
+        self.asking.lock().expect("no holder panics")
     }
 
     fn consumer(&self) -> KafkaResult<BaseConsumer> {
