@@ -103,7 +103,7 @@ pub fn open_runs(folder: &Path, cold: impl Fn(&About, i64) -> bool) -> Result<Ve
     for run in found {
         whole.extend(if cold(&run.about, newest) { Some(run) } else { usable(Run::open(&run.path, true))? });
     }
-    let order = plan::stretch(&whole.iter().map(|run| &run.about).collect::<Vec<_>>());
+    let order = plan::stretch(&whole.iter().map(|run| &run.about).collect::<Vec<_>>(), |run| cold(run, newest));
     let mut whole: Vec<Option<Run>> = whole.into_iter().map(Some).collect();
     let runs = order.into_iter().filter_map(|i| whole[i].take()).collect();
     whole.into_iter().flatten().for_each(|left| left.make_obsolete());

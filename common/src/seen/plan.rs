@@ -86,15 +86,16 @@ pub fn cold(run: &About, now_ms: i64, window_ms: i64, limits: &Limits) -> bool {
     run.newest_ms < now_ms.saturating_sub(window_ms).saturating_sub(limits.clocks_ms)
 }
 
-/// Which of the runs that were found on disk make a store: the longest stretch without a gap. A run within another
-/// is left of a merge that was cut short.
-pub fn stretch(found: &[&About]) -> Vec<usize> {
+/// Which of the runs that were found on disk make a store: the longest stretch without a gap, unless it ends with one
+/// that is `cold`, which may be left of a merge that ended after its inputs had gone. A run within another is left of
+/// a merge that was cut short.
+pub fn stretch(found: &[&About], cold: impl Fn(&About) -> bool) -> Vec<usize> {
     let mut order: Vec<usize> = (0..found.len()).collect();
     order.sort_by_key(|&i| (found[i].covers.start, -found[i].covers.end));
     let (mut best, mut stretch) = (Vec::new(), Vec::<usize>::new());
-    let length = |stretch: &[usize]| match (stretch.first(), stretch.last()) {
-        (Some(&first), Some(&last)) => found[last].covers.end - found[first].covers.start,
-        _ => -1,
+    let worth = |stretch: &[usize]| match (stretch.first(), stretch.last()) {
+        (Some(&first), Some(&last)) => (!cold(found[last]), found[last].covers.end - found[first].covers.start),
+        _ => (false, -1),
     };
     for i in order {
         match stretch.last() {
@@ -103,7 +104,7 @@ pub fn stretch(found: &[&About]) -> Vec<usize> {
             _ => {}
         }
         stretch.push(i);
-        if length(&stretch) > length(&best) {
+        if worth(&stretch) > worth(&best) {
             best.clone_from(&stretch);
         }
     }
@@ -159,13 +160,15 @@ mod tests {
     fn the_longest_stretch_counts() {
         let find = |covers: &[Range<i64>]| {
             let runs: Vec<About> = covers.iter().map(|covers| run(covers.clone(), 1, 0)).collect();
-            stretch(&runs.iter().collect::<Vec<_>>())
+            stretch(&runs.iter().collect::<Vec<_>>(), |run| run.covers.start == 12)
         };
         assert_eq!(find(&[]), [0; 0]);
         assert_eq!(find(&[5..9, 0..5, 9..10]), [1, 0, 2]);
         assert_eq!(find(&[0..5, 6..7, 7..20]), [1, 2], "a gap");
         assert_eq!(find(&[0..5, 6..7]), [0]);
         assert_eq!(find(&[0..2, 0..5, 2..5, 4..9]), [1, 3], "leftovers of a merge");
+        assert_eq!(find(&[12..32, 58..70, 70..72]), [1, 2], "the long one is of no use any more");
+        assert_eq!(find(&[12..32, 32..33, 58..60]), [0, 1]);
     }
 
     #[test]
