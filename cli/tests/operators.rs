@@ -129,7 +129,9 @@ async fn a_project_is_created_once_with_everything_it_needs() {
     assert_eq!(answer.status(), 409, "the subject is kept backward compatible");
 
     let applied = scratch.json(&["topics", "apply"]);
-    assert_eq!(applied["drift"], serde_json::json!([]), "the projects' own partition counts are what is declared");
+    // The topics that no project owns may be older than this test.
+    let of_project = applied["drift"].as_array().unwrap().iter().find(|line| line.as_str().unwrap().contains(project));
+    assert_eq!(of_project, None, "the projects' own partition counts are what is declared");
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ pub mod failpoint;
 pub mod home;
 pub mod http;
 pub mod kafka;
+pub mod metric_update;
 pub mod names;
 pub mod postgres;
 pub mod problem;

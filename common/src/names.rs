@@ -57,6 +57,11 @@ pub fn dlq_topic(project: &str) -> String {
     format!("events.dlq.{project}")
 }
 
+/// The topic of a metric's updates: of a declared one, or of `events`.
+pub fn metrics_topic(metric: &str) -> String {
+    format!("metrics.{metric}")
+}
+
 /// The project whose events a topic holds, if it is such a topic.
 pub fn project_of(topic: &str) -> Option<&str> {
     let project = topic.strip_prefix("events.")?;

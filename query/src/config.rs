@@ -1,5 +1,7 @@
 //! Settings: section `query`.
 
+use std::path::PathBuf;
+
 use serde::Deserialize;
 
 /// Settings of the query service.
@@ -20,6 +22,9 @@ pub struct Config {
     pub sql_max_rows: usize,
     /// Size of one SQL answer, in MiB; what lies beyond is cut off between rows.
     pub sql_max_answer_mb: usize,
+    /// Folder with declared metrics for all projects (`*.yaml`), in place of those in the binary; the same as the
+    /// stream workers'.
+    pub metrics_dir: Option<PathBuf>,
 }
 
 impl Default for Config {
@@ -32,6 +37,7 @@ impl Default for Config {
             sql_memory_mb: 512,
             sql_max_rows: 100_000,
             sql_max_answer_mb: 64,
+            metrics_dir: None,
         }
     }
 }

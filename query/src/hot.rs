@@ -6,18 +6,47 @@ use std::collections::HashMap;
 use serde::Deserialize;
 use tidemill_common::projects::Project;
 use tidemill_common::redis::Redis;
+use tidemill_stream::decimal::Decimal;
 use tidemill_stream::fold::carts::{self, Cart};
 use tidemill_stream::keys;
+use tidemill_stream::metric::Aggregation;
 use tidemill_stream::window::Granularity;
 
+use crate::metrics::Source;
+
 /// A window's copy.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct HotWindow {
     /// Events.
     pub count: i64,
-    /// Different users.
-    pub unique_users: u64,
+    /// Different users, where they are counted.
+    #[serde(default)]
+    pub unique_users: Option<u64>,
+    /// What other metrics than of events compute, and the result.
+    #[serde(default)]
+    aggregation: Option<String>,
+    #[serde(default)]
+    value: Option<String>,
     generation: i32,
+}
+
+impl HotWindow {
+    /// Whether this is a copy of what is read from `source`.
+    pub fn is_of(&self, source: &Source) -> bool {
+        match &self.aggregation {
+            None => source.has_users() && self.unique_users.is_some(),
+            Some(aggregation) => !source.has_users() && aggregation == source.aggregation.as_str(),
+        }
+    }
+
+    /// The value.
+    pub fn value(&self, aggregation: Aggregation) -> Option<Decimal> {
+        match (&self.aggregation, aggregation) {
+            (Some(_), _) => Decimal::parse(self.value.as_deref()?),
+            (None, Aggregation::Unique) => Some(i64::try_from(self.unique_users?).ok()?.into()),
+            (None, _) => Some(self.count.into()),
+        }
+    }
 }
 
 /// The copies of those of `windows` (starts, in seconds since 1970) that are there, in one round trip.
@@ -83,7 +112,9 @@ mod tests {
     #[test]
     fn a_copy_counts_only_in_its_generation() {
         let value = r#"{"count":3,"unique_users":2,"generation":1,"epoch":0,"version":9}"#;
-        assert_eq!(parse(value, 1), Some(HotWindow { count: 3, unique_users: 2, generation: 1 }));
+        let window = parse(value, 1).expect("a copy");
+        assert_eq!((window.count, window.unique_users), (3, Some(2)));
+        assert_eq!(window.value(Aggregation::Unique), Some(2.into()));
         assert_eq!(parse(value, 2), None);
         assert_eq!(parse("{\"count\":3}", 1), None);
     }

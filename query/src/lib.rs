@@ -20,6 +20,7 @@ use tidemill_common::config::Connections;
 use tidemill_common::http::{Health, Listener, serve};
 use tidemill_common::postgres as pg;
 use tidemill_common::redis::Redis;
+use tidemill_stream::metric::Definitions;
 use tokio_util::sync::CancellationToken;
 
 pub use config::Config;
@@ -40,7 +41,10 @@ pub async fn run(
         let redis = checked_redis.clone();
         async move { redis.ping().await }
     });
+    let definitions = Definitions::new(pool.clone(), config.metrics_dir.as_deref())?;
+    definitions.watch(shutdown.clone());
     let service = routes::Service {
+        definitions,
         keys: Keys::new(pool.clone()).with_environment(connections.api_keys.as_deref())?,
         freshness: freshness::Freshness::new(connections.kafka.clone(), pool.clone()),
         sql: sql::Engine::new(&config, &connections)?,

@@ -20,6 +20,7 @@ use tidemill_common::auth::{Keys, Scope, credential};
 use tidemill_common::problem::Problem;
 use tidemill_common::projects::{self, Project};
 use tidemill_common::redis::Redis;
+use tidemill_stream::metric::Definitions;
 
 use crate::freshness::Freshness;
 use crate::postgres::in_time;
@@ -31,6 +32,7 @@ pub struct Service {
     pub pool: PgPool,
     pub redis: Redis,
     pub freshness: Freshness,
+    pub definitions: Definitions,
     pub sql: sql::Engine,
 }
 
@@ -43,7 +45,7 @@ type Answer = Result<Response, Problem>;
 pub fn routes(service: Arc<Service>) -> Router {
     Router::new()
         .route("/v1/metrics", get(list_metrics))
-        .route("/v1/metrics/{name}", get(metric))
+        .route("/v1/metrics/{name}", get(metric).put(declare_metric).delete(undeclare_metric))
         .route("/v1/sessions", get(list_sessions))
         .route("/v1/sessions/{id}", get(session))
         .route("/v1/sessions/{id}/cart", get(cart))
@@ -54,7 +56,7 @@ pub fn routes(service: Arc<Service>) -> Router {
                 StatusCode::METHOD_NOT_ALLOWED,
                 "method-not-allowed",
                 "Method not allowed",
-                "read with GET; SQL also with POST /v1/query",
+                "read with GET; SQL also with POST /v1/query; metrics are declared with PUT, and taken back with DELETE",
             )
         })
         .fallback(|| async {
@@ -69,14 +71,43 @@ pub fn routes(service: Arc<Service>) -> Router {
 }
 
 async fn list_metrics(State(service): Shared, Caller(project): Caller) -> Answer {
-    let names = in_time(metrics::names(&service.pool, &project)).await?;
-    Ok(Json(serde_json::json!({ "metrics": names })).into_response())
+    let list = in_time(async {
+        let definitions = service.definitions.current().await.map_err(postgres::problem)?;
+        metrics::list(&service.pool, &project, &definitions).await
+    });
+    Ok(Json(list.await?).into_response())
 }
 
 async fn metric(State(service): Shared, Caller(project): Caller, name: Name, params: Params) -> Answer {
     let (Path(name), Query(params)) = (name.map_err(unreadable)?, params.map_err(unreadable)?);
-    let request = metrics::Request::parse(&name, &params, Utc::now())?;
-    Ok(Json(in_time(metrics::answer(&service, &project, request)).await?).into_response())
+    let answer = in_time(async {
+        let definitions = service.definitions.current().await.map_err(postgres::problem)?;
+        let request = metrics::Request::parse(&name, &params, Utc::now(), definitions.project(&project.id))?;
+        metrics::answer(&service, &project, request).await
+    });
+    Ok(Json(answer.await?).into_response())
+}
+
+async fn declare_metric(
+    State(service): Shared,
+    Admin(project): Admin,
+    name: Name,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer {
+    let Path(name) = name.map_err(unreadable)?;
+    let body = body.map_err(unreadable)?;
+    let (is_new, answer) = in_time(metrics::declare(&service.pool, &project, &name, &body)).await?;
+    // So that the caller sees it here at once.
+    in_time(async { service.definitions.refresh().await.map_err(postgres::problem) }).await?;
+    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(answer)).into_response())
+}
+
+async fn undeclare_metric(State(service): Shared, Admin(project): Admin, name: Name) -> Answer {
+    let Path(name) = name.map_err(unreadable)?;
+    in_time(metrics::undeclare(&service.pool, &project, &name)).await?;
+    in_time(async { service.definitions.refresh().await.map_err(postgres::problem) }).await?;
+    Ok(StatusCode::NO_CONTENT.into_response())
 }
 
 async fn list_sessions(State(service): Shared, Caller(project): Caller, params: Params) -> Answer {
@@ -124,21 +155,35 @@ fn unreadable(error: impl std::fmt::Display) -> Problem {
     Problem::new(StatusCode::BAD_REQUEST, "bad-url", "Bad URL", detail)
 }
 
-/// The project of the caller's key.
+/// The project of the caller's key, which may read.
 struct Caller(Project);
+
+/// The project of the caller's key, which may change what is declared.
+struct Admin(Project);
 
 impl FromRequestParts<Arc<Service>> for Caller {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, service: &Arc<Service>) -> Result<Self, Problem> {
-        let key = service.keys.authenticate(credential(&parts.headers), Utc::now()).await?;
-        key.require(Scope::Read)?;
-        let load = projects::load(&service.pool, &key.project);
-        let project = in_time(async { load.await.map_err(postgres::problem) }).await?;
-        project.map(Self).ok_or_else(|| {
-            Problem::new(StatusCode::NOT_FOUND, "no-project", "No such project", "the key's project has been deleted")
-        })
+        project(parts, service, Scope::Read).await.map(Self)
     }
+}
+
+impl FromRequestParts<Arc<Service>> for Admin {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, service: &Arc<Service>) -> Result<Self, Problem> {
+        project(parts, service, Scope::Admin).await.map(Self)
+    }
+}
+
+async fn project(parts: &Parts, service: &Service, scope: Scope) -> Result<Project, Problem> {
+    let key = service.keys.authenticate(credential(&parts.headers), Utc::now()).await?;
+    key.require(scope)?;
+    let load = projects::load(&service.pool, &key.project);
+    in_time(async { load.await.map_err(postgres::problem) }).await?.ok_or_else(|| {
+        Problem::new(StatusCode::NOT_FOUND, "no-project", "No such project", "the key's project has been deleted")
+    })
 }
 
 /// Counts and times every answer of an endpoint, refusals too.

@@ -112,8 +112,9 @@ async fn a_project_sees_its_own_live_generation() {
     assert_eq!(api.get_as(&other_key, path).await.1["data"], json!([]));
     let secret = path.replace("/events", "/secret") + "&granularity=1m";
     assert_eq!(values(&api, &secret).await, json!([]));
-    let names = json!(["events", "active_users", "daily_active_users", "sessions"]);
-    assert_eq!(api.get("/v1/metrics").await.1, json!({ "metrics": names }));
+    let names = |list: &Value| list["metrics"].as_array().unwrap().clone();
+    assert!(!names(&api.get("/v1/metrics").await.1).contains(&json!("secret")));
+    assert!(names(&api.get_as(&other_key, "/v1/metrics").await.1).contains(&json!("secret")));
     sqlx::query("UPDATE projects SET generation = 1").execute(&api.stack.pool).await.unwrap();
     assert_eq!(values(&api, path).await, json!([["2026-01-01T00:00:00Z", 20]]));
 }
@@ -143,11 +144,9 @@ async fn event_types_and_sessions_are_metrics_too() {
         .collect();
     assert_eq!(grouped, [("buy", 2), ("sessions", 8), ("view", 5), ("view", 1)]);
     let (_, names) = api.get("/v1/metrics").await;
-    let expected = json!(["events", "active_users", "daily_active_users", "sessions", "buy", "view"]);
-    assert_eq!(names["metrics"], expected);
-    let (status, problem) = api.get("/v1/metrics/revenue").await;
-    assert_eq!(status, 404);
-    assert!(problem["detail"].as_str().unwrap().contains("not available yet"), "{problem}");
+    let names = names["metrics"].as_array().unwrap();
+    assert_eq!(names[..4], [json!("events"), json!("active_users"), json!("daily_active_users"), json!("sessions")]);
+    assert_eq!(names[names.len() - 2..], [json!("buy"), json!("view")], "the reserved name stands there once");
     let (status, problem) = api.get("/v1/metrics/events?filter=a").await;
     assert_eq!((status, &problem["field"]), (400, &json!("filter")));
 }

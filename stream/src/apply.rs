@@ -1,5 +1,6 @@
 //! Applying a batch: all that has to wait for somebody else.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::PgPool;
@@ -10,7 +11,7 @@ use crate::emit;
 use crate::filling::Filled;
 use crate::ledger::{self, Place};
 use crate::sort::Transient;
-use crate::store::{self, Touched};
+use crate::store::{Store, Touched};
 
 /// A transaction without an answer for this long counts as one with an unknown outcome.
 const COMMIT: Duration = Duration::from_secs(30);
@@ -19,6 +20,8 @@ const COMMIT: Duration = Duration::from_secs(30);
 #[derive(Clone)]
 pub struct Applier {
     /// The truth of every count.
+    pub store: Arc<Store>,
+    /// The ledger's database.
     pub pool: PgPool,
     /// Sends on.
     pub producer: Producer,
@@ -31,7 +34,7 @@ impl Applier {
         hit("stream.sorted").await?;
         emit::send(&self.producer, &filled.emissions).await?;
         hit("stream.sent").await?;
-        within(COMMIT, store::commit(&self.pool, &filled.batch)).await
+        within(COMMIT, self.store.commit(&filled.batch)).await
     }
 
     /// Has the ledger know up to where Redis shows everything.

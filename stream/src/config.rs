@@ -47,6 +47,14 @@ pub struct Config {
     pub conversion_types: Vec<String>,
     /// A file that knows the countries of addresses, in MaxMind's format; without it sessions have none.
     pub geoip_file: Option<PathBuf>,
+    /// Folder with declared metrics for all projects (`*.yaml`), in place of those in the binary.
+    pub metrics_dir: Option<PathBuf>,
+    /// Whether changes of metrics are published to `metrics.*`, for live readers.
+    pub publish: bool,
+    /// Whether every event is kept in Postgres, too, in the table `raw_events`. It is several times the work.
+    pub raw_events: bool,
+    /// For how many days of receipt they are kept.
+    pub raw_events_days: u32,
 }
 
 /// What to do where the log and the ledger do not meet: records were deleted before they were counted, or the log has
@@ -80,6 +88,10 @@ impl Default for Config {
             stall_ms: 60_000,
             conversion_types: ["purchase", "order_completed", "conversion"].map(str::to_owned).into(),
             geoip_file: None,
+            metrics_dir: None,
+            publish: true,
+            raw_events: false,
+            raw_events_days: 90,
         }
     }
 }

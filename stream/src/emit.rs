@@ -168,6 +168,7 @@ mod tests {
 
     use super::*;
     use crate::enrich::{Country, Device, Source, Traits};
+    use crate::store::Origin;
 
     #[derive(Debug, serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -192,7 +193,7 @@ mod tests {
             client_address: None,
             user_agent: Some("curl/8".into()),
         };
-        Counted { traits, ..Counted::new("p".into(), 0, event) }
+        Counted { traits, ..Counted::new("p".into(), 0, event, Origin::default()) }
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub fn seen_users(project: &str) -> String {
     format!("analytics:seen_users:{project}")
 }
 
-/// JSON of a hot window: `metric` is `events` or an event type, `window_start` is in seconds since 1970.
+/// JSON of a hot window: `metric` is an event type or a metric's name, `window_start` is in seconds since 1970.
 pub fn metric(project: &str, metric: &str, granularity: Granularity, window_start: i64) -> String {
     format!("metric:{project}:{metric}:{granularity}:{window_start}")
 }

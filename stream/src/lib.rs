@@ -7,6 +7,7 @@ pub mod emit;
 pub mod enrich;
 mod filling;
 pub mod fold;
+pub mod histogram;
 pub mod keys;
 pub mod ledger;
 mod live;
@@ -14,6 +15,7 @@ pub mod metric;
 mod poison;
 mod project;
 pub mod properties;
+pub mod publish;
 pub mod session_key;
 pub mod sketch;
 mod sort;
@@ -24,6 +26,7 @@ pub mod timeline;
 pub mod window;
 mod worker;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::Utc;
@@ -44,10 +47,13 @@ pub use config::{Config, OnGap};
 use enrich::Enricher;
 use filling::Filling;
 use live::Preparer;
+use metric::Definitions;
 use poison::Limit;
 use project::{Intervals, Projector};
+use publish::{Outlet, Publisher};
 use sort::Sorter;
 use state::State;
+use store::{RawEvents, SHARDS, Shards, Store};
 use worker::{Failures, Worker};
 
 /// A processed record, a stray or a dead letter is delivered, or given up, within this time.
@@ -70,6 +76,21 @@ pub async fn run(
     let stores = SeenStores::open(&config.seen_dir, limits)?;
     let every = Duration::from_millis(config.checkpoint_interval_ms);
     let checkpoints = config.checkpoint_url.as_deref().map(Checkpoints::new).transpose()?;
+    let definitions = Definitions::new(pool.clone(), config.metrics_dir.as_deref())?;
+    definitions.watch(shutdown.clone());
+    let raw_events = config.raw_events.then(|| RawEvents::new(config.raw_events_days));
+    if let Some(raw_events) = &raw_events {
+        raw_events.drop_old(pool.clone(), shutdown.clone());
+    }
+    let producer = Producer::new(&connections.kafka, DELIVERY)?;
+    let publisher = config.publish.then(Publisher::default);
+    if let Some(publisher) = &publisher {
+        let (pool, producer, registry) = (pool.clone(), producer.clone(), registry.clone());
+        publisher.run(Outlet { pool, producer, registry, kafka: connections.kafka.clone() }, shutdown.clone());
+    }
+    let store = Store::new(pool.clone(), definitions.clone(), Shards::new(SHARDS))
+        .with_raw_events(raw_events)
+        .with_publisher(publisher);
     watch(&health, &shutdown, &pool, &redis);
     let positions = Positions::default();
     let stall = Duration::from_millis(config.stall_ms);
@@ -99,9 +120,10 @@ pub async fn run(
                 health: health.clone(),
             },
             on_gap: config.on_gap,
+            definitions: definitions.clone(),
             shutdown: shutdown.clone(),
         },
-        applier: Applier { pool: pool.clone(), producer: Producer::new(&connections.kafka, DELIVERY)? },
+        applier: Applier { store: Arc::new(store), pool: pool.clone(), producer },
         under_way: None,
         sorter: Sorter::new(
             decoder,
@@ -110,7 +132,7 @@ pub async fn run(
             Duration::from_millis(config.unknown_schema_wait_ms),
             Limit { share: config.poison_share, records: config.poison_records },
         ),
-        projector: Projector::start(pool.clone(), redis, intervals),
+        projector: Projector::start(pool.clone(), redis, definitions, intervals),
         positions,
         health: health.clone(),
         shutdown: shutdown.clone(),

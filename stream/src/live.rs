@@ -15,8 +15,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::OnGap;
 use crate::fold::carts::CART_EVENTS;
+use crate::fold::guard::Guard;
 use crate::fold::rollups::Changes;
 use crate::ledger::{self, Place, Position};
+use crate::metric::{Definitions, Subject};
+use crate::project::list;
+use crate::properties::LazyFields;
 use crate::session_key;
 use crate::sort::Transient;
 use crate::store::{self, Touched};
@@ -57,6 +61,8 @@ pub struct Preparer {
     pub filler: Filler,
     /// What to do about gaps.
     pub on_gap: OnGap,
+    /// The declared metrics.
+    pub definitions: Definitions,
     /// Ends long reads.
     pub shutdown: CancellationToken,
 }
@@ -104,7 +110,7 @@ impl Preparer {
         // Asked after the ledger, which may have been brought here meanwhile.
         let bounds = self.bounds(&places).await?;
         let dead = self.dead_letters(&places).await?;
-        let mut again = 0;
+        let (mut again, mut behind) = (0, BTreeSet::new());
         let mut fills = Vec::new();
         let mut live = HashMap::new();
         for (at, (place, project)) in places {
@@ -119,6 +125,9 @@ impl Preparer {
             };
             timeline.reached(&place, position.next);
             again += (position.next - position.projected).max(0);
+            if position.projected < position.next {
+                behind.insert(project.id.clone());
+            }
             if again > MOST_AGAIN {
                 prepared.all_of.insert(project.id.clone());
             }
@@ -143,6 +152,9 @@ impl Preparer {
         // An event may have taken `isNew` from a session that it is not in itself.
         let renewed = store::live_sessions(&self.pool, &prepared.touched.users, Utc::now()).await?;
         prepared.touched.sessions.extend(renewed);
+        // Nor does it say in which windows it has changed what sessions count for.
+        let behind: Vec<String> = behind.into_iter().collect();
+        prepared.touched.windows.extend(list::windows_of_sessions(&self.pool, &behind, Utc::now()).await?);
         for (at, (place, project, position)) in live {
             let Some(seen) = stores.remove(&at) else { continue };
             let Position { next, projected } = position;
@@ -240,12 +252,14 @@ impl Preparer {
 
     async fn fill(&self, fills: Vec<Fill>) -> Result<(HashMap<TopicPartition, SeenStore>, Touched), Transient> {
         let (filler, shutdown) = (self.filler.clone(), self.shutdown.clone());
+        let definitions = self.definitions.current().await?;
         let read = move || {
             let mut touched = Touched::default();
-            let mut changes = Changes::default();
+            // Only which windows change is of interest here, so one generation stands for all.
+            let (mut changes, mut guard) = (Changes::new(0, Arc::clone(&definitions)), Guard::default());
             let stores = filler.fill(fills, &shutdown, |record, event| {
                 let Some(project) = project_of(&record.topic) else { return };
-                changes.count_event(project, event);
+                changes.count_event(project, Subject::new(event, &LazyFields::default()), &mut guard);
                 let key = |id: &String| (project.to_owned(), id.clone());
                 let session = session_key::of(event).map(|key| (project.to_owned(), key.into_owned()));
                 if CART_EVENTS.contains(&event.event_type.as_str()) {
@@ -254,7 +268,8 @@ impl Preparer {
                 touched.sessions.extend(session);
                 touched.users.extend(event.user_id.as_ref().map(key));
             });
-            touched.windows = changes.0.into_keys().collect();
+            let windows = changes.settle().into_iter().map(|(key, _)| key);
+            touched.windows = windows.filter(|key| key.has_copy(&definitions)).collect();
             stores.map(|stores| (stores, touched))
         };
         Ok(blocking(read).await??)

@@ -7,11 +7,11 @@
 mod again;
 mod audit;
 mod guard;
-mod list;
+pub(crate) mod list;
 mod marks;
 mod mutant;
 mod pending;
-mod read;
+pub(crate) mod read;
 mod write;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -30,6 +30,7 @@ use tokio::task::JoinHandle;
 use crate::fold::carts::KEPT;
 use crate::fold::rollups::RollupKey;
 use crate::ledger::{self, Place, Position};
+use crate::metric::Definitions;
 use crate::store::{Touched, carts};
 use crate::timeline::{self, Timeline};
 use again::{Again, Step};
@@ -86,10 +87,10 @@ enum Note {
 
 impl Projector {
     /// Starts it, with nothing to project. Needs a tokio runtime.
-    pub fn start(pool: PgPool, redis: Redis, intervals: Intervals) -> Self {
+    pub fn start(pool: PgPool, redis: Redis, definitions: Definitions, intervals: Intervals) -> Self {
         let (notes, received) = mpsc::unbounded_channel();
         let progress = Arc::<Progress>::default();
-        let projection = Projection::new(Writer { pool, redis }, intervals, Arc::clone(&progress));
+        let projection = Projection::new(Writer { pool, redis, definitions }, intervals, Arc::clone(&progress));
         Self { notes, progress, task: tokio::spawn(projection.run(received)) }
     }
 
@@ -152,6 +153,7 @@ pub enum ProjectError {
 pub struct Writer {
     pool: PgPool,
     redis: Redis,
+    definitions: Definitions,
 }
 
 impl Writer {

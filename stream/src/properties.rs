@@ -138,6 +138,15 @@ impl<'a> Json<'a> {
     }
 }
 
+/// What a producer writes into its properties may be of any length, and may hold U+0000, which Postgres cannot
+/// store; neither may keep everybody's batch from going through. Cuts behind `longest` characters.
+pub fn storable(text: Cow<'_, str>, longest: usize) -> Cow<'_, str> {
+    if text.len() <= longest && !text.contains('\0') {
+        return text;
+    }
+    text.chars().take(longest).map(|c| if c == '\0' { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
 struct Reader<'f, 't> {
     text: &'t str,
     fields: &'f mut Fields,

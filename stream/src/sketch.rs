@@ -3,6 +3,8 @@
 
 use datasketches::hll::{HllSketch, HllType, HllUnion};
 
+pub use datasketches::hll::Coupon;
+
 /// 2^14 registers: a standard error of 0.8 %. Small sets are kept as they are, so up to some hundred users
 /// the answer is exact.
 const LG_K: u8 = 14;
@@ -26,6 +28,19 @@ impl UserSketch {
     /// Adds a user.
     pub fn add(&mut self, user_id: &str) {
         self.0.update(user_id);
+    }
+
+    /// What a user id adds to a sketch: made once, added to many.
+    pub fn coupon(user_id: &str) -> Coupon {
+        Coupon::from_value(user_id)
+    }
+
+    /// Adds what [`Self::coupon`] made. Says whether the sketch is another than before: most of a busy day's
+    /// users are in it already, and what has not changed need not be written.
+    pub fn add_all(&mut self, coupons: &[Coupon]) -> bool {
+        let before = self.0.clone();
+        coupons.iter().for_each(|coupon| self.0.update_with_coupon(*coupon));
+        self.0 != before
     }
 
     /// Adds the users of another sketch.
@@ -65,6 +80,13 @@ mod tests {
     }
 
     #[test]
+    fn a_sketch_says_whether_it_has_changed() {
+        let mut users = sketch(0..5);
+        assert!(users.add_all(&[UserSketch::coupon("new")]));
+        assert!(!users.add_all(&[UserSketch::coupon("new"), UserSketch::coupon("user-3")]));
+    }
+
+    #[test]
     fn small_sets_are_exact_and_large_ones_within_two_percent() {
         for users in [0, 1, 7, 100, 600] {
             assert_eq!(sketch(0..users).count(), u64::from(users));
@@ -77,6 +99,21 @@ mod tests {
 
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
+
+        /// Coupons add what their users add; adding them again changes nothing.
+        #[test]
+        fn coupons_stand_for_users(
+            before in prop::collection::vec(0u32..10_000, 0..3_000),
+            added in prop::collection::vec(0u32..10_000, 0..300),
+        ) {
+            let coupons: Vec<Coupon> = added.iter().map(|user| UserSketch::coupon(&format!("user-{user}"))).collect();
+            let mut by_coupons = sketch(before.iter().copied());
+            by_coupons.add_all(&coupons);
+            let whole = sketch(before.into_iter().chain(added));
+            prop_assert_eq!(by_coupons.count(), whole.count());
+            let mut stored = UserSketch::from_bytes(&by_coupons.to_bytes()).expect("round trip");
+            prop_assert!(!stored.add_all(&coupons), "nothing new");
+        }
 
         /// Any split, order and repetition gives one answer.
         #[test]

@@ -18,7 +18,7 @@ use crate::emit::{self, Emission, Emitter};
 use crate::enrich::Enricher;
 use crate::live::Live;
 use crate::poison::{Limit, Poison};
-use crate::store::{Counted, DeadLetter};
+use crate::store::{Counted, DeadLetter, Origin};
 
 /// Pause between two questions for an unknown schema.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -158,7 +158,9 @@ impl Sorter {
             Verdict::Valid(event) => {
                 let first = seen.sight(fingerprint(&event.event_id), record.offset, record.append_ms)?;
                 if first && !existed(&event.event_id) {
-                    let mut counted = Counted::new(project.id.clone(), place.generation, event);
+                    let Record { partition, offset, append_ms, .. } = *record;
+                    let origin = Origin { partition, offset, append_ms };
+                    let mut counted = Counted::new(project.id.clone(), place.generation, event, origin);
                     counted.traits = self.enricher.traits(&counted.event, &counted.properties());
                     sorted.emissions.push(self.emitter.processed(record, &counted).await?);
                     sorted.events.push(counted);

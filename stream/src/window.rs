@@ -2,14 +2,19 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// How long a window is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum Granularity {
     /// `1m`
+    #[serde(rename = "1m")]
     Minute,
     /// `1h`
+    #[serde(rename = "1h")]
     Hour,
     /// `1d`, UTC
+    #[serde(rename = "1d")]
     Day,
 }
 

@@ -10,8 +10,9 @@ use tidemill_common::event::Event;
 use tidemill_stream::decimal::Decimal;
 use tidemill_stream::enrich::{Country, Device, Enricher, Source};
 use tidemill_stream::fold::carts::{Cart, CartEvent};
+use tidemill_stream::metric::Definitions;
 use tidemill_stream::session_key;
-use tidemill_stream::store::{Batch, Counted, carts, commit};
+use tidemill_stream::store::{Batch, Counted, Origin, SHARDS, Shards, Store, carts};
 use tidemill_testkit::{Stack, event, eventually};
 
 /// 2024-03-01T00:00:00Z
@@ -65,11 +66,16 @@ fn traffic(count: usize, random: &mut Random) -> Vec<Event> {
 
 fn counted(project: &str, events: &[Event], enricher: &mut Enricher) -> Vec<Counted> {
     let one = |event: &Event| {
-        let mut counted = Counted::new(project.to_owned(), 0, event.clone());
+        let mut counted = Counted::new(project.to_owned(), 0, event.clone(), Origin::default());
         counted.traits = enricher.traits(&counted.event, &counted.properties());
         counted
     };
     events.iter().map(one).collect()
+}
+
+fn store(pool: &PgPool) -> Store {
+    let definitions = Definitions::new(pool.clone(), None).unwrap();
+    Store::new(pool.clone(), definitions, Shards::new(SHARDS))
 }
 
 fn enricher() -> Enricher {
@@ -80,6 +86,15 @@ fn enricher() -> Enricher {
 /// then user, entry, page, source and device.
 type Rows = BTreeMap<(String, i64), Values>;
 type Values = (i64, [i64; 3], Option<Decimal>, bool, [Option<String>; 5]);
+
+fn page(counted: &Counted) -> Option<String> {
+    let json: serde_json::Value = serde_json::from_str(counted.event.properties.as_deref()?).unwrap();
+    Some(json["page"].as_str()?.to_owned())
+}
+
+fn is_page_view(counted: &Counted) -> bool {
+    page(counted).is_some() || counted.event.event_type == "page_view"
+}
 
 /// From the definitions, one question after the other.
 fn oracle(all: &[Counted]) -> Rows {
@@ -104,21 +119,13 @@ fn oracle(all: &[Counted]) -> Rows {
                 found.sort();
                 (found.first().cloned(), found.last().cloned())
             };
-            let page = |counted: &Counted| {
-                let json: serde_json::Value = serde_json::from_str(counted.event.properties.as_deref()?).unwrap();
-                Some(json["page"].as_str()?.to_owned())
-            };
             let count = |is: &dyn Fn(&Counted) -> bool| run.iter().filter(|counted| is(counted)).count() as i64;
             let user = named(&|c| c.event.user_id.clone()).0;
             let revenues: Vec<Decimal> = run.iter().filter_map(|c| c.traits.revenue).collect();
             let value = |found: Option<(i64, String)>| found.map(|(_, value)| value);
             let row = (
                 run[run.len() - 1].event.timestamp,
-                [
-                    run.len() as i64,
-                    count(&|c| page(c).is_some() || c.event.event_type == "page_view"),
-                    count(&|c| c.event.event_type == "purchase"),
-                ],
+                [run.len() as i64, count(&is_page_view), count(&|c| c.event.event_type == "purchase")],
                 (!revenues.is_empty()).then(|| revenues.iter().copied().sum()),
                 user.as_ref().is_some_and(|(at, user)| firsts[user.as_str()] == *at),
                 [
@@ -155,11 +162,12 @@ async fn stored(pool: &PgPool) -> Rows {
     rows.into_iter().map(row).collect()
 }
 
-/// What the rollups say of a day, all shards together: count and sum by metric.
+/// What the rollups say of a day, all shards together: count and sum by built-in metric.
 async fn metrics(pool: &PgPool) -> BTreeMap<String, (i64, Decimal)> {
     let rows = sqlx::query(
         "SELECT metric_name, sum(count)::bigint, coalesce(sum(sum), 0)::text FROM metric_rollups
-         WHERE granularity = '1d' AND metric_name <> ALL ('{events,page_views}') GROUP BY 1",
+         WHERE granularity = '1d' AND metric_name = ANY ('{sessions,bounces,new_users,conversions,revenue,page_views}')
+         GROUP BY 1",
     )
     .fetch_all(pool)
     .await
@@ -173,6 +181,7 @@ fn expected_metrics(rows: &Rows, all: &[Counted]) -> BTreeMap<String, (i64, Deci
     let purchases = all.iter().filter(|counted| counted.event.event_type == "purchase").count() as i64;
     let revenue = all.iter().filter_map(|counted| counted.traits.revenue).sum();
     BTreeMap::from([
+        ("page_views".to_owned(), (all.iter().filter(|counted| is_page_view(counted)).count() as i64, Decimal::ZERO)),
         ("sessions".to_owned(), number(&|_| true)),
         ("bounces".to_owned(), number(&|row| row.1[0] == 1)),
         ("new_users".to_owned(), number(&|row| row.3)),
@@ -208,14 +217,14 @@ async fn sixteen_workers_agree_on_the_same_sessions_without_deadlock() {
         hands[random.below(WORKERS) as usize].push(event);
     }
     let workers = hands.into_iter().enumerate().map(|(number, events)| {
-        let (pool, project) = (stack.pool.clone(), stack.project.clone());
+        let (store, project) = (store(&stack.pool), stack.project.clone());
         tokio::spawn(async move {
             let (mut random, mut enricher, mut rest) = (Random(number as u64), enricher(), &events[..]);
             while !rest.is_empty() {
                 let (batch, later) = rest.split_at((random.below(120) as usize + 1).min(rest.len()));
                 rest = later;
                 let batch = Batch { events: counted(&project, batch, &mut enricher), ..Batch::default() };
-                commit(&pool, &batch).await.unwrap().expect("no ledger in the way");
+                store.commit(&batch).await.unwrap().expect("no ledger in the way");
             }
         })
     });
@@ -259,8 +268,8 @@ async fn what_no_cart_needs_is_forgotten_and_old_carts_are_pruned() {
     };
     let apply = |events: Vec<Event>| {
         let events = counted(&stack.project, &events, &mut enricher());
-        let pool = stack.pool.clone();
-        async move { commit(&pool, &Batch { events, ..Batch::default() }).await.unwrap().unwrap() }
+        let store = store(&stack.pool);
+        async move { store.commit(&Batch { events, ..Batch::default() }).await.unwrap().unwrap() }
     };
     apply(vec![change(0, "add_to_cart", 0), change(1, "add_to_cart", 10)]).await;
     assert_eq!(rows().await, 2);
@@ -307,12 +316,12 @@ async fn what_a_touched_session_costs_postgres() {
         }
     }
     events.sort_by_key(|(at, _)| *at);
-    let mut enricher = enricher();
+    let (store, mut enricher) = (store(&pool), enricher());
     for batch in events.chunks(50_000) {
         let batch: Vec<Event> = batch.iter().map(|(_, event)| event.clone()).collect();
         let batch = Batch { events: counted(&stack.project, &batch, &mut enricher), ..Batch::default() };
         let (began, before) = (Instant::now(), cpu());
-        let touched = commit(&pool, &batch).await.unwrap().unwrap();
+        let touched = store.commit(&batch).await.unwrap().unwrap();
         let (used, touched) = (cpu() - before, touched.sessions.len() as u32);
         println!("{touched} sessions: {:?} of Postgres for each, {:?} in all", used / touched, began.elapsed());
     }

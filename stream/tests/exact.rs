@@ -65,9 +65,9 @@ async fn a_flushed_redis_is_filled_again_without_any_traffic() {
     stack.send_all(&live_traffic(0..600, 40)).await;
     // An event type with a built-in metric's name has no copy of its own, now or later.
     let now = chrono::Utc::now().timestamp();
-    stack.send(&event("e-reserved", "sessions", now)).await;
+    stack.send(&event("e-reserved", "active_users", now)).await;
     let hour = Granularity::Hour;
-    let reserved = keys::metric(&stack.project, "sessions", hour, hour.window(now * 1_000_000));
+    let reserved = keys::metric(&stack.project, "active_users", hour, hour.window(now * 1_000_000));
     drained(&stack).await;
     level(&stack, &redis).await;
     marked(&stack).await;

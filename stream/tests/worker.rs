@@ -432,9 +432,21 @@ async fn redis_shows_live_sessions_and_hot_windows() {
     // A worker that died between commit and projection: the next one catches up from the ledger's mark.
     running.stop().await;
     sqlx::query("UPDATE ledger SET projected_offset = 0").execute(&stack.pool).await.unwrap();
-    redis::cmd("DEL").arg(&session).exec_async(&mut redis).await.unwrap();
+    let sessions = keys::metric(
+        &stack.project,
+        "sessions",
+        Granularity::Minute,
+        Granularity::Minute.window((now - 30) * 1_000_000),
+    );
+    let gone: i64 = redis::cmd("DEL").arg(&[&session, &sessions]).query_async(&mut redis).await.unwrap();
+    assert_eq!(gone, 2, "both had been there");
     let running = worker(&stack, "b").await;
     eventually("projected again", || async { !hash(redis.clone(), session.clone()).await.is_empty() }).await;
+    eventually("what sessions count for, too", || {
+        let (mut redis, sessions) = (redis.clone(), sessions.clone());
+        async move { redis::cmd("EXISTS").arg(sessions).query_async::<bool>(&mut redis).await.unwrap() }
+    })
+    .await;
     eventually("the mark is written", || async {
         sqlx::query_scalar::<_, bool>("SELECT bool_and(projected_offset = next_offset) FROM ledger")
             .fetch_one(&stack.pool)

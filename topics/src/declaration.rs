@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
-use tidemill_common::names::ProjectId;
+use tidemill_common::names::{ProjectId, metrics_topic};
 
 const EMBEDDED: [(&str, &str); 2] =
     [("project.yaml", include_str!("../project.yaml")), ("metrics.yaml", include_str!("../metrics.yaml"))];
 /// A topic whose name holds this is a template: every project has one.
 const PLACEHOLDER: &str = "{project}";
+/// A topic whose name holds this is a template: every declared metric has one.
+const METRIC: &str = "{metric}";
 const MIN_INSYNC: &str = "min.insync.replicas";
 
 /// All declared topics.
@@ -83,6 +85,9 @@ struct Declared {
 struct Template {
     name: String,
     partitions: Count,
+    /// How many partitions it has where there is one copy of them, as in development.
+    #[serde(default)]
+    on_single_broker: Option<i32>,
     #[serde(default)]
     config: BTreeMap<String, Value>,
 }
@@ -154,7 +159,25 @@ impl Declarations {
 
     /// The topics that no project owns. `replication` overrides what is declared.
     pub fn shared(&self, replication: Option<i32>) -> Vec<Topic> {
-        self.topics(|template| template.fixed().map(|partitions| (template.name.clone(), partitions)), replication)
+        let fixed = |template: &Template| Some((template.name.clone(), template.fixed(replication)?));
+        self.topics(|template| fixed(template).filter(|_| !template.is_per_metric()), replication)
+    }
+
+    /// The topic of a metric's updates. `replication` overrides what is declared.
+    pub fn metric(&self, metric: &str, replication: Option<i32>) -> Topic {
+        let fill_in = |template: &Template| {
+            let name = template.name.replace(METRIC, metric);
+            if name != metrics_topic(metric) {
+                return None;
+            }
+            Some((name, template.fixed(replication)?))
+        };
+        self.topics(fill_in, replication).into_iter().next().unwrap_or_else(|| Topic {
+            name: metrics_topic(metric),
+            partitions: 1,
+            replication: replication.unwrap_or(1),
+            config: BTreeMap::new(),
+        })
     }
 
     /// A project's topics. `replication` overrides what is declared.
@@ -201,7 +224,9 @@ impl Declared {
         for template in &self.topics {
             let name = &template.name;
             match template.partitions {
-                Count::Fixed(count) if count < 1 => return Err(format!("{name}: partitions must be at least 1")),
+                Count::Fixed(count) if count.min(template.on_single_broker.unwrap_or(count)) < 1 => {
+                    return Err(format!("{name}: partitions must be at least 1"));
+                }
                 Count::OfProject(_) if !template.is_per_project() => {
                     return Err(format!("{name}: partitions must be a number, since no project owns the topic"));
                 }
@@ -217,10 +242,16 @@ impl Template {
         self.name.contains(PLACEHOLDER)
     }
 
+    fn is_per_metric(&self) -> bool {
+        self.name.contains(METRIC)
+    }
+
     /// The count of a topic that no project owns.
-    fn fixed(&self) -> Option<i32> {
+    fn fixed(&self, replication: Option<i32>) -> Option<i32> {
         match self.partitions {
-            Count::Fixed(count) if !self.is_per_project() => Some(count),
+            Count::Fixed(count) if !self.is_per_project() => {
+                Some(self.on_single_broker.filter(|_| replication == Some(1)).unwrap_or(count))
+            }
             _ => None,
         }
     }
@@ -281,6 +312,16 @@ mod tests {
         assert_eq!((shared[0].name.as_str(), shared[0].partitions, shared[0].replication), ("metrics.events", 10, 3));
         assert_eq!(shared[0].config["retention.ms"], (24 * HOUR).to_string());
         assert_eq!(shared[0].config["compression.type"], "gzip");
+    }
+
+    #[test]
+    fn a_declared_metric_has_a_topic_like_that_of_events() {
+        let declarations = embedded();
+        let sales = declarations.metric("sales", None);
+        assert_eq!((sales.name.as_str(), sales.partitions, sales.replication), ("metrics.sales", 10, 3));
+        assert_eq!(sales.config, declarations.shared(None)[0].config);
+        assert_eq!(declarations.metric("events", None), declarations.shared(None)[0]);
+        assert_eq!(declarations.metric("sales", Some(1)).partitions, 2, "where there is one broker");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! All SQL of the query service on Postgres.
 
+mod definitions;
 mod ledger;
 mod rollups;
 mod sessions;
@@ -10,8 +11,9 @@ use sqlx::PgPool;
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use tidemill_common::problem::Problem;
 
+pub use definitions::{declare, undeclare};
 pub use ledger::{Entry, ledger};
-pub use rollups::{Rollup, Series, event_types, rollups};
+pub use rollups::{Rollup, Series, counts_by_value, event_types, overflowing_days, rollups};
 pub use sessions::{COLUMNS, Comparison, Condition, Interval, Kind, Scan, Value, active, intervals, is_known};
 
 /// The reads of one request may take this long.

@@ -48,6 +48,12 @@ impl Api {
         answer(request.send().await.unwrap()).await
     }
 
+    /// The answer to a request with this key and body.
+    pub async fn send(&self, key: &str, method: reqwest::Method, path: &str, body: &Value) -> (u16, Value) {
+        let request = self.client.request(method, format!("{}{path}", self.base)).bearer_auth(key).json(body);
+        answer(request.send().await.unwrap()).await
+    }
+
     /// The answer to a query, by POST.
     pub async fn sql(&self, sql: &str) -> (u16, Value) {
         self.sql_as(&self.key, sql).await
@@ -81,8 +87,11 @@ impl Api {
 /// Every error is problem+json.
 async fn answer(response: reqwest::Response) -> (u16, Value) {
     let status = response.status().as_u16();
+    if status == 204 {
+        return (status, Value::Null);
+    }
     let kind = response.headers()["content-type"].to_str().unwrap().to_owned();
-    let expected = if status == 200 { "application/json" } else { "application/problem+json" };
+    let expected = if status < 300 { "application/json" } else { "application/problem+json" };
     let body = response.text().await.unwrap();
     assert_eq!(kind, expected, "{status} {body}");
     (status, serde_json::from_str(&body).unwrap())

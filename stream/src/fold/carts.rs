@@ -9,9 +9,8 @@ use std::collections::BTreeMap;
 
 use tidemill_common::event::Event;
 
-use super::sessions::storable;
 use crate::decimal::Decimal;
-use crate::properties::Properties;
+use crate::properties::{Properties, storable};
 
 /// How long a cart event counts, and a cart is shown behind its last one: 24 hours, in microseconds.
 pub const KEPT: i64 = 24 * 3_600 * 1_000_000;

@@ -2,5 +2,7 @@
 //! the order of arrival.
 
 pub mod carts;
+mod cells;
+pub mod guard;
 pub mod rollups;
 pub mod sessions;

@@ -11,7 +11,7 @@ use tidemill_common::event::Event;
 use crate::decimal::Decimal;
 use crate::enrich::Traits;
 use crate::metric;
-use crate::properties::Properties;
+use crate::properties::{Properties, storable};
 
 /// The longest pause within a session, in microseconds. Exactly this long still belongs together.
 pub const GAP: i64 = 30 * 60 * 1_000_000;
@@ -173,8 +173,6 @@ pub fn merge(mut parts: Vec<Session<'_>>) -> Vec<Session<'_>> {
 /// What it means to metrics that the sessions of one id were these and now are those, each in order of time. A
 /// session counts in the windows around its start.
 pub fn differences(before: &[Session<'_>], after: &[Session<'_>], mut each: impl FnMut(Difference)) {
-    const METRICS: [&str; 5] =
-        [metric::SESSIONS, metric::BOUNCES, metric::NEW_USERS, metric::CONVERSIONS, metric::REVENUE];
     let (mut before, mut after) = (before.iter().peekable(), after.iter().peekable());
     loop {
         let next = |session: Option<&&Session<'_>>| session.map_or(i64::MAX, |session| session.first_event_at);
@@ -184,7 +182,7 @@ pub fn differences(before: &[Session<'_>], after: &[Session<'_>], mut each: impl
         if old.is_none() && new.is_none() {
             return;
         }
-        for metric in METRICS {
+        for metric in metric::OF_SESSIONS {
             let counts = |session: Option<&Session<'_>>| session.map_or_else(Default::default, |s| s.counts(metric));
             let ((had, sum_had), (has, sum_has)) = (counts(old), counts(new));
             let difference = Difference { metric, at, count: has - had, sum: sum_has - sum_had };
@@ -206,19 +204,21 @@ pub fn alone(event: &Event, traits: &Traits, mut each: impl FnMut(Difference)) {
 
 /// The name of the page that an event shows: none, or one without a name (`Some(None)`).
 fn page<'a>(event: &Event, properties: &Properties<'a, '_>) -> Option<Option<Cow<'a, str>>> {
-    let text = |name: &str| properties.get(name)?.text().map(|text| storable(text, MAX_PAGE));
-    let named = text("page");
-    let viewed = matches!(event.event_type.as_str(), "page" | "page_view" | "pageview" | "screen");
-    (named.is_some() || viewed).then(|| named.or_else(|| text("path")).or_else(|| text("url")))
+    let text = |name: &str| properties.get(name)?.text();
+    let named = named_page(properties);
+    let shown = (named.is_some() || views_page(&event.event_type))
+        .then(|| named.or_else(|| text("path")).or_else(|| text("url")));
+    shown.map(|name| name.map(|name| storable(name, MAX_PAGE)))
 }
 
-/// What a producer writes into its properties may be of any length, and may hold U+0000, which Postgres cannot
-/// store; neither may keep everybody's batch from going through.
-pub(super) fn storable(text: Cow<'_, str>, longest: usize) -> Cow<'_, str> {
-    if text.len() <= longest && !text.contains('\0') {
-        return text;
-    }
-    text.chars().take(longest).map(|c| if c == '\0' { char::REPLACEMENT_CHARACTER } else { c }).collect()
+/// Whether every event of this type is a page view.
+pub(super) fn views_page(event_type: &str) -> bool {
+    matches!(event_type, "page" | "page_view" | "pageview" | "screen")
+}
+
+/// The page that an event names; one of any type that does is a page view.
+pub(super) fn named_page<'a>(properties: &Properties<'a, '_>) -> Option<Cow<'a, str>> {
+    properties.get("page")?.text()
 }
 
 #[cfg(test)]

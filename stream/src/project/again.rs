@@ -96,7 +96,9 @@ impl Again {
                     Some((last, _)) if found.len() as i64 == WINDOWS => Stage::Windows(*at, last.clone()),
                     _ => first_windows(at + 1, Utc::now()),
                 };
-                (found.into_iter().filter_map(|(_, key)| Key::window(key)).collect(), next)
+                let definitions = writer.definitions.current().await?;
+                let copied = found.into_iter().map(|(_, key)| key).filter(|key| key.has_copy(&definitions));
+                (copied.map(Key::Window).collect(), next)
             }
             Stage::Sessions(after) => {
                 let found = list::sessions(pool, project, after, SESSIONS).await?;

@@ -69,8 +69,11 @@ pub async fn sample(
         let start = first + (now - first) * (random * 1_000.0) as i32 / 1_000;
         let from = (start, String::new(), String::new());
         let found = list::windows(&writer.pool, project, granularity, &from, SAMPLE / 3).await?;
-        let hot = |key: &crate::fold::rollups::RollupKey| granularity.hot_until(key.window_start) > now.timestamp();
-        keys.extend(found.into_iter().map(|(_, key)| key).filter(hot).filter_map(Key::window));
+        let definitions = writer.definitions.current().await?;
+        let hot = |key: &crate::fold::rollups::RollupKey| {
+            granularity.hot_until(key.window_start) > now.timestamp() && key.has_copy(&definitions)
+        };
+        keys.extend(found.into_iter().map(|(_, key)| key).filter(hot).map(Key::Window));
     }
     Ok(keys)
 }

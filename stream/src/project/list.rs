@@ -1,12 +1,14 @@
 //! What a project has that Redis should show, from Postgres, a stretch at a time. Each stretch begins behind the last
 //! key of the one before, so what it costs depends on what is live, not on all that there is.
 
+use std::sync::Arc;
+
 use chrono::{DateTime, Utc};
 use sqlx::{PgPool, Row};
 
-use crate::fold::rollups::RollupKey;
+use crate::fold::rollups::{RollupKey, Series};
 use crate::fold::sessions::{GAP, slot};
-use crate::metric;
+use crate::metric::{self, Aggregation};
 use crate::time::utc;
 use crate::window::Granularity;
 
@@ -68,8 +70,8 @@ pub async fn carts(pool: &PgPool, project: &str, after: &str, limit: i64) -> Res
     .await
 }
 
-/// Windows of events with a copy in Redis, of the live generation and one granularity, by their start; from behind
-/// `after` on, which is a start and a dimension's key and value.
+/// Windows that may have a copy in Redis, of the live generation and one granularity, by their start; from behind
+/// `after` on.
 pub async fn windows(
     pool: &PgPool,
     project: &str,
@@ -78,38 +80,84 @@ pub async fn windows(
     limit: i64,
 ) -> Result<Vec<(WindowCursor, RollupKey)>, sqlx::Error> {
     let rows = sqlx::query(
-        "SELECT DISTINCT r.window_start, r.dimension_key, r.dimension_value FROM metric_rollups r
+        "SELECT r.window_start, r.metric_name, r.dimension_value, r.dimension_key, max(r.aggregation)
+         FROM metric_rollups r
          WHERE r.generation = (SELECT generation FROM projects WHERE id = $1) AND r.project = $1
-           AND r.granularity = $2 AND r.metric_name = $3 AND r.window_start >= $4
-           AND (r.window_start, r.dimension_key, r.dimension_value) > ($4, $5, $6)
-         ORDER BY 1, 2, 3 LIMIT $7",
+           AND r.granularity = $2 AND r.window_start >= $3
+           AND (r.dimension_key = '' OR r.metric_name = $6 AND r.dimension_key = $7)
+           AND (r.window_start, r.metric_name, r.dimension_value) > ($3, $4, $5)
+         GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3 LIMIT $8",
     )
     .bind(project)
     .bind(granularity.as_str())
-    .bind(metric::EVENTS)
     .bind(after.0)
     .bind(&after.1)
     .bind(&after.2)
+    .bind(metric::EVENTS)
+    .bind(metric::EVENT_TYPE)
     .bind(limit)
     .fetch_all(pool)
     .await?;
     rows.iter()
         .map(|row| {
-            let (start, dimension, value): (DateTime<Utc>, String, String) =
+            let (start, name, value): (DateTime<Utc>, String, String) =
                 (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-            let key = RollupKey {
-                project: project.to_owned(),
-                metric: metric::EVENTS,
-                event_type: (dimension == metric::EVENT_TYPE).then(|| value.clone()),
-                granularity,
-                window_start: start.timestamp(),
-            };
-            Ok(((start, dimension, value), key))
+            let series = series(project, &name, (row.try_get(3)?, &value), row.try_get(4)?);
+            let key = RollupKey { series: Arc::new(series), granularity, window_start: start.timestamp() };
+            Ok(((start, name, value), key))
         })
         .collect()
 }
 
-/// A window's start, and the key and value of a dimension.
+/// Windows of what sessions count for ([`metric::OF_SESSIONS`]) that may have a copy in Redis at `now`, of the live
+/// generations of these projects.
+pub async fn windows_of_sessions(
+    pool: &PgPool,
+    projects: &[String],
+    now: DateTime<Utc>,
+) -> Result<Vec<RollupKey>, sqlx::Error> {
+    if projects.is_empty() {
+        return Ok(Vec::new());
+    }
+    let rows = sqlx::query(
+        "SELECT r.project, r.metric_name, r.granularity, r.window_start, max(r.aggregation)
+         FROM unnest($1::text[]) AS k(project)
+         JOIN projects p ON p.id = k.project
+         CROSS JOIN unnest($2::text[]) AS m(name)
+         CROSS JOIN unnest($3::text[], $4::timestamptz[]) AS g(name, since)
+         CROSS JOIN LATERAL (
+             SELECT * FROM metric_rollups
+             WHERE generation = p.generation AND project = p.id AND metric_name = m.name AND dimension_key = ''
+               AND granularity = g.name AND window_start >= g.since OFFSET 0) r
+         GROUP BY 1, 2, 3, 4",
+    )
+    .bind(projects)
+    .bind(metric::OF_SESSIONS.as_slice())
+    .bind(Granularity::ALL.map(Granularity::as_str).as_slice())
+    .bind(Granularity::ALL.map(|granularity| first_window(granularity, now).0).as_slice())
+    .fetch_all(pool)
+    .await?;
+    let mut keys = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let Some(granularity) = Granularity::parse(row.try_get(2)?) else { continue };
+        let series = series(row.try_get(0)?, row.try_get(1)?, ("", ""), row.try_get(4)?);
+        let window_start = row.try_get::<DateTime<Utc>, _>(3)?.timestamp();
+        keys.push(RollupKey { series: Arc::new(series), granularity, window_start });
+    }
+    Ok(keys)
+}
+
+fn series(project: &str, metric: &str, (dimension, value): (&str, &str), aggregation: &str) -> Series {
+    Series {
+        project: project.into(),
+        metric: metric.into(),
+        dimension: dimension.into(),
+        value: value.into(),
+        aggregation: Aggregation::parse(aggregation).unwrap_or_default(),
+    }
+}
+
+/// A window's start, the metric, and the value of the dimension.
 pub type WindowCursor = (DateTime<Utc>, String, String);
 
 /// Where the windows of a granularity begin that are hot at `now`.

@@ -8,8 +8,6 @@ use tidemill_common::failpoint::mutant;
 use tidemill_common::redis::{Redis, RedisFailure};
 
 use super::read::HotWindow;
-use crate::keys;
-use crate::metric;
 
 /// What this process has counted each window up to.
 static COUNTED: Mutex<Option<HashMap<String, i64>>> = Mutex::new(None);
@@ -31,14 +29,13 @@ pub async fn incremented<'a>(
     let mut counted = COUNTED.lock().expect("no holder panics");
     let counted = counted.get_or_insert_default();
     for ((window, key), held) in windows.iter_mut().zip(keys).zip(held) {
-        let before = counted.insert(key, window.count).unwrap_or_default();
+        let before = counted.insert(key, window.totals.count).unwrap_or_default();
         let held: Option<serde_json::Value> = held.and_then(|text| serde_json::from_str(&text).ok());
-        window.count += held.and_then(|value| value["count"].as_i64()).unwrap_or_default() - before;
+        window.totals.count += held.and_then(|value| value["count"].as_i64()).unwrap_or_default() - before;
     }
     Ok(windows)
 }
 
 fn key(window: &HotWindow<'_>) -> String {
-    let name = window.key.event_type.as_deref().unwrap_or(metric::EVENTS);
-    keys::metric(&window.key.project, name, window.key.granularity, window.key.window_start)
+    super::write::window_key(window.key)
 }

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 
 use crate::fold::rollups::RollupKey;
 use crate::ledger::Place;
-use crate::metric;
 use crate::store::Touched;
 
 /// Something that has a copy in Redis.
@@ -18,33 +17,26 @@ pub enum Key {
     Session((String, String)),
     /// The cart of a session, by its key.
     Cart((String, String)),
-    /// A window of events.
+    /// A window of a metric.
     Window(RollupKey),
     /// Project and user id.
     User((String, String)),
 }
 
 impl Key {
-    /// What has a copy among what a batch has touched.
+    /// What a batch has touched.
     pub fn all(touched: Touched) -> impl Iterator<Item = Self> {
         let sessions = touched.sessions.into_iter().map(Self::Session);
         let carts = touched.carts.into_iter().map(Self::Cart);
         let users = touched.users.into_iter().map(Self::User);
-        sessions.chain(carts).chain(touched.windows.into_iter().filter_map(Self::window)).chain(users)
-    }
-
-    /// A window, if it has a copy: an event type with a built-in metric's name has none of its own, so that it cannot
-    /// overwrite that.
-    pub fn window(key: RollupKey) -> Option<Self> {
-        let reserved = key.event_type.as_deref().is_some_and(metric::is_reserved);
-        (key.metric == metric::EVENTS && !reserved).then_some(Self::Window(key))
+        sessions.chain(carts).chain(touched.windows.into_iter().map(Self::Window)).chain(users)
     }
 
     /// Whose it is.
     pub fn project(&self) -> &str {
         match self {
             Self::Session((project, _)) | Self::Cart((project, _)) | Self::User((project, _)) => project,
-            Self::Window(key) => &key.project,
+            Self::Window(key) => &key.series.project,
         }
     }
 }

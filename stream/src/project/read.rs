@@ -1,12 +1,15 @@
 //! What Redis should show, from Postgres: each value in one statement with the versions it stands for.
 
 use chrono::{DateTime, TimeDelta, Utc};
+use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Row};
 
+use crate::decimal::Decimal;
 use crate::enrich::DIRECT;
 use crate::fold::rollups::RollupKey;
 use crate::fold::sessions::GAP;
-use crate::metric;
+use crate::histogram::Histogram;
+use crate::metric::Totals;
 use crate::session_key;
 use crate::sketch::UserSketch;
 use crate::time::utc;
@@ -41,10 +44,8 @@ pub struct HotWindow<'a> {
     pub key: &'a RollupKey,
     /// Its state.
     pub stamp: Stamp,
-    /// Events.
-    pub count: i64,
-    /// Different users.
-    pub unique_users: u64,
+    /// What is known of it.
+    pub totals: Totals,
 }
 
 /// The sessions among `keys` that are live at `now`.
@@ -117,39 +118,51 @@ pub async fn windows<'a>(pool: &PgPool, keys: &[&'a RollupKey]) -> Result<Vec<Ho
         return Ok(Vec::new());
     }
     let rows = sqlx::query(
-        "SELECT k.n, p.generation, sum(r.version)::bigint, sum(r.count)::bigint, array_agg(r.users),
+        "SELECT k.n, p.generation, sum(r.version)::bigint, sum(r.count)::bigint, sum(r.sum)::text, min(r.min)::text,
+                max(r.max)::text, array_agg(r.users), array_agg(r.quantiles),
                 (SELECT epoch FROM timeline) AS epoch
-         FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::timestamptz[])
-              WITH ORDINALITY AS k(project, dimension, value, granularity, window_start, n)
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[], $6::timestamptz[])
+              WITH ORDINALITY AS k(project, metric, dimension, value, granularity, window_start, n)
          JOIN projects p ON p.id = k.project
          JOIN metric_rollups r
-           ON r.generation = p.generation AND r.project = k.project AND r.metric_name = $6
+           ON r.generation = p.generation AND r.project = k.project AND r.metric_name = k.metric
           AND r.dimension_key = k.dimension AND r.dimension_value = k.value AND r.granularity = k.granularity
           AND r.window_start = k.window_start
          GROUP BY k.n, p.generation",
     )
-    .bind(keys.iter().map(|key| &*key.project).collect::<Vec<_>>())
-    .bind(keys.iter().map(|key| if key.event_type.is_some() { metric::EVENT_TYPE } else { "" }).collect::<Vec<_>>())
-    .bind(keys.iter().map(|key| key.event_type.as_deref().unwrap_or_default()).collect::<Vec<_>>())
+    .bind(keys.iter().map(|key| &*key.series.project).collect::<Vec<_>>())
+    .bind(keys.iter().map(|key| &*key.series.metric).collect::<Vec<_>>())
+    .bind(keys.iter().map(|key| &*key.series.dimension).collect::<Vec<_>>())
+    .bind(keys.iter().map(|key| &*key.series.value).collect::<Vec<_>>())
     .bind(keys.iter().map(|key| key.granularity.as_str()).collect::<Vec<_>>())
     .bind(keys.iter().map(|key| utc(key.window_start * 1_000_000)).collect::<Vec<_>>())
-    .bind(metric::EVENTS)
     .fetch_all(pool)
     .await?;
     rows.iter()
         .map(|row| {
-            let mut users = UserSketch::default();
-            for bytes in row.try_get::<Vec<Option<Vec<u8>>>, _>(4)?.into_iter().flatten() {
-                users.merge(&UserSketch::from_bytes(&bytes).map_err(|error| sqlx::Error::Decode(error.into()))?);
-            }
             Ok(HotWindow {
                 key: keys[row.try_get::<i64, _>(0)? as usize - 1],
                 stamp: Stamp { epoch: row.try_get("epoch")?, generation: row.try_get(1)?, version: row.try_get(2)? },
-                count: row.try_get(3)?,
-                unique_users: users.count(),
+                totals: totals(row)?,
             })
         })
         .collect()
+}
+
+fn totals(row: &PgRow) -> Result<Totals, sqlx::Error> {
+    let number = |at: usize| row.try_get::<Option<&str>, _>(at).map(|text| text.and_then(Decimal::parse));
+    let shards = |at: usize| row.try_get::<Vec<Option<Vec<u8>>>, _>(at).map(|all| all.into_iter().flatten());
+    let mut totals =
+        Totals { count: row.try_get(3)?, sum: number(4)?, min: number(5)?, max: number(6)?, ..Totals::default() };
+    for bytes in shards(7)? {
+        let users = UserSketch::from_bytes(&bytes).map_err(|error| sqlx::Error::Decode(error.into()))?;
+        totals.merge(Totals { users: Some(users), ..Totals::default() });
+    }
+    for bytes in shards(8)? {
+        let quantiles = Histogram::from_bytes(&bytes).map_err(|error| sqlx::Error::Decode(error.into()))?;
+        totals.merge(Totals { quantiles: Some(quantiles), ..Totals::default() });
+    }
+    Ok(totals)
 }
 
 fn rfc3339(time: DateTime<Utc>) -> String {

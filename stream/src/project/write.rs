@@ -122,17 +122,24 @@ pub async fn windows<'a>(redis: &Redis, windows: &[HotWindow<'a>]) -> Result<Has
 
 /// Where a window's copy stands.
 pub fn window_key(key: &RollupKey) -> String {
-    let name = key.event_type.as_deref().unwrap_or(metric::EVENTS);
-    keys::metric(&key.project, name, key.granularity, key.window_start)
+    keys::metric(&key.series.project, key.shown_name(), key.granularity, key.window_start)
 }
 
-/// A window's copy.
-pub fn value(window: &HotWindow<'_>) -> serde_json::Value {
-    let HotWindow { stamp, count, unique_users, .. } = window;
-    json!({
-        "count": count, "unique_users": unique_users,
+/// A window's copy: of events with their users, of other metrics with what they compute.
+pub fn value(HotWindow { key, stamp, totals }: &HotWindow<'_>) -> serde_json::Value {
+    let mut value = json!({
+        "count": totals.count,
         "generation": stamp.generation, "epoch": stamp.epoch, "version": stamp.version,
-    })
+    });
+    if totals.users.is_some() || *key.series.metric == *metric::EVENTS {
+        value["unique_users"] = totals.unique().into();
+    }
+    if *key.series.metric != *metric::EVENTS {
+        value["aggregation"] = key.series.aggregation.as_str().into();
+        // As text, since it is exact.
+        value["value"] = totals.value(key.series.aggregation).map(|value| value.to_string()).into();
+    }
+    value
 }
 
 fn call<'p>(pipeline: &'p mut Pipeline, script: &Script, key: String, stamp: Stamp) -> &'p mut Pipeline {

@@ -1,30 +1,50 @@
 //! The transaction of a batch: ledger compare-and-set, keys locked, then folded, then written.
 //!
-//! Locks are taken in one order everywhere (ledger, users, session keys with what hangs on them, rollups; each sorted, inserts too),
-//! so workers wait for each other but never in a ring.
+//! Locks are taken in one order everywhere (ledger, users, session keys with what hangs on them, rollups; each sorted,
+//! inserts too), so workers wait for each other but never in a ring. Of the rollups a whole shard is taken at once.
 
 pub mod carts;
 mod dead_letters;
+mod raw_events;
 mod rollups;
 mod sessions;
+mod shards;
 mod users;
+
+use std::sync::{Arc, Mutex};
 
 use sqlx::{PgConnection, PgPool};
 use tidemill_common::event::Event;
 use tidemill_common::failpoint::{hit, mutant};
 
 pub use dead_letters::DeadLetter;
+pub use raw_events::RawEvents;
+pub use shards::{SHARDS, Shards};
 pub use users::live_sessions;
 
 use crate::enrich::Traits;
+use crate::fold::guard::Guard;
 use crate::fold::rollups::{Changes, RollupKey};
 use crate::ledger::{self, Advance};
+use crate::metric::{self, Definitions, Enriched, Snapshot, Subject};
 use crate::properties::{LazyFields, Properties};
+use crate::publish::Publisher;
 
 /// Not to wait for the disk is safe here: the ledger is lost or kept together with the data. And rows are better found
 /// one by one, wherever they lie, than by reading a table as a whole, which would cost more the more there is.
 const SETTINGS: &str =
     "SELECT set_config('synchronous_commit', 'off', true), set_config('random_page_cost', '1', true)";
+
+/// Where a worker's batches go.
+#[derive(Debug)]
+pub struct Store {
+    pool: PgPool,
+    definitions: Definitions,
+    shards: Shards,
+    guard: Mutex<Guard>,
+    raw_events: Option<RawEvents>,
+    publisher: Option<Publisher>,
+}
 
 /// A first sight, to be counted.
 #[derive(Debug)]
@@ -39,12 +59,36 @@ pub struct Counted {
     pub fields: LazyFields,
     /// What else it says.
     pub traits: Traits,
+    /// Where it stands in the log.
+    pub origin: Origin,
+}
+
+/// A record's place in its project's log.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Origin {
+    /// The partition.
+    pub partition: i32,
+    /// The offset.
+    pub offset: i64,
+    /// When it was appended, in milliseconds since 1970.
+    pub append_ms: i64,
 }
 
 impl Counted {
     /// A first sight.
-    pub fn new(project: String, generation: i32, event: Event) -> Self {
-        Self { project, generation, event, fields: LazyFields::default(), traits: Traits::default() }
+    pub fn new(project: String, generation: i32, event: Event, origin: Origin) -> Self {
+        Self { project, generation, event, fields: LazyFields::default(), traits: Traits::default(), origin }
+    }
+
+    /// The event as metrics see it.
+    pub fn subject(&self) -> Subject<'_> {
+        let Traits { device, source, country, .. } = &self.traits;
+        let enriched = Enriched {
+            device_type: device.map(|device| device.as_str()),
+            traffic_source: source.map(|source| source.as_str()),
+            country: country.as_ref().map(|country| country.as_str()),
+        };
+        Subject { enriched, ..Subject::new(&self.event, &self.fields) }
     }
 
     /// The event's properties, which are read once, whoever asks.
@@ -71,56 +115,99 @@ pub struct Touched {
     pub sessions: Vec<(String, String)>,
     /// Project and session key of carts.
     pub carts: Vec<(String, String)>,
-    /// Windows of events.
+    /// Windows that have copies in Redis while they are hot.
     pub windows: Vec<RollupKey>,
     /// Project and user id of those who are new.
     pub users: Vec<(String, String)>,
 }
 
-/// Commits a batch. `None`: some partition does not stand where the batch starts (another worker was faster,
-/// or Postgres came back older), so nothing was changed. After an error the outcome may be unknown: read the
-/// ledger.
-pub async fn commit(pool: &PgPool, batch: &Batch) -> Result<Option<Touched>, sqlx::Error> {
-    let mut tx = pool.begin().await?;
-    sqlx::query(SETTINGS).execute(&mut *tx).await?;
-    if !ledger::advance(&mut tx, &batch.steps).await? {
-        return Ok(None);
+impl Store {
+    /// Writes to this database what these metrics ask for.
+    pub fn new(pool: PgPool, definitions: Definitions, shards: Shards) -> Self {
+        Self { pool, definitions, shards, guard: Mutex::default(), raw_events: None, publisher: None }
     }
-    hit("stream.advanced").await?;
-    if mutant("commit-first") {
+
+    /// Keeps every event, too.
+    #[must_use]
+    pub fn with_raw_events(self, raw_events: Option<RawEvents>) -> Self {
+        Self { raw_events, ..self }
+    }
+
+    /// Has changed metrics published, too.
+    #[must_use]
+    pub fn with_publisher(self, publisher: Option<Publisher>) -> Self {
+        Self { publisher, ..self }
+    }
+
+    /// Commits a batch. `None`: some partition does not stand where the batch starts (another worker was faster,
+    /// or Postgres came back older), so nothing was changed. After an error the outcome may be unknown: read the
+    /// ledger.
+    pub async fn commit(&self, batch: &Batch) -> Result<Option<Touched>, sqlx::Error> {
+        let definitions = self.definitions.current().await?;
+        if let Some(raw_events) = &self.raw_events {
+            raw_events.prepare(&self.pool, &batch.events).await?;
+        }
+        let mut tx = self.pool.begin().await?;
+        sqlx::query(SETTINGS).execute(&mut *tx).await?;
+        if !ledger::advance(&mut tx, &batch.steps).await? {
+            return Ok(None);
+        }
+        hit("stream.advanced").await?;
+        if mutant("commit-first") {
+            tx.commit().await?;
+            tx = self.pool.begin().await?;
+        }
+        let mut touched = Touched::default();
+        // Generations stand side by side, so each is a batch of its own to the tables below.
+        for (generation, events) in by_generation(&batch.events) {
+            self.apply(&mut tx, generation, &events, &definitions, &mut touched).await?;
+        }
+        if let Some(raw_events) = &self.raw_events {
+            raw_events.insert(&mut tx, &batch.events).await?;
+        }
+        dead_letters::insert(&mut tx, &batch.dead_letters).await?;
+        hit("stream.folded").await?;
         tx.commit().await?;
-        tx = pool.begin().await?;
+        hit("stream.committed").await?;
+        if let Some(publisher) = &self.publisher {
+            publisher.add(touched.windows.iter().filter(|key| is_published(key, &definitions)));
+        }
+        touched.windows.retain(|key| key.has_copy(&definitions));
+        Ok(Some(touched))
     }
-    let mut touched = Touched::default();
-    // Generations stand side by side, so each is a batch of its own to the tables below.
-    for (generation, events) in by_generation(&batch.events) {
-        apply(&mut tx, generation, &events, shard(batch), &mut touched).await?;
+
+    async fn apply(
+        &self,
+        tx: &mut PgConnection,
+        generation: i32,
+        events: &[&Counted],
+        definitions: &Arc<Snapshot>,
+        touched: &mut Touched,
+    ) -> Result<(), sqlx::Error> {
+        let firsts = users::apply(tx, generation, events, touched).await?;
+        let mut changes = self.count(generation, events, definitions);
+        sessions::apply(tx, generation, events, &firsts, &mut changes, touched).await?;
+        carts::apply(tx, generation, events, touched).await?;
+        let rows = changes.settle();
+        rollups::apply(tx, generation, &self.shards, &rows).await?;
+        touched.windows.extend(rows.into_iter().map(|(key, _)| key));
+        Ok(())
     }
-    dead_letters::insert(&mut tx, &batch.dead_letters).await?;
-    hit("stream.folded").await?;
-    tx.commit().await?;
-    hit("stream.committed").await?;
-    Ok(Some(touched))
+
+    fn count(&self, generation: i32, events: &[&Counted], definitions: &Arc<Snapshot>) -> Changes {
+        let mut changes = Changes::new(generation, Arc::clone(definitions));
+        let mut guard = self.guard.lock().expect("no holder panics");
+        for counted in events {
+            changes.count_event(&counted.project, counted.subject(), &mut guard);
+        }
+        changes
+    }
 }
 
-async fn apply(
-    tx: &mut PgConnection,
-    generation: i32,
-    events: &[&Counted],
-    shard: i16,
-    touched: &mut Touched,
-) -> Result<(), sqlx::Error> {
-    let firsts = users::apply(tx, generation, events, touched).await?;
-    let mut changes = Changes::default();
-    for counted in events {
-        changes.count_event(&counted.project, &counted.event);
-    }
-    sessions::apply(tx, generation, events, &firsts, &mut changes, touched).await?;
-    carts::apply(tx, generation, events, touched).await?;
-    changes.settle();
-    rollups::apply(tx, generation, shard, &changes).await?;
-    touched.windows.extend(changes.0.into_keys());
-    Ok(())
+/// Whether changes of this window are published: of counts of events, and of declared metrics.
+fn is_published(key: &RollupKey, definitions: &Snapshot) -> bool {
+    let series = &key.series;
+    *series.metric == *metric::EVENTS || definitions.project(&series.project).get(&series.metric).is_some()
 }
 
 fn by_generation(events: &[Counted]) -> std::collections::BTreeMap<i32, Vec<&Counted>> {
@@ -131,8 +218,33 @@ fn by_generation(events: &[Counted]) -> std::collections::BTreeMap<i32, Vec<&Cou
     generations
 }
 
-/// Workers hold different partitions, so they mostly write different shards of a window.
-fn shard(batch: &Batch) -> i16 {
-    const SHARDS: i32 = 4;
-    batch.steps.iter().map(|step| step.place.partition % SHARDS).min().unwrap_or(0) as i16
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::enrich::{Country, Device, Source};
+
+    #[test]
+    fn metrics_see_what_was_found_out() {
+        let event = Event {
+            event_id: "e".into(),
+            event_type: "view".into(),
+            timestamp: 0,
+            received_at: None,
+            user_id: None,
+            session_id: None,
+            event_action: None,
+            properties: None,
+            client_address: None,
+            user_agent: None,
+        };
+        let mut counted = Counted::new("p".into(), 0, event, Origin::default());
+        let seen = |counted: &Counted| {
+            let Enriched { device_type, traffic_source, country } = counted.subject().enriched;
+            [device_type, traffic_source, country].map(|name| name.map(str::to_owned))
+        };
+        assert_eq!(seen(&counted), [const { None }; 3]);
+        let (device, source) = (Some(Device::Mobile), Some(Source::Paid));
+        counted.traits = Traits { device, source, country: Country::parse("NL"), ..Traits::default() };
+        assert_eq!(seen(&counted), ["mobile", "paid", "NL"].map(|name| Some(name.to_owned())));
+    }
 }

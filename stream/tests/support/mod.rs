@@ -9,7 +9,7 @@ use sqlx::Row;
 use tidemill_common::config::Connections;
 use tidemill_common::event::Event;
 use tidemill_common::names::events_topic;
-use tidemill_stream::metric::is_reserved;
+use tidemill_stream::metric::{OF_SESSIONS, is_reserved};
 use tidemill_stream::window::Granularity;
 use tidemill_stream::{Config, keys};
 use tidemill_testkit::{Stack, event, eventually};
@@ -114,17 +114,21 @@ async fn sessions(stack: &Stack) -> BTreeMap<String, i64> {
     rows.iter().map(|row| (row.get(0), row.get(1))).collect()
 }
 
-/// What Postgres says of a granularity's windows that have a copy: events by type and start.
+/// What Postgres says of a granularity's windows that have a copy: counts by event type, or metric of sessions, and start.
 async fn windows(stack: &Stack, granularity: Granularity) -> BTreeMap<(String, i64), i64> {
     let rows = sqlx::query(
-        "SELECT dimension_value, extract(epoch FROM window_start)::bigint, sum(count)::bigint FROM metric_rollups
-         WHERE metric_name = 'events' AND dimension_key = 'event_type' AND granularity = $1 GROUP BY 1, 2",
+        "SELECT CASE dimension_key WHEN '' THEN metric_name ELSE dimension_value END,
+                extract(epoch FROM window_start)::bigint, sum(count)::bigint, dimension_key
+         FROM metric_rollups
+         WHERE (metric_name = 'events' AND dimension_key = 'event_type' OR metric_name = ANY ($2) AND dimension_key = '')
+           AND granularity = $1 GROUP BY 1, 2, 4",
     )
     .bind(granularity.as_str())
+    .bind(OF_SESSIONS.as_slice())
     .fetch_all(&stack.pool)
     .await
     .unwrap();
-    let rows = rows.iter().filter(|row| !is_reserved(row.get(0)));
+    let rows = rows.iter().filter(|row| row.get::<&str, _>(3).is_empty() || !is_reserved(row.get(0)));
     rows.map(|row| ((row.get(0), row.get(1)), row.get(2))).collect()
 }
 
