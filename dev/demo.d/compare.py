@@ -177,8 +177,9 @@ def live_redis(checks: Checks, con: Con, redis: Redis, now: float) -> int:
     """Live sessions and hot windows in Redis; returns how many values differ."""
     wrong = checks.mapping("sessions in Redis", latest(truth.sessions(con)), redis.sessions())
     for granularity in truth.SECONDS:
-        expected = hot(truth.windows(con, granularity), granularity, now)
-        got = redis.windows(granularity)
+        windows = truth.windows(con, granularity)
+        expected = hot(windows, granularity, now)
+        got = redis.windows(granularity, {window.metric for window in windows})
         wrong += hot_windows(checks, f"{granularity} windows in Redis", expected, got)
     users = clickstream.USERS + len({session["userId"] for session in truth.sessions(con).values()})
     return wrong + checks.number("users in Redis, the clickstream's too", users, redis.users())

@@ -77,9 +77,11 @@ class Redis:
         prefix = f"analytics:session:{self.project}:"
         return {key.removeprefix(prefix): typed(fields) for key, fields in self._hashes(prefix).items()}
 
-    def windows(self, granularity: str) -> dict[Window, Total]:
+    def windows(self, granularity: str, metrics: set[str]) -> dict[Window, Total]:
+        """The windows of these metrics; others than those of events have other values."""
         prefix = f"metric:{self.project}:"
-        keys = [key for key in self._keys(prefix) if key.split(":")[-2] == granularity]
+        parts = [(key, key.removeprefix(prefix).rsplit(":", 2)) for key in self._keys(prefix)]
+        keys = [key for key, (metric, length, _) in parts if length == granularity and metric in metrics]
         found: dict[Window, Total] = {}
         for key, value in zip(keys, self.client.mget(keys) if keys else []):
             if value is None:
