@@ -103,18 +103,7 @@ mod tests {
     const LIMITS: Limits = Limits { interval: Duration::from_secs(60), rows: 3, bytes: 100, days: 2 };
 
     fn row(partition: i32, offset: i64) -> Row {
-        let event = Event {
-            event_id: format!("{partition}-{offset}"),
-            event_type: "t".to_owned(),
-            timestamp: 0,
-            received_at: None,
-            user_id: None,
-            session_id: None,
-            event_action: None,
-            properties: None,
-            client_address: None,
-            user_agent: None,
-        };
+        let event = Event::new(format!("{partition}-{offset}"), "t", 0);
         Row { event, partition, offset, append_ms: 0 }
     }
 

@@ -66,16 +66,9 @@ mod tests {
 
     fn row() -> Row {
         let event = Event {
-            event_id: "e-1".to_owned(),
-            event_type: "page".to_owned(),
-            timestamp: 1_700_000_000_123_456,
-            received_at: None,
             user_id: Some("u-1".to_owned()),
-            session_id: None,
-            event_action: None,
             properties: Some("{\"a\":1}".to_owned()),
-            client_address: None,
-            user_agent: None,
+            ..Event::new("e-1", "page", 1_700_000_000_123_456)
         };
         Row { event, partition: 3, offset: 42, append_ms: 1_700_000_001_000 }
     }

@@ -12,6 +12,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use crate::process::{cpu_seconds, resident_mb};
+use crate::random::mix;
 
 /// The window, in milliseconds: all ids are within it.
 pub const WINDOW_MS: i64 = 86_400_000;
@@ -188,28 +189,20 @@ fn making_us(options: &Options) -> anyhow::Result<f64> {
 
 fn event(options: &Options, number: u64, offset: i64, events: &mut Vec<Event>) {
     let original = copied(options, number);
-    let id = format!("{:016x}{:016x}", scramble(original), original);
+    let id = format!("{:016x}{:016x}", mix(original), original);
     let append_ms = BEGIN_MS + (number as i128 * i128::from(WINDOW_MS) / i128::from(options.ids)) as i64;
     events.push(Event { id, offset, append_ms });
 }
 
 /// Of which event this one is a copy; itself, if it is none. Copies are in the partition of the original.
 fn copied(options: &Options, number: u64) -> u64 {
-    let dice = scramble(number ^ 0xabcd_ef01);
+    let dice = mix(number ^ 0xabcd_ef01);
     let rounds = number / options.partitions;
     if rounds == 0 || !dice.is_multiple_of(options.one_copy_in) {
         return number;
     }
-    let original = number - (1 + scramble(dice) % rounds) * options.partitions;
+    let original = number - (1 + mix(dice) % rounds) * options.partitions;
     copied(options, original)
-}
-
-/// A number that looks random (splitmix64).
-fn scramble(number: u64) -> u64 {
-    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 /// Bytes and files below a folder.

@@ -84,6 +84,22 @@ pub struct EventRef<'a> {
 }
 
 impl Event {
+    /// An event that says nothing but this; the time is in microseconds since 1970.
+    pub fn new(event_id: impl Into<String>, event_type: impl Into<String>, timestamp: i64) -> Self {
+        Self {
+            event_id: event_id.into(),
+            event_type: event_type.into(),
+            timestamp,
+            received_at: None,
+            user_id: None,
+            session_id: None,
+            event_action: None,
+            properties: None,
+            client_address: None,
+            user_agent: None,
+        }
+    }
+
     /// The same event, borrowed.
     pub fn as_ref(&self) -> EventRef<'_> {
         EventRef {
@@ -167,18 +183,7 @@ mod tests {
     const NOW: i64 = 1_800_000_000_000_000;
 
     fn event() -> Event {
-        Event {
-            event_id: "e-1".into(),
-            event_type: "page_view".into(),
-            timestamp: NOW,
-            received_at: None,
-            user_id: None,
-            session_id: None,
-            event_action: None,
-            properties: None,
-            client_address: None,
-            user_agent: None,
-        }
+        Event::new("e-1", "page_view", NOW)
     }
 
     fn field(change: impl FnOnce(&mut Event)) -> Option<&'static str> {

@@ -6,6 +6,7 @@ pub mod breaker;
 pub mod codec;
 pub mod config;
 pub mod dead_letters;
+pub mod declared;
 pub mod event;
 pub mod failpoint;
 pub mod home;

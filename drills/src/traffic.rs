@@ -125,17 +125,12 @@ impl Traffic {
         // Some in a hundred name neither user nor session: they count only in metrics.
         let named = self.random.random_bool(0.95);
         let event_type = *TYPES.choose(&mut self.random).expect("not empty");
+        let event = Event::new(format!("{}-{}", self.run, self.number), event_type, self.time(now));
         let event = Event {
-            event_id: format!("{}-{}", self.run, self.number),
-            event_type: event_type.to_owned(),
-            timestamp: self.time(now),
-            received_at: None,
             user_id: named.then(|| format!("u-{user}")),
             session_id: named.then(|| format!("s-{user}-{}", self.visits[user])),
-            event_action: None,
             properties: self.properties(event_type),
-            client_address: None,
-            user_agent: None,
+            ..event
         };
         self.recent.push_back(event.clone());
         if self.recent.len() > RECENT {

@@ -7,12 +7,11 @@ use tidemill_common::problem::Problem;
 use tidemill_common::projects::Project;
 use tidemill_common::redis::Redis;
 use tidemill_stream::fold::carts::{Cart, KEPT};
-use tidemill_stream::session_key;
 use tidemill_stream::store::carts;
 
 use crate::metrics::rfc3339;
 use crate::money::Money;
-use crate::sessions::unknown;
+use crate::sessions::{self, unknown};
 use crate::{hot, postgres};
 
 /// A session id's cart.
@@ -44,10 +43,7 @@ pub async fn answer(
     session_id: &str,
     now: DateTime<Utc>,
 ) -> Result<Answer, Problem> {
-    if session_id.contains('\0') {
-        return Err(unknown(session_id)); // Postgres cannot even be asked
-    }
-    let key = session_key::of_session(session_id);
+    let key = sessions::key(session_id)?;
     let cart = match hot::cart(redis, project, &key).await {
         Some(cart) => Some(cart),
         None => {

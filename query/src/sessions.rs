@@ -1,6 +1,7 @@
 //! `GET /v1/sessions/{id}`: the live state from Redis, all else from Postgres. `GET /v1/sessions?active=true`: what is
 //! live, from Postgres.
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 
 use axum::http::StatusCode;
@@ -143,10 +144,7 @@ pub async fn answer(
     session_id: &str,
     now: DateTime<Utc>,
 ) -> Result<Answer, Problem> {
-    if session_id.contains('\0') {
-        return Err(unknown(session_id)); // Postgres cannot even be asked
-    }
-    let key = session_key::of_session(session_id);
+    let key = key(session_id)?;
     let (hash, rows) =
         tokio::join!(hot::session(redis, project, &key), postgres::intervals(pool, project, &key, MAX_INTERVALS));
     let rows = rows.map_err(postgres::problem)?;
@@ -189,6 +187,14 @@ fn live_copy(hash: &HashMap<String, String>, now: DateTime<Utc>) -> Option<(Date
         current_page: text("currentPage"),
     };
     Some((last_event_at, state))
+}
+
+/// Under which key a session id's rows stand.
+pub fn key(session_id: &str) -> Result<Cow<'_, str>, Problem> {
+    if session_id.contains('\0') {
+        return Err(unknown(session_id)); // Postgres cannot even be asked
+    }
+    Ok(session_key::of_session(session_id))
 }
 
 /// There is no such session.

@@ -182,16 +182,10 @@ mod tests {
 
     fn counted(traits: Traits) -> Counted {
         let event = Event {
-            event_id: "e-1".into(),
-            event_type: "view".into(),
-            timestamp: 1_700_000_000_000_000,
-            received_at: None,
             user_id: Some("u".into()),
-            session_id: None,
-            event_action: None,
             properties: Some("{}".into()),
-            client_address: None,
             user_agent: Some("curl/8".into()),
+            ..Event::new("e-1", "view", 1_700_000_000_000_000)
         };
         Counted { traits, ..Counted::new("p".into(), 0, event, Origin::default()) }
     }

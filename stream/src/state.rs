@@ -87,9 +87,9 @@ impl State {
 
     /// Every live partition goes on from the ledger, at once; what was fetched is dropped.
     pub fn reset(&mut self) {
-        for (at, live) in self.live.drain() {
-            self.timeline.reached(&live.place, live.next);
-            self.parked.insert(at.clone(), (live.place.incarnation, live.seen));
+        let live: Vec<TopicPartition> = self.live.keys().cloned().collect();
+        for at in live {
+            self.park(&at);
             self.waiting.insert(at);
         }
         self.retry_at = None;

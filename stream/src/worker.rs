@@ -96,6 +96,7 @@ impl Worker {
                 _ = tick.tick() => {
                     self.look_after_projection().await;
                     self.state.tick();
+                    self.show_positions();
                 }
                 _ = topics.tick() => self.check_topics().await,
                 event = self.consumer.next(), if room => match event {
@@ -110,7 +111,6 @@ impl Worker {
             if let Some(error) = self.applier.producer.fatal_error() {
                 break Err(Transient::NotReady(format!("the kafka producer has to be started anew: {error}")));
             }
-            self.show_positions();
         };
         // The batch in hand goes through, or is read again by whoever comes next.
         if self.under_way.is_some()

@@ -58,6 +58,17 @@ async fn whole(stack: &Stack, redis: &PrivateRedis) {
     .await;
 }
 
+/// 300 events, a backup, and 300 more, in many small batches: the versions of the future that will be lost are high.
+async fn go_on_after_a_backup(stack: &Stack) {
+    stack.send_all(&live_traffic(0..300, 20)).await;
+    drained(stack).await;
+    back_up(stack).await;
+    for chunk in live_traffic(300..600, 20).chunks(20) {
+        stack.send_all(chunk).await;
+        drained(stack).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flushed_redis_is_filled_again_without_any_traffic() {
     let (stack, redis) = (Stack::new().await, PrivateRedis::start().await);
@@ -149,14 +160,7 @@ async fn a_redis_process_that_takes_over_older_data_is_brought_level() {
 async fn a_restored_postgres_is_noticed_at_rest_and_redis_gives_way() {
     let (stack, redis) = (Stack::new().await, PrivateRedis::start().await);
     let running = start(&stack, &redis, "a").await;
-    stack.send_all(&live_traffic(0..300, 20)).await;
-    drained(&stack).await;
-    back_up(&stack).await;
-    // Many small batches: the versions of the future that will be lost are high.
-    for chunk in live_traffic(300..600, 20).chunks(20) {
-        stack.send_all(chunk).await;
-        drained(&stack).await;
-    }
+    go_on_after_a_backup(&stack).await;
     level(&stack, &redis).await;
     restore(&stack).await;
     assert_eq!(counted(&stack).await, 300);
@@ -181,13 +185,7 @@ async fn a_restored_postgres_is_noticed_at_rest_and_redis_gives_way() {
 async fn a_postgres_restored_while_nobody_works_is_noticed_by_the_marks() {
     let (stack, redis) = (Stack::new().await, PrivateRedis::start().await);
     let running = start(&stack, &redis, "a").await;
-    stack.send_all(&live_traffic(0..300, 20)).await;
-    drained(&stack).await;
-    back_up(&stack).await;
-    for chunk in live_traffic(300..600, 20).chunks(20) {
-        stack.send_all(chunk).await;
-        drained(&stack).await;
-    }
+    go_on_after_a_backup(&stack).await;
     level(&stack, &redis).await;
     running.stop().await;
     restore(&stack).await;
@@ -205,13 +203,7 @@ async fn a_postgres_restored_while_nobody_works_is_noticed_by_the_marks() {
 async fn a_restored_postgres_is_noticed_without_redis() {
     let (stack, mut redis) = (Stack::new().await, PrivateRedis::start().await);
     let running = start(&stack, &redis, "a").await;
-    stack.send_all(&live_traffic(0..300, 20)).await;
-    drained(&stack).await;
-    back_up(&stack).await;
-    for chunk in live_traffic(300..600, 20).chunks(20) {
-        stack.send_all(chunk).await;
-        drained(&stack).await;
-    }
+    go_on_after_a_backup(&stack).await;
     level(&stack, &redis).await;
     redis.save().await;
     redis.kill();

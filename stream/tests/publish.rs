@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use serde_json::json;
+use support::declare;
 use tidemill_common::event::Event;
 use tidemill_common::kafka::{History, Span, TopicPartition};
 use tidemill_common::metric_update::{MetricUpdate, MetricWindow};
@@ -20,15 +21,6 @@ use tokio_util::sync::CancellationToken;
 
 async fn worker(stack: &Stack) -> support::Running {
     support::worker(stack, "a", |config, _| config.seen_dir = stack.folder("seen-stream")).await
-}
-
-async fn declare(stack: &Stack, definition: serde_json::Value) {
-    sqlx::query("INSERT INTO metric_definitions (project, name, definition) VALUES ($1, $2->>'name', $2)")
-        .bind(&stack.project)
-        .bind(definition)
-        .execute(&stack.pool)
-        .await
-        .unwrap();
 }
 
 /// This project's updates in a topic, in the order of each partition; none while there is no topic.

@@ -1,11 +1,14 @@
 //! Metrics on the real components: what is declared is counted, whoever writes, and readers of SQL see it.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod support;
+
 use std::sync::Arc;
 use std::time::Instant;
 
 use serde_json::json;
 use sqlx::PgPool;
+use support::declare;
 use tidemill_common::event::Event;
 use tidemill_stream::metric::Definitions;
 use tidemill_stream::store::{Batch, Counted, Origin, RawEvents, SHARDS, Shards, Store};
@@ -17,15 +20,6 @@ const T0: i64 = 1_709_251_200;
 fn store(stack: &Stack, shards: i32) -> Store {
     let definitions = Definitions::new(stack.pool.clone(), None).unwrap();
     Store::new(stack.pool.clone(), definitions, Shards::new(shards))
-}
-
-async fn declare(stack: &Stack, definition: serde_json::Value) {
-    sqlx::query("INSERT INTO metric_definitions (project, name, definition) VALUES ($1, $2->>'name', $2)")
-        .bind(&stack.project)
-        .bind(definition)
-        .execute(&stack.pool)
-        .await
-        .unwrap();
 }
 
 fn batch(stack: &Stack, events: impl IntoIterator<Item = Event>) -> Batch {

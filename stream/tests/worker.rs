@@ -1,10 +1,13 @@
 //! The worker on the real components: everything counts once, whoever else works and whenever it ends.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod support;
+
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use sqlx::Row;
+use support::{Running, counted, drained};
 use tidemill_common::codec::Decoder;
 use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
@@ -13,50 +16,16 @@ use tidemill_common::registry::Registry;
 use tidemill_stream::window::Granularity;
 use tidemill_stream::{Config, keys, session_key};
 use tidemill_testkit::{PARTITIONS, Stack, event, eventually};
-use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
 
 /// 2024-03-01T00:00:00Z
 const T0: i64 = 1_709_251_200;
 /// Unknown schema ids in one partition; they are waited for together, not one after the other.
 const UNKNOWN: u8 = 30;
 
-struct Running {
-    url: String,
-    shutdown: CancellationToken,
-    task: JoinHandle<anyhow::Result<()>>,
-}
-
-impl Running {
-    async fn stop(self) {
-        self.shutdown.cancel();
-        self.task.await.unwrap().unwrap();
-    }
-
-    /// As abrupt as it gets within a process: whatever was awaited is never resumed.
-    fn kill(self) {
-        self.task.abort();
-    }
-}
-
 /// A worker of a group of its own, on this test's topic.
 async fn worker(stack: &Stack, group: &str) -> Running {
-    let config = Config {
-        group: format!("{}-{group}", stack.project),
-        topics: format!("^events\\.{}$", stack.project),
-        session_timeout_ms: 6_000,
-        batch_size: 200,
-        batch_wait_ms: 20,
-        unknown_schema_wait_ms: 1_500,
-        seen_dir: stack.folder("seen-stream"),
-        ..Config::default()
-    };
-    let shutdown = CancellationToken::new();
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
-    let task = tokio::spawn(tidemill_stream::run(config, stack.connections.clone(), listener.into(), shutdown.clone()));
-    Running { url, shutdown, task }
+    let usual = Config::default().hot_key_interval_ms;
+    support::worker(stack, group, |config, _| config.hot_key_interval_ms = usual).await
 }
 
 /// Waits until a worker of this group counts all partitions.
@@ -81,31 +50,11 @@ fn traffic(count: usize, users: usize) -> Vec<Event> {
         .collect()
 }
 
-async fn counted(stack: &Stack) -> i64 {
-    sqlx::query_scalar(
-        "SELECT coalesce(sum(count), 0)::bigint FROM metric_rollups
-         WHERE project = $1 AND metric_name = 'events' AND dimension_key = '' AND granularity = '1d'",
-    )
-    .bind(&stack.project)
-    .fetch_one(&stack.pool)
-    .await
-    .unwrap()
-}
-
 async fn position(stack: &Stack) -> i64 {
     sqlx::query_scalar("SELECT coalesce(sum(next_offset), 0)::bigint FROM ledger WHERE view = 'stream'")
         .fetch_one(&stack.pool)
         .await
         .unwrap()
-}
-
-/// Waits until the ledger has passed everything that the topic holds at that time.
-async fn drained(stack: &Stack) {
-    eventually("the ledger reaches the log's end", || async {
-        let records = stack.records(&events_topic(&stack.project)).await.len();
-        position(stack).await == records as i64
-    })
-    .await;
 }
 
 /// Everything in Postgres, computed from the events by other means.

@@ -306,16 +306,5 @@ pub async fn eventually_within<F: Future<Output = bool>>(
 
 /// An event with an id, a type and a time in seconds since 1970, and nothing else.
 pub fn event(event_id: &str, event_type: &str, seconds: i64) -> Event {
-    Event {
-        event_id: event_id.to_owned(),
-        event_type: event_type.to_owned(),
-        timestamp: seconds * 1_000_000,
-        received_at: None,
-        user_id: None,
-        session_id: None,
-        event_action: None,
-        properties: None,
-        client_address: None,
-        user_agent: None,
-    }
+    Event::new(event_id, event_type, seconds * 1_000_000)
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
+use tidemill_common::declared::{Unreadable, yaml_files};
 use tidemill_common::names::{ProjectId, metrics_topic};
 
 const EMBEDDED: [(&str, &str); 2] =
@@ -67,6 +68,12 @@ pub enum DeclareError {
     UnknownSize(String, String),
 }
 
+impl From<Unreadable> for DeclareError {
+    fn from(Unreadable { path, error }: Unreadable) -> Self {
+        Self::Unreadable { path, error }
+    }
+}
+
 /// One file.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -123,19 +130,10 @@ impl Declarations {
 
     /// Those of a folder: all its `*.yaml`, by name.
     pub fn read(folder: &Path) -> Result<Self, DeclareError> {
-        let unreadable = |path: &Path| {
-            let path = path.display().to_string();
-            move |error| DeclareError::Unreadable { path, error }
-        };
-        let mut texts = BTreeMap::new();
-        for entry in folder.read_dir().map_err(unreadable(folder))? {
-            let path = entry.map_err(unreadable(folder))?.path();
-            if path.extension().is_some_and(|extension| extension == "yaml") {
-                texts.insert(path.display().to_string(), std::fs::read_to_string(&path).map_err(unreadable(&path))?);
-            }
-        }
+        let texts = yaml_files(folder)?;
         if texts.is_empty() {
-            return Err(unreadable(folder)(std::io::Error::other("there is no *.yaml in it")));
+            let (path, error) = (folder.display().to_string(), std::io::Error::other("there is no *.yaml in it"));
+            return Err(DeclareError::Unreadable { path, error });
         }
         Self::parse(texts)
     }

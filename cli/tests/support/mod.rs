@@ -2,7 +2,6 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, dead_code)] // not every test uses all of it
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -13,7 +12,7 @@ use tidemill_common::names::events_topic;
 use tidemill_common::registry::Registry;
 use tidemill_stream::keys;
 use tidemill_stream::window::Granularity;
-use tidemill_testkit::{Stack, eventually, eventually_within};
+use tidemill_testkit::{Stack, eventually, eventually_within, free_port};
 
 pub const SERVICES: [&str; 4] = ["ingest", "stream", "archiver", "query"];
 
@@ -283,8 +282,4 @@ impl Drop for Fleet {
             }
         }
     }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }

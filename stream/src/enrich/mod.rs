@@ -120,16 +120,10 @@ mod tests {
 
     fn event(event_type: &str, properties: &str) -> Event {
         Event {
-            event_id: "e".into(),
-            event_type: event_type.into(),
-            timestamp: 0,
-            received_at: None,
-            user_id: None,
-            session_id: None,
-            event_action: None,
             properties: Some(properties.into()),
             client_address: Some("8.8.8.0".into()),
             user_agent: Some("curl/8".into()),
+            ..Event::new("e", event_type, 0)
         }
     }
 

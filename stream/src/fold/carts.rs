@@ -169,18 +169,7 @@ mod tests {
     }
 
     fn read(event_type: &str, json: &str) -> Option<(Option<String>, i64, Option<String>)> {
-        let event = Event {
-            event_id: "e".into(),
-            event_type: event_type.into(),
-            timestamp: 0,
-            received_at: None,
-            user_id: None,
-            session_id: None,
-            event_action: None,
-            properties: None,
-            client_address: None,
-            user_agent: None,
-        };
+        let event = Event::new("e", event_type, 0);
         let fields = Fields::read(json);
         let change = CartEvent::of(&event, &fields.of(json))?;
         Some((change.item.map(Cow::into_owned), change.quantity, change.price.map(|price| price.to_string())))

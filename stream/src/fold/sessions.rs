@@ -238,16 +238,9 @@ mod tests {
 
     fn event(at: i64, event_type: &str, user: Option<&str>, page: Option<&str>) -> Event {
         Event {
-            event_id: String::new(),
-            event_type: event_type.to_owned(),
-            timestamp: at,
-            received_at: None,
             user_id: user.map(str::to_owned),
-            session_id: None,
-            event_action: None,
             properties: page.map(|page| format!("{{\"page\":{page:?}}}")),
-            client_address: None,
-            user_agent: None,
+            ..Event::new("", event_type, at)
         }
     }
 

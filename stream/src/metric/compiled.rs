@@ -283,18 +283,7 @@ mod tests {
     use serde_json::json;
 
     fn event(properties: &str) -> Event {
-        Event {
-            event_id: String::new(),
-            event_type: "buy".to_owned(),
-            timestamp: 0,
-            received_at: None,
-            user_id: Some("u".to_owned()),
-            session_id: None,
-            event_action: None,
-            properties: Some(properties.to_owned()),
-            client_address: None,
-            user_agent: None,
-        }
+        Event { user_id: Some("u".to_owned()), properties: Some(properties.to_owned()), ..Event::new("", "buy", 0) }
     }
 
     fn metric(json: Value) -> Compiled {

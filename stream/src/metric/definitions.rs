@@ -1,12 +1,13 @@
 //! Where declared metrics come from: YAML files for all projects, Postgres for single ones.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use serde::Deserialize;
 use sqlx::{PgPool, Row};
+use tidemill_common::declared::{Unreadable, yaml_files};
 use tokio_util::sync::CancellationToken;
 
 use super::compiled::Metrics;
@@ -64,6 +65,12 @@ pub enum DefinitionError {
     },
 }
 
+impl From<Unreadable> for DefinitionError {
+    fn from(Unreadable { path, error }: Unreadable) -> Self {
+        Self::Unreadable { path, error }
+    }
+}
+
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
@@ -75,7 +82,7 @@ impl Definitions {
     /// asked later.
     pub fn new(pool: PgPool, folder: Option<&Path>) -> Result<Self, DefinitionError> {
         let everywhere = match folder {
-            Some(folder) => parse(read(folder)?)?,
+            Some(folder) => parse(yaml_files(folder)?)?,
             None => parse(EMBEDDED.into_iter().map(|(file, text)| (file.to_owned(), text.to_owned())))?,
         };
         Ok(Self { pool, everywhere: Arc::new(everywhere), current: Arc::default() })
@@ -148,21 +155,6 @@ impl Snapshot {
     }
 }
 
-fn read(folder: &Path) -> Result<BTreeMap<String, String>, DefinitionError> {
-    let unreadable = |path: &Path| {
-        let path = path.display().to_string();
-        move |error| DefinitionError::Unreadable { path, error }
-    };
-    let mut texts = BTreeMap::new();
-    for entry in folder.read_dir().map_err(unreadable(folder))? {
-        let path = entry.map_err(unreadable(folder))?.path();
-        if path.extension().is_some_and(|extension| extension == "yaml") {
-            texts.insert(path.display().to_string(), std::fs::read_to_string(&path).map_err(unreadable(&path))?);
-        }
-    }
-    Ok(texts)
-}
-
 fn parse(texts: impl IntoIterator<Item = (String, String)>) -> Result<Vec<Declaration>, DefinitionError> {
     let mut all = Vec::<Declaration>::new();
     for (file, text) in texts {
@@ -197,7 +189,10 @@ mod tests {
         let folder = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../metrics"));
         let embedded = EMBEDDED.into_iter().map(|(file, text)| (file.to_owned(), text.to_owned()));
         let names = |all: Vec<Declaration>| all.into_iter().map(|declared| declared.name).collect::<Vec<_>>();
-        assert_eq!(names(parse(read(folder).expect("a folder")).expect("good")), names(parse(embedded).expect("good")));
+        assert_eq!(
+            names(parse(yaml_files(folder).expect("a folder")).expect("good")),
+            names(parse(embedded).expect("good"))
+        );
     }
 
     #[test]

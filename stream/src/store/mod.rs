@@ -225,18 +225,7 @@ mod tests {
 
     #[test]
     fn metrics_see_what_was_found_out() {
-        let event = Event {
-            event_id: "e".into(),
-            event_type: "view".into(),
-            timestamp: 0,
-            received_at: None,
-            user_id: None,
-            session_id: None,
-            event_action: None,
-            properties: None,
-            client_address: None,
-            user_agent: None,
-        };
+        let event = Event::new("e", "view", 0);
         let mut counted = Counted::new("p".into(), 0, event, Origin::default());
         let seen = |counted: &Counted| {
             let Enriched { device_type, traffic_source, country } = counted.subject().enriched;

@@ -79,6 +79,17 @@ pub fn live_traffic(range: std::ops::Range<usize>, users: usize) -> Vec<Event> {
         .collect()
 }
 
+/// Declares a metric for this project alone.
+pub async fn declare(stack: &Stack, definition: serde_json::Value) {
+    sqlx::query("INSERT INTO metric_definitions (project, name, definition) VALUES ($1, $2->>'name', $2)")
+        .bind(&stack.project)
+        .bind(definition)
+        .execute(&stack.pool)
+        .await
+        .unwrap();
+}
+
+/// The events that count.
 pub async fn counted(stack: &Stack) -> i64 {
     sqlx::query_scalar(
         "SELECT coalesce(sum(count), 0)::bigint FROM metric_rollups

@@ -6,18 +6,7 @@ use serde_json::json;
 use tidemill_common::event::Event;
 
 fn event(seconds: i64, event_type: &str, user: Option<&str>) -> Event {
-    Event {
-        event_id: String::new(),
-        event_type: event_type.to_owned(),
-        timestamp: seconds * 1_000_000,
-        received_at: None,
-        user_id: user.map(str::to_owned),
-        session_id: None,
-        event_action: None,
-        properties: None,
-        client_address: None,
-        user_agent: None,
-    }
+    Event { user_id: user.map(str::to_owned), ..Event::new("", event_type, seconds * 1_000_000) }
 }
 
 /// Metric, dimension, value, granularity and start.
