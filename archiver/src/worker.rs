@@ -84,7 +84,11 @@ impl Worker {
 
     async fn on(&mut self, event: GroupEvent) {
         match event {
-            GroupEvent::Record(record) => self.take(record).await,
+            GroupEvent::Records(records) => {
+                for record in records {
+                    self.take(record).await;
+                }
+            }
             GroupEvent::Assigned(partitions) => self.assign(partitions),
             GroupEvent::Revoked(partitions) => self.revoke(&partitions),
             // Whichever partition it is, its archive will find out when it gets ready again.

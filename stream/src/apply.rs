@@ -7,7 +7,6 @@ use sqlx::PgPool;
 use tidemill_common::failpoint::hit;
 use tidemill_common::kafka::Producer;
 
-use crate::emit;
 use crate::filling::Filled;
 use crate::ledger::{self, Place};
 use crate::sort::Transient;
@@ -23,7 +22,7 @@ pub struct Applier {
     pub store: Arc<Store>,
     /// The ledger's database.
     pub pool: PgPool,
-    /// Sends on.
+    /// What sends on.
     pub producer: Producer,
 }
 
@@ -32,7 +31,7 @@ impl Applier {
     /// starts, so nothing was counted.
     pub async fn apply(&self, filled: &Filled) -> Result<Option<Touched>, Transient> {
         hit("stream.sorted").await?;
-        emit::send(&self.producer, &filled.emissions).await?;
+        filled.sending.done().await?;
         hit("stream.sent").await?;
         within(COMMIT, self.store.commit(&filled.batch)).await
     }

@@ -36,7 +36,8 @@ pub struct Config {
     pub poison_share: f64,
     /// Of at least so many records.
     pub poison_records: usize,
-    /// Shortest time between two writes of one Redis key, in milliseconds.
+    /// Shortest time between two writes of one Redis key, in milliseconds; at least two seconds while the worker is
+    /// behind.
     pub hot_key_interval_ms: u64,
     /// How often a sample of Redis is compared with Postgres, in milliseconds.
     pub audit_interval_ms: u64,
@@ -73,7 +74,7 @@ impl Default for Config {
         Self {
             group: STREAM_GROUP.to_owned(),
             topics: EVENT_TOPICS.to_owned(),
-            batch_size: 20_000,
+            batch_size: 50_000,
             batch_wait_ms: 100,
             session_timeout_ms: 10_000,
             unknown_schema_wait_ms: 60_000,
@@ -83,7 +84,7 @@ impl Default for Config {
             checkpoint_interval_ms: 120_000,
             poison_share: 0.5,
             poison_records: 1_000,
-            hot_key_interval_ms: 1_000,
+            hot_key_interval_ms: 400,
             audit_interval_ms: 60_000,
             stall_ms: 60_000,
             conversion_types: ["purchase", "order_completed", "conversion"].map(str::to_owned).into(),

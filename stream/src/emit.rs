@@ -4,9 +4,10 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, SecondsFormat, Utc};
+use rdkafka::error::KafkaError;
 use tidemill_common::codec::Encoder;
 use tidemill_common::home::home_partition;
-use tidemill_common::kafka::{Outgoing, Producer, Record};
+use tidemill_common::kafka::{Outgoing, Producer, Record, Sending};
 use tidemill_common::names::{dlq_topic, processed_topic};
 use tidemill_common::registry::{Registry, RegistryError};
 use tidemill_common::verdict::{Rejection, TOO_LARGE};
@@ -129,19 +130,13 @@ pub fn dead_letter(
     Emission { topic: dlq_topic(project), partition, key, value, headers }
 }
 
-/// Sends everything and waits for all acknowledgements.
-pub async fn send(producer: &Producer, emissions: &[Emission]) -> Result<(), rdkafka::error::KafkaError> {
-    let records: Vec<Outgoing<'_>> = emissions
-        .iter()
-        .map(|emission| Outgoing {
-            topic: &emission.topic,
-            partition: emission.partition,
-            key: emission.key.as_deref(),
-            value: &emission.value,
-            headers: emission.headers.clone(),
-        })
-        .collect();
-    producer.send_all(&records).await
+impl Emission {
+    /// Sends it.
+    pub async fn send(self, producer: &Producer, sending: &mut Sending) -> Result<(), KafkaError> {
+        let Self { topic, partition, key, value, headers } = &self;
+        let headers = headers.iter().map(|(name, value)| (*name, &**value)).collect();
+        sending.add(producer, &Outgoing { topic, partition: *partition, key: key.as_deref(), value, headers }).await
+    }
 }
 
 /// How often a record was refused before it was sent through again.

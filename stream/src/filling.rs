@@ -1,33 +1,37 @@
-//! A batch being filled: records are sorted as they come, while the batch before is applied.
+//! A batch being filled: records are sorted and what follows from them is sent on as they come, while the batch before
+//! is applied.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use chrono::DateTime;
+use chrono::{DateTime, Utc};
 use tidemill_common::failpoint::hit;
-use tidemill_common::kafka::{Record, TopicPartition};
+use tidemill_common::kafka::{Producer, Record, Sending, TopicPartition};
 
-use crate::emit::Emission;
 use crate::ledger::Advance;
 use crate::live::Live;
 use crate::sort::{Sorted, Sorter, Transient};
 use crate::state::State;
-use crate::store::Batch;
+use crate::store::{Batch, Counted};
 
 /// What has come since the last batch was closed.
 #[derive(Default)]
 pub struct Filling {
     sorted: Sorted,
+    sending: Sending,
     steps: BTreeMap<TopicPartition, Advance>,
     held: Vec<TopicPartition>,
     records: usize,
     since: Option<Instant>,
+    /// The emptied list of a batch before, for the next one: it is large.
+    spare: Vec<Counted>,
 }
 
 /// A batch that is complete.
 pub struct Filled {
-    /// What is sent on.
-    pub emissions: Vec<Emission>,
+    /// What is on its way to other topics. It has to be there before anything counts: were it lost, nobody would send
+    /// it again. What arrives and does not count in the end is a repeat that readers know by its headers.
+    pub sending: Sending,
     /// What is committed.
     pub batch: Batch,
     /// Copies and strays among the records.
@@ -38,26 +42,38 @@ pub struct Filled {
     pub held: Vec<TopicPartition>,
 }
 
+impl Filled {
+    /// Whether all that is newest in its partitions was appended before.
+    pub fn is_older_than(&self, time: DateTime<Utc>) -> bool {
+        self.batch.steps.iter().all(|step| step.as_of < time)
+    }
+}
+
 impl Filling {
-    /// Sorts records and adds them. A partition whose next record cannot be judged yet is held: it gives
-    /// nothing until it is live again.
-    pub async fn add(&mut self, records: Vec<Record>, state: &mut State, sorter: &mut Sorter) -> Result<(), Transient> {
-        if records.is_empty() {
-            return Ok(());
-        }
+    /// Sorts records of one partition and adds them. If the next record cannot be judged yet, the partition is held: it
+    /// gives nothing until it is live again. Neither does one that is not ours.
+    pub async fn add(
+        &mut self,
+        records: &[Record],
+        state: &mut State,
+        sorter: &mut Sorter,
+        producer: &Producer,
+    ) -> Result<(), Transient> {
+        let Some(at) = records.first().map(Record::topic_partition) else { return Ok(()) };
+        let Some(live) = state.live.get_mut(&at).filter(|live| !live.held) else { return Ok(()) };
         hit("stream.polled").await?;
         self.since.get_or_insert_with(Instant::now);
-        for (at, records) in state.ours(records) {
-            let Some(live) = state.live.get_mut(&at) else { continue };
-            let taken = sorter.sort(&records, live, &mut self.sorted).await?;
-            if taken < records.len() {
-                live.held = true;
-                self.held.push(at.clone());
-            }
-            if let Some(last) = records[..taken].last() {
-                self.step(at, live, last);
-                self.records += taken;
-            }
+        let taken = sorter.sort(records, live, &mut self.sorted).await?;
+        for emission in self.sorted.emissions.drain(..) {
+            emission.send(producer, &mut self.sending).await?;
+        }
+        if taken < records.len() {
+            live.held = true;
+            self.held.push(at.clone());
+        }
+        if let Some(last) = records[..taken].last() {
+            self.step(at, live, last);
+            self.records += taken;
         }
         Ok(())
     }
@@ -86,15 +102,22 @@ impl Filling {
         self.since.map(|since| since + wait)
     }
 
+    /// Takes back what a batch was in.
+    pub fn recycle(&mut self, mut batch: Batch) {
+        batch.events.clear();
+        self.spare = batch.events;
+    }
+
     /// Takes what is there, and begins the next batch.
     pub fn close(&mut self, state: &State) -> Filled {
-        let Self { sorted, steps, held, .. } = std::mem::take(self);
-        let Sorted { events, dead_letters, emissions, copies, strays } = sorted;
+        let next = Sorted { events: std::mem::take(&mut self.spare), ..Sorted::default() };
+        let Self { sorted, sending, steps, held, .. } = std::mem::replace(self, Self { sorted: next, ..Self::default() });
+        let Sorted { events, dead_letters, copies, strays, .. } = sorted;
         let with_projected = |(at, step): (TopicPartition, Advance)| {
             let projected = state.live.get(&at).map_or(step.start, |live| live.projected);
             Advance { projected, ..step }
         };
         let steps = steps.into_iter().map(with_projected).collect();
-        Filled { emissions, batch: Batch { steps, events, dead_letters }, copies, strays, held }
+        Filled { sending, batch: Batch { steps, events, dead_letters }, copies, strays, held }
     }
 }

@@ -98,7 +98,7 @@ pub async fn run(
         progress::Watch { name: "stream", history: history.clone(), health: health.clone(), patience: stall };
     tokio::spawn(watching.run(positions.clone(), shutdown.clone()));
     let intervals = Intervals {
-        hot_key: Duration::from_millis(config.hot_key_interval_ms),
+        round: Duration::from_millis(config.hot_key_interval_ms),
         audit: Duration::from_millis(config.audit_interval_ms),
     };
     tokio::spawn(prune_carts(pool.clone(), shutdown.clone()));

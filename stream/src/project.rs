@@ -38,6 +38,9 @@ use audit::{Finding, Suspects};
 use guard::Guard;
 use pending::{Key, Pending, Positions};
 
+/// Between two rounds of writes while the worker is behind: what is read now is old, and the time better spent on what
+/// is newer.
+const ROUND_BEHIND: Duration = Duration::from_secs(2);
 /// After a failure Redis is left alone this long.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How often it is made sure that neither Redis nor Postgres has come back older.
@@ -52,8 +55,8 @@ const LAST: Duration = Duration::from_secs(3);
 /// How often what happens.
 #[derive(Debug, Clone, Copy)]
 pub struct Intervals {
-    /// Between two writes of one key, at least.
-    pub hot_key: Duration,
+    /// Between two rounds of writes, so between two writes of one key, at least.
+    pub round: Duration,
     /// Between two audits.
     pub audit: Duration,
 }
@@ -80,7 +83,7 @@ impl Progress {
 
 enum Note {
     Live { epoch: i64, partitions: Vec<(Place, Position)>, touched: Touched, all_of: BTreeSet<String> },
-    Batch { epoch: i64, touched: Touched, ends: Vec<(Place, i64)> },
+    Batch { epoch: i64, touched: Touched, ends: Vec<(Place, i64)>, behind: bool },
     Gone(Vec<Place>),
     Finish(oneshot::Sender<()>),
 }
@@ -100,9 +103,9 @@ impl Projector {
         self.send(Note::Live { epoch, partitions, touched, all_of });
     }
 
-    /// A batch was committed that ends here.
-    pub fn batch(&self, epoch: i64, touched: Touched, ends: Vec<(Place, i64)>) {
-        self.send(Note::Batch { epoch, touched, ends });
+    /// A batch was committed that ends here. `behind`: what it has is old.
+    pub fn batch(&self, epoch: i64, touched: Touched, ends: Vec<(Place, i64)>, behind: bool) {
+        self.send(Note::Batch { epoch, touched, ends, behind });
     }
 
     /// These partitions are not ours any more, or not live.
@@ -233,6 +236,9 @@ struct Projection {
     suspects: Suspects,
     /// The last project of the last audit.
     audited: String,
+    /// Whether the worker is.
+    behind: bool,
+    last_round: Instant,
     check_at: Instant,
     again_at: Instant,
     audit_at: Instant,
@@ -248,7 +254,7 @@ impl Projection {
             writer,
             intervals,
             progress,
-            pending: Pending::new(intervals.hot_key),
+            pending: Pending::default(),
             guard: Guard::default(),
             timeline: Timeline::default(),
             written: Positions::new(),
@@ -256,6 +262,8 @@ impl Projection {
             again: None,
             suspects: Suspects::new(),
             audited: String::new(),
+            behind: false,
+            last_round: now - intervals.round,
             check_at: now,
             again_at: now,
             audit_at: now + intervals.audit,
@@ -286,11 +294,19 @@ impl Projection {
     /// When there is something to do next, if the worker says nothing.
     fn wake(&self) -> Instant {
         let mut wake = self.check_at.min(self.audit_at);
-        wake = self.pending.next_due().into_iter().chain(self.second_look_at).fold(wake, Instant::min);
+        wake = self.second_look_at.into_iter().fold(wake, Instant::min);
+        if !self.pending.is_empty() {
+            wake = wake.min(self.round_at());
+        }
         if self.again.is_some() || !self.queue.is_empty() {
             wake = wake.min(self.again_at);
         }
         wake.max(self.retry_at)
+    }
+
+    /// When the next round of writes may begin.
+    fn round_at(&self) -> Instant {
+        self.last_round + if self.behind { ROUND_BEHIND.max(self.intervals.round) } else { self.intervals.round }
     }
 
     async fn take(&mut self, note: Note) {
@@ -310,7 +326,10 @@ impl Projection {
                 self.forget(all_of);
                 self.note(epoch, touched, ends);
             }
-            Note::Batch { epoch, touched, ends } => self.note(epoch, touched, ends),
+            Note::Batch { epoch, touched, ends, behind } => {
+                self.behind = behind;
+                self.note(epoch, touched, ends);
+            }
             Note::Gone(places) => {
                 for place in places {
                     self.guard.gone(&place);
@@ -318,7 +337,7 @@ impl Projection {
                 }
             }
             Note::Finish(done) => {
-                let _ = tokio::time::timeout(LAST, self.flush(true)).await;
+                let _ = tokio::time::timeout(LAST, self.flush()).await;
                 let _ = done.send(());
             }
         }
@@ -392,7 +411,9 @@ impl Projection {
             self.check().await?;
             self.check_at = Instant::now() + CHECK;
         }
-        self.flush(false).await?;
+        if now >= self.round_at() {
+            self.flush().await?;
+        }
         if now >= self.again_at {
             self.go_on_again().await?;
         }
@@ -407,8 +428,8 @@ impl Projection {
         Ok(())
     }
 
-    /// Writes what waits, but for what was written a moment ago; that, too, with `all`.
-    async fn flush(&mut self, all: bool) -> Result<(), ProjectError> {
+    /// A round of writes: of all that waits.
+    async fn flush(&mut self) -> Result<(), ProjectError> {
         let Some(epoch) = self.timeline.epoch else { return Ok(()) };
         let Writer { redis, .. } = &self.writer;
         for (project, ours) in &self.queue {
@@ -417,7 +438,7 @@ impl Projection {
                 marks::broken(redis, project).await?;
             }
         }
-        let keys = self.pending.take(Instant::now(), all);
+        let keys = self.pending.take();
         let began = self.guard.to_begin();
         let writes = async {
             if !keys.is_empty() {
@@ -430,11 +451,12 @@ impl Projection {
             return Err(error);
         }
         if !keys.is_empty() {
+            self.last_round = Instant::now();
             let _ = hit("stream.projected").await; // only to abort or pause: an error here would say nothing new
             self.guard.has_begun(began);
             metrics::counter!("tidemill_stream_projected_keys_total").increment(keys.len() as u64);
         }
-        self.written.extend(self.pending.written(keys, Instant::now()));
+        self.written.extend(self.pending.written());
         marks::show(redis, epoch, &self.written).await?;
         let mut shown = self.progress.shown();
         for (place, next) in self.written.drain() {

@@ -1,9 +1,9 @@
 //! Which partitions are ours, and where they stand.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
-use tidemill_common::kafka::{Record, TopicPartition};
+use tidemill_common::kafka::TopicPartition;
 
 use crate::ledger::{Advance, Place};
 use crate::live::{Live, Parked};
@@ -25,18 +25,6 @@ pub struct State {
 }
 
 impl State {
-    /// The records of partitions that are read, by partition in order.
-    pub fn ours(&self, records: Vec<Record>) -> BTreeMap<TopicPartition, Vec<Record>> {
-        let mut by_partition = BTreeMap::<TopicPartition, Vec<Record>>::new();
-        for record in records {
-            let at = record.topic_partition();
-            if self.live.get(&at).is_some_and(|live| !live.held) {
-                by_partition.entry(at).or_default().push(record);
-            }
-        }
-        by_partition
-    }
-
     /// These steps are in the ledger now.
     pub fn advance(&mut self, steps: &[Advance]) {
         let by_place: HashMap<&Place, i64> = steps.iter().map(|step| (&step.place, step.next)).collect();

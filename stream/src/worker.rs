@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::future::pending;
 use std::time::{Duration, Instant};
 
+use chrono::{TimeDelta, Utc};
 use metrics::{counter, gauge, histogram};
 use tidemill_common::failpoint::hit;
 use tidemill_common::http::Health;
@@ -29,12 +30,12 @@ const TOPICS: Duration = Duration::from_secs(10);
 /// Pause after a transient failure, doubled up to `LONGEST_PAUSE`.
 const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+/// A worker whose newest records have stood in the log for longer is behind.
+const BEHIND: TimeDelta = TimeDelta::seconds(5);
 /// Pause before a partition with an unknown schema is tried again.
 const HELD: Duration = Duration::from_secs(1);
 /// Pause before a partition that is mostly dead letters is tried again.
 const POISONED: Duration = Duration::from_secs(5);
-/// Records that are sorted between two looks at everything else.
-const CHUNK: usize = 500;
 /// The check that says whether batches go through.
 pub const BATCHES: &str = "batches";
 /// The check that says whether the assigned partitions can be counted.
@@ -94,9 +95,9 @@ impl Worker {
                 },
                 () = at(self.filling.due(self.config.batch_wait())), if self.under_way.is_none() => self.apply(),
                 _ = tick.tick() => {
-                    self.look_after_projection().await;
-                    self.state.tick();
                     self.show_positions();
+                    self.state.tick();
+                    self.look_after_projection().await;
                 }
                 _ = topics.tick() => self.check_topics().await,
                 event = self.consumer.next(), if room => match event {
@@ -124,31 +125,9 @@ impl Worker {
         ended
     }
 
-    /// Takes what is there, a chunk at most.
     async fn take(&mut self, event: GroupEvent) {
-        let mut records = Vec::new();
-        let mut next = Some(event);
-        while let Some(event) = next {
-            match event {
-                GroupEvent::Record(record) => records.push(record),
-                event => {
-                    self.sort(std::mem::take(&mut records)).await;
-                    self.rebalance(event);
-                }
-            }
-            next = if records.len() < CHUNK { self.consumer.try_next() } else { None };
-        }
-        self.sort(records).await;
-    }
-
-    async fn sort(&mut self, records: Vec<Record>) {
-        if let Err(error) = self.filling.add(records, &mut self.state, &mut self.sorter).await {
-            self.fail(&error);
-        }
-    }
-
-    fn rebalance(&mut self, event: GroupEvent) {
         match event {
+            GroupEvent::Records(records) => self.sort(records).await,
             GroupEvent::Assigned(partitions) => {
                 tracing::info!(partitions = partitions.len(), "partitions assigned");
                 self.sorter.poison.retain(|at| partitions.contains(at));
@@ -166,7 +145,13 @@ impl Worker {
                 tracing::warn!(%error, "a partition cannot be read on; going back to the ledger");
                 self.reset();
             }
-            GroupEvent::Record(_) => {}
+        }
+    }
+
+    async fn sort(&mut self, records: Vec<Record>) {
+        let producer = &self.applier.producer;
+        if let Err(error) = self.filling.add(&records, &mut self.state, &mut self.sorter, producer).await {
+            self.fail(&error);
         }
     }
 
@@ -195,11 +180,13 @@ impl Worker {
                 self.failures = Failures::default();
                 self.health.set(BATCHES, true, Ok(()));
                 let ends = filled.batch.steps.iter().map(|step| (step.place.clone(), step.next)).collect();
-                self.projector.batch(self.state.timeline.epoch.unwrap_or(0), touched, ends);
+                let behind = filled.is_older_than(Utc::now() - BEHIND);
+                self.projector.batch(self.state.timeline.epoch.unwrap_or(0), touched, ends, behind);
                 self.state.advance(&filled.batch.steps);
                 self.retry(&filled);
                 self.consumer.commit(self.state.positions());
                 count(&filled, took);
+                self.filling.recycle(filled.batch);
                 if let Err(error) = hit("stream.done").await {
                     self.fail(&error.into());
                 }
@@ -247,8 +234,8 @@ impl Worker {
                 continue;
             };
             live.projected = shown;
-            // While there are batches, they tell the ledger.
-            if shown == live.next {
+            // While there are batches, they tell the ledger; and would keep us waiting for its rows.
+            if shown == live.next && self.under_way.is_none() {
                 marks.push((live.place.clone(), shown));
             }
         }

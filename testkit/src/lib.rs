@@ -245,6 +245,7 @@ impl Stack {
             (SOURCE_OFFSET, "7".to_owned()),
             (SOURCE_APPEND_TIME, (now - u128::from(seconds) * 1_000).to_string()),
         ];
+        let headers = headers.iter().map(|(name, value)| (*name, &**value)).collect();
         let stray = Outgoing { topic: &topic, partition: home, key: Some(key), value: &value, headers };
         self.producer.send(&stray).await.expect("delivered")
     }

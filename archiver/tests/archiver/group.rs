@@ -14,7 +14,11 @@ async fn read(consumer: &mut GroupConsumer, ends: &BTreeMap<i32, i64>) -> BTreeM
     let mut offsets: BTreeMap<i32, Vec<i64>> = BTreeMap::new();
     while ends.iter().any(|(partition, end)| offsets.get(partition).and_then(|o| o.last()) != Some(&(end - 1))) {
         match tokio::time::timeout(Duration::from_secs(20), consumer.next()).await.expect("a record") {
-            Some(GroupEvent::Record(record)) => offsets.entry(record.partition).or_default().push(record.offset),
+            Some(GroupEvent::Records(records)) => {
+                for record in records {
+                    offsets.entry(record.partition).or_default().push(record.offset);
+                }
+            }
             other => panic!("{other:?}"),
         }
     }

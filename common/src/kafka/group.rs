@@ -25,6 +25,8 @@ use tokio::sync::mpsc;
 
 use super::{KafkaConfig, Record, TopicPartition};
 
+/// Most records that are handed over at once.
+const CHUNK: usize = 500;
 /// Records that may wait for the worker; above it fetching stops until half of them are gone.
 const QUEUED_RECORDS: usize = 20_000;
 const QUEUED_BYTES: usize = 64 * 1024 * 1024;
@@ -42,8 +44,8 @@ pub enum GroupEvent {
     Assigned(Vec<TopicPartition>),
     /// These are ours no more.
     Revoked(Vec<TopicPartition>),
-    /// The next record of a started partition.
-    Record(Record),
+    /// The next records of a started partition: at least one, and what came with it.
+    Records(Vec<Record>),
     /// A started partition cannot be read on, e.g. because retention has passed its position. The client
     /// does not say which: check them all.
     Failed(KafkaError),
@@ -167,23 +169,14 @@ impl GroupConsumer {
         }
     }
 
-    /// The next event, if there is one at once.
-    pub fn try_next(&mut self) -> Option<GroupEvent> {
-        loop {
-            let (ticket, event) = self.events.try_recv().ok()?;
-            if let Some(event) = self.pass(ticket, event) {
-                return Some(event);
-            }
-        }
-    }
-
     /// An event, unless it is from before its partition was started anew.
     fn pass(&mut self, ticket: u64, event: GroupEvent) -> Option<GroupEvent> {
         match &event {
-            GroupEvent::Record(record) => {
-                self.queued.records.fetch_sub(1, Ordering::Relaxed);
-                self.queued.bytes.fetch_sub(size(record), Ordering::Relaxed);
-                (self.tickets.get(&record.topic_partition()) == Some(&ticket)).then_some(event)
+            GroupEvent::Records(records) => {
+                self.queued.records.fetch_sub(records.len(), Ordering::Relaxed);
+                self.queued.bytes.fetch_sub(size(records), Ordering::Relaxed);
+                let at = records.first()?.topic_partition();
+                (self.tickets.get(&at) == Some(&ticket)).then_some(event)
             }
             GroupEvent::Revoked(partitions) => {
                 self.tickets.retain(|at, _| !partitions.contains(at));
@@ -293,20 +286,30 @@ struct Poller {
     paused: bool,
 }
 
+/// Records of one partition that will be handed over together.
+struct Chunk {
+    at: TopicPartition,
+    started: Started,
+    records: Vec<Record>,
+}
+
 impl Poller {
+    /// What the client has at once is handed over together, so that the worker is woken once for it.
     fn run(mut self) {
+        let mut chunk: Option<Chunk> = None;
         loop {
-            if !self.obey() {
-                return;
+            let more = chunk.as_ref().is_some_and(|chunk| chunk.records.len() < CHUNK);
+            if !more {
+                self.hand_over(chunk.take());
+                if self.consumer.context().events.is_closed() || !self.obey() {
+                    return;
+                }
+                self.throttle();
             }
-            self.throttle();
-            let open = match self.consumer.poll(POLL) {
-                Some(Ok(message)) => self.pass_on(&message),
+            match self.consumer.poll(if more { Duration::ZERO } else { POLL }) {
+                Some(Ok(message)) => self.collect(&mut chunk, &message),
                 Some(Err(error)) => self.report(error),
-                None => !self.consumer.context().events.is_closed(),
-            };
-            if !open {
-                return;
+                None => self.hand_over(chunk.take()),
             }
         }
     }
@@ -375,37 +378,54 @@ impl Poller {
         act(&self.consumer, &self.consumer.context().started()).is_ok()
     }
 
-    fn pass_on(&self, message: &BorrowedMessage<'_>) -> bool {
-        let Some(topic) = self.topics.get(message.topic()) else { return true };
-        let record = Record::new(Arc::clone(topic), message);
-        let mut assigned = self.consumer.context().assigned();
-        let Some(Some(started)) = assigned.get_mut(&record.topic_partition()) else { return true };
-        if record.offset < started.next || self.waiting.iter().any(|(at, _)| *at == record.topic_partition()) {
-            return true; // fetched before the partition was started
+    fn collect(&self, chunk: &mut Option<Chunk>, message: &BorrowedMessage<'_>) {
+        let of = |at: &TopicPartition| at.partition == message.partition() && *at.topic == *message.topic();
+        if !chunk.as_ref().is_some_and(|chunk| of(&chunk.at)) {
+            self.hand_over(chunk.take());
+            *chunk = self.begin(message);
         }
-        started.next = record.offset + 1;
-        let ticket = started.ticket;
-        drop(assigned);
-        self.queued.records.fetch_add(1, Ordering::Relaxed);
-        self.queued.bytes.fetch_add(size(&record), Ordering::Relaxed);
-        self.consumer.context().events.send((ticket, GroupEvent::Record(record))).is_ok()
+        let Some(Chunk { at, started, records }) = chunk else { return };
+        if message.offset() >= started.next {
+            started.next = message.offset() + 1;
+            records.push(Record::new(Arc::clone(&at.topic), message));
+        } // or it was fetched before the partition was started
     }
 
-    fn report(&self, error: KafkaError) -> bool {
-        let events = &self.consumer.context().events;
+    fn begin(&self, message: &BorrowedMessage<'_>) -> Option<Chunk> {
+        let topic = Arc::clone(self.topics.get(message.topic())?);
+        let at = TopicPartition { topic, partition: message.partition() };
+        if self.waiting.iter().any(|(waiting, _)| *waiting == at) {
+            return None;
+        }
+        let started = (*self.consumer.context().assigned().get(&at)?)?;
+        Some(Chunk { at, started, records: Vec::new() })
+    }
+
+    fn hand_over(&self, chunk: Option<Chunk>) {
+        let Some(Chunk { at, started, records }) = chunk.filter(|chunk| !chunk.records.is_empty()) else { return };
+        match self.consumer.context().assigned().get_mut(&at) {
+            Some(Some(ours)) if ours.ticket == started.ticket => ours.next = started.next,
+            _ => return, // it has been taken from us meanwhile
+        }
+        self.queued.records.fetch_add(records.len(), Ordering::Relaxed);
+        self.queued.bytes.fetch_add(size(&records), Ordering::Relaxed);
+        // The receiver is gone when the worker is.
+        let _ = self.consumer.context().events.send((started.ticket, GroupEvent::Records(records)));
+    }
+
+    fn report(&self, error: KafkaError) {
         match error {
             KafkaError::MessageConsumption(RDKafkaErrorCode::AutoOffsetReset | RDKafkaErrorCode::OffsetOutOfRange)
-            | KafkaError::MessageConsumptionFatal(_) => events.send((0, GroupEvent::Failed(error))).is_ok(),
-            other => {
-                tracing::debug!(error = %other, "kafka consumer");
-                !events.is_closed()
+            | KafkaError::MessageConsumptionFatal(_) => {
+                let _ = self.consumer.context().events.send((0, GroupEvent::Failed(error)));
             }
+            other => tracing::debug!(error = %other, "kafka consumer"),
         }
     }
 }
 
-fn size(record: &Record) -> usize {
-    record.value.len() + record.key.as_ref().map_or(0, Vec::len)
+fn size(records: &[Record]) -> usize {
+    records.iter().map(|record| record.value.len() + record.key.as_ref().map_or(0, Vec::len)).sum()
 }
 
 fn partitions_of(list: &TopicPartitionList) -> Vec<TopicPartition> {

@@ -13,7 +13,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 
 pub use group::{GroupConsumer, GroupEvent, InHand};
 pub use history::{History, Span};
-pub use producer::{Deliveries, Delivery, Outgoing, Producer};
+pub use producer::{Deliveries, Delivery, Outgoing, Producer, Sending};
 pub use topic_id::topic_incarnations;
 
 /// Where Kafka is.

@@ -8,7 +8,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext, ThreadedProducer};
 use rdkafka::{ClientConfig, ClientContext};
-use tokio::sync::oneshot;
+use tokio::sync::Notify;
 
 use super::KafkaConfig;
 
@@ -28,7 +28,7 @@ pub struct Outgoing<'a> {
     /// The value.
     pub value: &'a [u8],
     /// Headers, in order.
-    pub headers: Vec<(&'a str, String)>,
+    pub headers: Vec<(&'a str, &'a str)>,
 }
 
 /// Partition and offset of a record once all in-sync replicas hold it. An error means that nothing is known.
@@ -96,33 +96,25 @@ impl Producer {
 
     /// Sends a record and gives its partition and offset once all in-sync replicas hold it.
     pub async fn send(&self, record: &Outgoing<'_>) -> Result<(i32, i64), KafkaError> {
-        let (awaited, done) = Awaited::new(1);
-        self.enqueue_patiently(record, &awaited, 0).await?;
-        done.await.unwrap_or(Err(KafkaError::Canceled))
+        let mut sending = Sending::default();
+        sending.add(self, record).await?;
+        sending.done().await?.ok_or(KafkaError::Canceled)
     }
 
     /// Sends all records and waits for all of them; the first error counts.
     pub async fn send_all(&self, records: &[Outgoing<'_>]) -> Result<(), KafkaError> {
-        if records.is_empty() {
-            return Ok(());
+        let mut sending = Sending::default();
+        for record in records {
+            sending.add(self, record).await?;
         }
-        let (awaited, done) = Awaited::new(records.len());
-        for (number, record) in records.iter().enumerate() {
-            self.enqueue_patiently(record, &awaited, number).await?;
-        }
-        done.await.unwrap_or(Err(KafkaError::Canceled)).map(drop)
+        sending.done().await.map(drop)
     }
 
     /// A full queue is waited for briefly, never for ever.
-    async fn enqueue_patiently(
-        &self,
-        record: &Outgoing<'_>,
-        awaited: &Arc<Awaited>,
-        number: usize,
-    ) -> Result<(), KafkaError> {
+    async fn enqueue_patiently(&self, record: &Outgoing<'_>, awaited: &Arc<Awaited>) -> Result<(), KafkaError> {
         const FULL: KafkaError = KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull);
         for _ in 0..QUEUE_TRIES {
-            match self.enqueue(record, Arc::clone(awaited) as Arc<dyn Deliveries>, number) {
+            match self.enqueue(record, Arc::clone(awaited) as Arc<dyn Deliveries>, 0) {
                 Err(error) if error == FULL => tokio::time::sleep(QUEUE_WAIT).await,
                 enqueued => return enqueued,
             }
@@ -149,7 +141,7 @@ impl Producer {
             let headers = record
                 .headers
                 .iter()
-                .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(value) }));
+                .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(*value) }));
             message = message.headers(headers);
         }
         self.inner.send(message).map_err(|(error, _)| error)
@@ -173,32 +165,55 @@ impl Producer {
     }
 }
 
-/// Waits for some records; the first error counts, else the last delivery.
-struct Awaited {
-    left: AtomicUsize,
-    first_error: Mutex<Option<KafkaError>>,
-    done: Mutex<Option<oneshot::Sender<Delivery>>>,
+/// Records on their way, to be waited for together. Those of one that is dropped go on alone.
+#[derive(Default)]
+pub struct Sending {
+    awaited: Arc<Awaited>,
 }
 
-impl Awaited {
-    fn new(records: usize) -> (Arc<Self>, oneshot::Receiver<Delivery>) {
-        let (done, receiver) = oneshot::channel();
-        let (first_error, done) = (Mutex::default(), Mutex::new(Some(done)));
-        (Arc::new(Self { left: AtomicUsize::new(records), first_error, done }), receiver)
+impl Sending {
+    /// Puts a record into the producer's queue.
+    pub async fn add(&mut self, producer: &Producer, record: &Outgoing<'_>) -> Result<(), KafkaError> {
+        self.awaited.left.fetch_add(1, Ordering::Relaxed);
+        let enqueued = producer.enqueue_patiently(record, &self.awaited).await;
+        if enqueued.is_err() {
+            self.awaited.left.fetch_sub(1, Ordering::Relaxed);
+        }
+        enqueued
     }
+
+    /// Waits until all in-sync replicas hold all records, and gives where the last one is; none if there were none.
+    /// The first error counts.
+    pub async fn done(&self) -> Result<Option<(i32, i64)>, KafkaError> {
+        loop {
+            let notified = self.awaited.all.notified();
+            if self.awaited.left.load(Ordering::Acquire) == 0 {
+                break;
+            }
+            notified.await;
+        }
+        self.awaited.outcome.lock().expect("no holder panics").clone().transpose()
+    }
+}
+
+/// How many records are on their way, and what became of those that are not.
+#[derive(Default)]
+struct Awaited {
+    left: AtomicUsize,
+    /// The first error, else the last delivery.
+    outcome: Mutex<Option<Delivery>>,
+    all: Notify,
 }
 
 impl Deliveries for Awaited {
     fn delivered(self: Arc<Self>, _: usize, delivery: Delivery) {
-        if let Err(error) = &delivery {
-            self.first_error.lock().expect("no holder panics").get_or_insert(error.clone());
+        let mut outcome = self.outcome.lock().expect("no holder panics");
+        if !matches!(*outcome, Some(Err(_))) {
+            *outcome = Some(delivery);
         }
-        if self.left.fetch_sub(1, Ordering::AcqRel) > 1 {
-            return;
-        }
-        let error = self.first_error.lock().expect("no holder panics").take();
-        if let Some(done) = self.done.lock().expect("no holder panics").take() {
-            let _ = done.send(error.map_or(delivery, Err)); // nobody may be waiting any more
+        drop(outcome);
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.all.notify_waiters();
         }
     }
 }

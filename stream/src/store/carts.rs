@@ -127,8 +127,9 @@ pub async fn load(pool: &PgPool, keys: &[(&str, &str)]) -> Result<Vec<Stored>, s
                 (SELECT epoch FROM timeline)
          FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k(project, session_id, n)
          JOIN projects p ON p.id = k.project
-         JOIN session_keys v
-           ON v.generation = p.generation AND v.project = k.project AND v.session_id = k.session_id
+         CROSS JOIN LATERAL (
+             SELECT version FROM session_keys
+             WHERE generation = p.generation AND project = k.project AND session_id = k.session_id OFFSET 0) v
          CROSS JOIN LATERAL (
              SELECT * FROM cart_events
              WHERE generation = p.generation AND project = k.project AND session_id = k.session_id OFFSET 0) c",

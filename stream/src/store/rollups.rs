@@ -78,10 +78,11 @@ async fn sketches(
             "SELECT k.n, r.users, r.quantiles
              FROM unnest($3::text[], $4::text[], $5::text[], $6::text[], $7::text[], $8::timestamptz[])
                   WITH ORDINALITY AS k(project, metric, dimension, value, granularity, window_start, n)
-             JOIN metric_rollups r
-               ON r.generation = $1 AND r.shard = $2 AND r.project = k.project AND r.metric_name = k.metric
-              AND r.dimension_key = k.dimension AND r.dimension_value = k.value AND r.granularity = k.granularity
-              AND r.window_start = k.window_start",
+             CROSS JOIN LATERAL (
+                 SELECT users, quantiles FROM metric_rollups
+                 WHERE generation = $1 AND shard = $2 AND project = k.project AND metric_name = k.metric
+                   AND dimension_key = k.dimension AND dimension_value = k.value AND granularity = k.granularity
+                   AND window_start = k.window_start OFFSET 0) r",
             generation,
             shard,
         )

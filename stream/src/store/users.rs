@@ -130,8 +130,7 @@ async fn sessions_of(
          FROM unnest($2::text[], $3::text[], $4::timestamptz[]) AS k(project, user_id, moment)
          CROSS JOIN LATERAL (
              SELECT project, session_id, user_at FROM sessions
-             WHERE generation = $1 AND project = k.project AND user_id = k.user_id AND first_event_at <= k.moment
-               AND user_at = k.moment OFFSET 0) s",
+             WHERE generation = $1 AND project = k.project AND user_id = k.user_id AND user_at = k.moment OFFSET 0) s",
     )
     .bind(generation)
     .bind(moments.iter().map(|((project, _), _)| *project).collect::<Vec<_>>())
@@ -158,7 +157,9 @@ pub async fn live_sessions(
         "SELECT DISTINCT s.project, s.session_id
          FROM unnest($1::text[], $2::text[]) AS k(project, user_id)
          JOIN projects p ON p.id = k.project
-         JOIN sessions s ON s.generation = p.generation AND s.project = k.project AND s.user_id = k.user_id
+         CROSS JOIN LATERAL (
+             SELECT project, session_id, last_event_at FROM sessions
+             WHERE generation = p.generation AND project = k.project AND user_id = k.user_id OFFSET 0) s
          WHERE s.last_event_at > $3",
     )
     .bind(users.iter().map(|key| &*key.0).collect::<Vec<_>>())
