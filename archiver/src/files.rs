@@ -1,7 +1,6 @@
 //! Data files: Parquet, one or more per day of `occurred_at`, sorted by event type and time. What is written
 //! here is invisible until a commit names it.
 
-use iceberg::Result;
 use iceberg::arrow::RecordBatchPartitionSplitter;
 use iceberg::spec::{DataFile, DataFileFormat};
 use iceberg::table::Table;
@@ -10,9 +9,11 @@ use iceberg::writer::file_writer::ParquetWriterBuilder;
 use iceberg::writer::file_writer::location_generator::{DefaultFileNameGenerator, DefaultLocationGenerator};
 use iceberg::writer::file_writer::rolling_writer::RollingFileWriterBuilder;
 use iceberg::writer::{IcebergWriter, IcebergWriterBuilder};
+use iceberg::{Error, ErrorKind, Result};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 use parquet::schema::types::ColumnPath;
+use tidemill_common::failpoint::{Injected, hit};
 
 use crate::buffer::Row;
 use crate::rows::record_batch;
@@ -44,10 +45,16 @@ pub async fn write(table: &Table, rows: &[Row]) -> Result<Vec<DataFile>> {
         for (key, batch) in splitter.split(&record_batch(day, schema)?)? {
             let mut writer = writers.build(Some(key)).await?;
             writer.write(batch).await?;
+            hit("archive.written").await.map_err(injected)?;
             written.extend(writer.close().await?);
         }
     }
+    hit("archive.uploaded").await.map_err(injected)?;
     Ok(written)
+}
+
+fn injected(error: Injected) -> Error {
+    Error::new(ErrorKind::Unexpected, "a file was not written").with_source(error)
 }
 
 /// By day; within a day by what queries ask for, so that they can skip what lies between.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use iceberg::table::Table;
 use tidemill_common::codec::DecodeError;
+use tidemill_common::failpoint::hit;
 use tidemill_common::kafka::Record;
 use tidemill_common::projects::Project;
 use tidemill_common::seen::fingerprint;
@@ -138,6 +139,7 @@ impl Live {
         let started = Instant::now();
         let end: Positions = self.buffer.moved().iter().map(|(&partition, &next)| (partition, self.at(next))).collect();
         let write = async {
+            hit("archive.polled").await?;
             let files = files::write(&self.table, self.buffer.rows()).await?;
             let catalog = shared.tables.catalog().await?;
             Ok::<Table, ArchiveError>(commit(catalog, &self.table, &self.topic, &end, &files).await?)
