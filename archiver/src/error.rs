@@ -86,6 +86,9 @@ pub enum ArchiveError {
     /// Something took too long.
     #[error("{0} took longer than {1} s")]
     Slow(&'static str, u64),
+    /// Nobody waits for the commit any more.
+    #[error("the commit was given up")]
+    Abandoned,
     /// A task ended by a panic.
     #[error("a task failed: {0}")]
     Task(#[from] tokio::task::JoinError),
