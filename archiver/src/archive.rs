@@ -88,7 +88,10 @@ impl Archive {
     pub async fn step(&mut self, shared: &Shared, now: Instant, everything: bool) -> Option<BTreeMap<i32, i64>> {
         let State::Live(live) = &mut self.state else { return None };
         let settled = live.settle(false).await;
-        live.hand_over(shared, now, everything);
+        if settled.is_ok() {
+            // What follows a commit that failed must not be committed without it.
+            live.hand_over(shared, now, everything);
+        }
         self.settled(settled)
     }
 

@@ -17,29 +17,43 @@ pub struct At {
     pub append_ms: i64,
 }
 
+/// Datums are in pieces of this many bytes, so that memory grows without copying or doubling.
+const PIECE: usize = 256 * 1024;
+
 /// Events and where their records stand.
 #[derive(Debug, Default)]
 pub struct Rows {
-    datums: Vec<u8>,
+    datums: Vec<Vec<u8>>,
+    datum_bytes: usize,
     rows: Vec<Row>,
     types: Types,
 }
 
 #[derive(Debug)]
 struct Row {
-    /// Where its datum begins. It ends where the next one begins.
-    start: usize,
-    at: At,
+    /// Where its datum is: which piece, where in it, and how long it is.
+    piece: u32,
+    start: u32,
+    len: u32,
     event_type: u32,
+    at: At,
     occurred_at: i64,
 }
 
 impl Rows {
     /// Adds an event; `datum` is its bytes in the envelope's layout.
     pub fn add(&mut self, event: &EventRef<'_>, datum: &[u8], at: At) {
-        let (start, event_type) = (self.datums.len(), self.types.number(event.event_type));
-        self.rows.push(Row { start, at, event_type, occurred_at: event.timestamp });
-        self.datums.extend_from_slice(datum);
+        let event_type = self.types.number(event.event_type);
+        if self.datums.last().is_none_or(|piece| piece.len() + datum.len() > PIECE) {
+            // Most days have few rows, and the first piece grows with them.
+            let room = if self.datums.is_empty() { datum.len() } else { PIECE.max(datum.len()) };
+            self.datums.push(Vec::with_capacity(room));
+        }
+        let piece = self.datums.len() - 1;
+        let (start, len) = (self.datums[piece].len() as u32, datum.len() as u32);
+        self.datums[piece].extend_from_slice(datum);
+        self.datum_bytes += datum.len();
+        self.rows.push(Row { piece: piece as u32, start, len, event_type, at, occurred_at: event.timestamp });
     }
 
     /// How many there are.
@@ -54,14 +68,14 @@ impl Rows {
 
     /// How many bytes they take.
     pub fn bytes(&self) -> usize {
-        self.datums.len() + self.rows.len() * size_of::<Row>()
+        self.datum_bytes + self.rows.len() * size_of::<Row>()
     }
 
     /// A row.
     pub fn get(&self, index: usize) -> (EventRef<'_>, At) {
         let row = &self.rows[index];
-        let end = self.rows.get(index + 1).map_or(self.datums.len(), |next| next.start);
-        (datum::read(&self.datums[row.start..end]).expect("it was read before it was added"), row.at)
+        let bytes = &self.datums[row.piece as usize][row.start as usize..][..row.len as usize];
+        (datum::read(bytes).expect("it was read before it was added"), row.at)
     }
 
     /// Their order by what queries ask for, so that they can skip what lies between: event type, then time, then as

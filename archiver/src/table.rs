@@ -128,17 +128,13 @@ impl Tables {
     async fn create(&self, project: &str) -> Result<()> {
         let catalog = self.catalog().await?;
         let namespace = namespace(project);
-        if self.kind == CatalogKind::Rest {
-            let root = NamespaceIdent::new(CATALOG.to_owned());
-            // Some servers want every level to be there; others make it, or another archiver has.
-            if let Err(error) = catalog.create_namespace(&root, HashMap::new()).await {
-                tracing::debug!(%error, project, "the root namespace is not made");
-            }
-        }
-        if !catalog.namespace_exists(&namespace).await? {
-            // When this fails, so does what follows, unless another archiver made it.
-            if let Err(error) = catalog.create_namespace(&namespace, HashMap::new()).await {
-                tracing::debug!(%error, project, "cannot create the namespace");
+        let root = NamespaceIdent::new(CATALOG.to_owned());
+        for namespace in [&root, &namespace] {
+            if !catalog.namespace_exists(namespace).await? {
+                // When this fails, so does what follows, unless another archiver made it.
+                if let Err(error) = catalog.create_namespace(namespace, HashMap::new()).await {
+                    tracing::debug!(%error, project, "cannot create a namespace");
+                }
             }
         }
         catalog.create_table(&namespace, creation()?).await?;
@@ -154,6 +150,7 @@ fn creation() -> Result<TableCreation> {
     let schema = Schema::builder().with_fields(fields).build()?;
     let source = |name| schema.field_id_by_name(name).expect("one of COLUMNS");
     let divided = UnboundPartitionSpec::builder()
+        .with_spec_id(0) // Java's REST server wants one
         .add_partition_field(source(DIVIDED_BY), format!("{DIVIDED_BY}_day"), Transform::Day)?
         .build();
     let ascending = |name| SortField {

@@ -244,6 +244,7 @@ impl Worker {
     fn report(&self) {
         self.archives.values().for_each(Archive::show_buffer);
         metrics::gauge!("tidemill_archiver_buffered_bytes").set(self.bytes() as f64);
+        metrics::gauge!("tidemill_archiver_paused").set(f64::from(u8::from(self.full)));
         let problems: Vec<String> = self.archives.values().filter_map(Archive::problem).collect();
         let state = if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) };
         self.health.set("archives", true, state);
