@@ -1,5 +1,6 @@
 //! A project's archive: what it is doing, and what comes next.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -83,18 +84,36 @@ impl Archive {
         }
     }
 
-    /// Commits if it is time to; gives the partitions' positions when something was committed.
-    pub async fn commit(&mut self, shared: &Shared, now: bool) -> Option<Vec<(i32, i64)>> {
+    /// Writes and commits what it is time to; gives the partitions' positions when something was committed.
+    pub async fn step(&mut self, shared: &Shared, now: Instant, everything: bool) -> Option<BTreeMap<i32, i64>> {
         let State::Live(live) = &mut self.state else { return None };
-        let buffer = live.buffer();
-        if buffer.is_empty() || !(now || buffer.due(&shared.config.limits(), Instant::now())) {
-            return None;
+        let settled = live.settle(false).await;
+        if settled.is_ok() {
+            // What follows a commit that failed must not be committed without it.
+            live.hand_over(shared, now, everything);
         }
-        let moved = buffer.moved().iter().map(|(&partition, &next)| (partition, next)).collect();
-        match live.write_batch(shared).await {
-            Ok(()) => {
-                self.failures = 0;
-                Some(moved)
+        self.settled(settled)
+    }
+
+    /// Commits everything that it has, and waits for that.
+    pub async fn finish(&mut self, shared: &Shared) -> BTreeMap<i32, i64> {
+        let mut all = BTreeMap::new();
+        loop {
+            let State::Live(live) = &mut self.state else { return all };
+            live.hand_over(shared, Instant::now(), true);
+            let settled = live.settle(true).await;
+            match self.settled(settled) {
+                Some(moved) => all.extend(moved),
+                None => return all,
+            }
+        }
+    }
+
+    fn settled(&mut self, settled: Result<Option<BTreeMap<i32, i64>>, ArchiveError>) -> Option<BTreeMap<i32, i64>> {
+        match settled {
+            Ok(moved) => {
+                self.failures *= u32::from(moved.is_none());
+                moved
             }
             Err(error) => {
                 self.fail(error);
@@ -110,7 +129,7 @@ impl Archive {
             Ok(released) => released,
             Err(error) => {
                 if error.is_final() {
-                    self.commit(shared, true).await;
+                    self.finish(shared).await;
                 }
                 self.fail(error);
                 Vec::new()
@@ -124,14 +143,19 @@ impl Archive {
         seen.stores.values_mut().for_each(|seen| seen.tick(now_ms));
     }
 
-    /// How many bytes wait for the next commit.
-    pub fn buffered(&self) -> usize {
-        if let State::Live(live) = &self.state { live.buffer().bytes() } else { 0 }
+    /// How many bytes of rows are in memory.
+    pub fn bytes(&self) -> usize {
+        if let State::Live(live) = &self.state { live.bytes() } else { 0 }
+    }
+
+    /// Whether some of that is about to be freed.
+    pub fn is_ending(&self) -> bool {
+        matches!(&self.state, State::Live(live) if live.is_ending())
     }
 
     /// Shows how many rows wait for the next commit.
     pub fn show_buffer(&self) {
-        let rows = if let State::Live(live) = &self.state { live.buffer().rows().len() } else { 0 };
+        let rows = if let State::Live(live) = &self.state { live.buffer().rows() } else { 0 };
         metrics::gauge!("tidemill_archiver_buffered_rows", "project" => self.project.clone()).set(rows as f64);
     }
 

@@ -1,61 +1,49 @@
 //! What waits for the next commit of a table. Pure: time is handed in.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use tidemill_common::event::Event;
+use tidemill_common::event::EventRef;
 
-/// A first sight: a row of the table.
-#[derive(Debug, Clone)]
-pub struct Row {
-    /// The event.
-    pub event: Event,
-    /// The partition that its record stands in.
-    pub partition: i32,
-    /// The record's offset.
-    pub offset: i64,
-    /// When the broker appended it, in milliseconds since 1970.
-    pub append_ms: i64,
-}
+use crate::rows::{At, Rows};
 
-impl Row {
-    /// The day that the event occurred on, since 1970.
-    pub fn day(&self) -> i64 {
-        self.event.timestamp.div_euclid(86_400_000_000)
-    }
-}
-
-/// When a buffer is to be committed.
+/// When a table is to be committed to.
 #[derive(Debug, Clone, Copy)]
 pub struct Limits {
     /// This long after its first record,
     pub interval: Duration,
-    /// with this many rows,
+    /// with this many rows since the last commit,
     pub rows: usize,
-    /// with this many bytes,
-    pub bytes: usize,
     /// or with rows of this many days: each is a file to write, and senders choose their days.
     pub days: usize,
 }
 
-/// Rows, and how far they bring each partition. Records that leave no row bring it on too, so that a stretch
+/// The day that an event occurred on, since 1970; `timestamp` is in microseconds.
+pub fn day_of(timestamp: i64) -> i64 {
+    timestamp.div_euclid(86_400_000_000)
+}
+
+/// Rows by day, and how far they bring each partition. Records that leave no row bring it on too, so that a stretch
 /// of copies is not read again for ever.
 #[derive(Debug, Default)]
 pub struct Buffer {
-    rows: Vec<Row>,
+    days: BTreeMap<i64, Rows>,
     bytes: usize,
-    days: HashSet<i64>,
+    /// Since the last commit, with those that were taken out since.
+    rows: usize,
     moved: BTreeMap<i32, i64>,
     since: Option<Instant>,
 }
 
 impl Buffer {
-    /// Adds a row whose record has `bytes` bytes.
-    pub fn add(&mut self, row: Row, bytes: usize, now: Instant) {
-        self.pass(row.partition, row.offset, now);
-        self.bytes += bytes;
-        self.days.insert(row.day());
-        self.rows.push(row);
+    /// Adds a row; `datum` is the event's bytes in the envelope's layout.
+    pub fn add(&mut self, event: &EventRef<'_>, datum: &[u8], at: At, now: Instant) {
+        self.pass(at.partition, at.offset, now);
+        let rows = self.days.entry(day_of(event.timestamp)).or_default();
+        let before = rows.bytes();
+        rows.add(event, datum, at);
+        self.bytes += rows.bytes() - before;
+        self.rows += 1;
     }
 
     /// Goes past a record that leaves no row.
@@ -66,27 +54,37 @@ impl Buffer {
 
     /// Whether it is time to commit.
     pub fn due(&self, limits: &Limits, now: Instant) -> bool {
-        self.full(limits) || self.since.is_some_and(|since| now.duration_since(since) >= limits.interval)
+        let old = self.since.is_some_and(|since| now.duration_since(since) >= limits.interval);
+        old || self.rows >= limits.rows || self.days.len() >= limits.days
     }
 
-    /// Whether no more should be added.
-    pub fn full(&self, limits: &Limits) -> bool {
-        self.rows.len() >= limits.rows || self.bytes >= limits.bytes || self.days.len() >= limits.days
+    /// The day with the most bytes, and how many.
+    pub fn largest(&self) -> Option<(i64, usize)> {
+        self.days.iter().map(|(&day, rows)| (day, rows.bytes())).max_by_key(|(_, bytes)| *bytes)
     }
 
-    /// How many bytes its rows' records have.
+    /// Takes a day's rows out. They are part of the next commit all the same.
+    pub fn take_day(&mut self, day: i64) -> Rows {
+        let rows = self.days.remove(&day).unwrap_or_default();
+        self.bytes -= rows.bytes();
+        rows
+    }
+
+    /// Takes everything out: what is left of the rows, and the next offset of each partition that has moved. What
+    /// comes now is part of the commit after that.
+    pub fn take(&mut self) -> (BTreeMap<i64, Rows>, BTreeMap<i32, i64>) {
+        let taken = std::mem::take(self);
+        (taken.days, taken.moved)
+    }
+
+    /// How many bytes its rows take.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// The rows, by offset within a partition.
-    pub fn rows(&self) -> &[Row] {
-        &self.rows
-    }
-
-    /// The next offset of each partition that has moved.
-    pub fn moved(&self) -> &BTreeMap<i32, i64> {
-        &self.moved
+    /// How many rows there are since the last commit.
+    pub fn rows(&self) -> usize {
+        self.rows
     }
 
     /// Whether nothing has moved.
@@ -99,12 +97,17 @@ impl Buffer {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use tidemill_common::codec::datum;
+    use tidemill_common::event::Event;
 
-    const LIMITS: Limits = Limits { interval: Duration::from_secs(60), rows: 3, bytes: 100, days: 2 };
+    const LIMITS: Limits = Limits { interval: Duration::from_secs(60), rows: 3, days: 2 };
+    const SECOND: i64 = 1_000_000;
 
-    fn row(partition: i32, offset: i64) -> Row {
-        let event = Event::new(format!("{partition}-{offset}"), "t", 0);
-        Row { event, partition, offset, append_ms: 0 }
+    fn add(buffer: &mut Buffer, partition: i32, offset: i64, timestamp: i64, now: Instant) {
+        let event = Event::new(format!("{partition}-{offset}"), "t", timestamp);
+        let mut bytes = Vec::new();
+        datum::write(&event.as_ref(), &mut bytes);
+        buffer.add(&event.as_ref(), &bytes, At { partition, offset, append_ms: 0 }, now);
     }
 
     #[test]
@@ -112,49 +115,57 @@ mod tests {
         let (mut buffer, start) = (Buffer::default(), Instant::now());
         assert!(!buffer.due(&LIMITS, start + Duration::from_secs(9_999)), "nothing moved, nothing to commit");
         buffer.pass(0, 4, start);
-        buffer.add(row(1, 7), 10, start + Duration::from_secs(59));
+        add(&mut buffer, 1, 7, 0, start + Duration::from_secs(59));
         assert!(!buffer.due(&LIMITS, start + Duration::from_secs(59)));
         assert!(buffer.due(&LIMITS, start + Duration::from_secs(60)));
-        assert_eq!(buffer.moved(), &BTreeMap::from([(0, 5), (1, 8)]));
-        assert_eq!(buffer.rows().len(), 1);
+        let (days, moved) = buffer.take();
+        assert_eq!((days.len(), moved), (1, BTreeMap::from([(0, 5), (1, 8)])));
+        assert!(buffer.is_empty() && !buffer.due(&LIMITS, start + Duration::from_secs(9_999)));
     }
 
     #[test]
-    fn rows_bytes_and_days_have_limits() {
-        let (mut rows, mut bytes, now) = (Buffer::default(), Buffer::default(), Instant::now());
-        (0..3).for_each(|offset| rows.add(row(0, offset), 1, now));
-        assert!(rows.due(&LIMITS, now));
-        bytes.add(row(0, 0), 99, now);
-        assert!(!bytes.due(&LIMITS, now));
-        bytes.add(row(0, 1), 1, now);
-        assert!(bytes.due(&LIMITS, now));
+    fn rows_and_days_have_limits() {
+        let (mut rows, now) = (Buffer::default(), Instant::now());
+        (0..2).for_each(|offset| add(&mut rows, 0, offset, 0, now));
+        assert_eq!(rows.take_day(0).len(), 2);
+        assert!(rows.bytes() == 0 && !rows.due(&LIMITS, now));
+        add(&mut rows, 0, 2, 0, now);
+        assert!(rows.due(&LIMITS, now), "rows that were taken out count");
         let mut days = Buffer::default();
         for (offset, second, due) in [(0, 0, false), (1, 86_399, false), (2, -1, true)] {
-            let mut row = row(0, offset);
-            row.event.timestamp = second * 1_000_000;
-            days.add(row, 1, now);
+            add(&mut days, 0, offset, second * SECOND, now);
             assert_eq!(days.due(&Limits { rows: 9, ..LIMITS }, now), due);
         }
+        assert_eq!(days.largest().map(|(day, _)| day), Some(0));
     }
 
     proptest! {
         /// A commit's positions are exactly behind what its rows and the passed records cover.
         #[test]
-        fn positions_are_behind_the_last_record(records in prop::collection::vec((0i32..4, any::<bool>()), 0..60)) {
-            let (mut buffer, now, mut next) = (Buffer::default(), Instant::now(), [0i64; 4]);
-            for (partition, first) in &records {
+        fn positions_are_behind_the_last_record(
+            records in prop::collection::vec((0i32..4, any::<bool>(), 0i64..3, any::<bool>()), 0..60),
+        ) {
+            let (mut buffer, now, mut next, mut taken) = (Buffer::default(), Instant::now(), [0i64; 4], 0);
+            for (partition, first, day, take) in &records {
                 let offset = next[*partition as usize];
                 next[*partition as usize] += 1;
                 if *first {
-                    buffer.add(row(*partition, offset), 1, now);
+                    add(&mut buffer, *partition, offset, day * 86_400 * SECOND, now);
                 } else {
                     buffer.pass(*partition, offset, now);
                 }
+                if *take {
+                    taken += buffer.take_day(*day).len();
+                }
             }
-            let moved: BTreeMap<i32, i64> = (0..4).zip(next).filter(|(_, next)| *next > 0).collect();
-            prop_assert_eq!(buffer.moved(), &moved);
-            prop_assert_eq!(buffer.rows().len(), records.iter().filter(|(_, first)| *first).count());
+            prop_assert_eq!(buffer.rows(), records.iter().filter(|(_, first, ..)| *first).count());
             prop_assert_eq!(buffer.is_empty(), records.is_empty());
+            let bytes = buffer.bytes();
+            let (days, moved) = buffer.take();
+            prop_assert_eq!(bytes, days.values().map(Rows::bytes).sum::<usize>());
+            prop_assert_eq!(taken + days.values().map(Rows::len).sum::<usize>(), records.iter().filter(|r| r.1).count());
+            let expected: BTreeMap<i32, i64> = (0..4).zip(next).filter(|(_, next)| *next > 0).collect();
+            prop_assert_eq!(moved, expected);
         }
     }
 }

@@ -14,6 +14,7 @@ use iceberg::spec::DataFile;
 use iceberg::table::Table;
 use iceberg::transaction::{ApplyTransactionAction, Transaction};
 use iceberg::{Catalog, Error, ErrorKind, Namespace, NamespaceIdent, Result, TableCommit, TableCreation, TableIdent};
+use tidemill_common::failpoint::{Injected, hit};
 
 use crate::positions::{self, BadPosition, Positions, Standing, standing};
 
@@ -39,6 +40,9 @@ pub enum CommitError {
     /// The table's positions are broken.
     #[error(transparent)]
     Positions(#[from] BadPosition),
+    /// A drill asked for it.
+    #[error(transparent)]
+    Injected(#[from] Injected),
 }
 
 /// Adds `files` to a table and moves its partitions from where `known` has them to `end`. Gives the table with
@@ -56,7 +60,10 @@ pub async fn commit(
     loop {
         let base = catalog.load_table(known.identifier()).await?;
         match standing(&start, end, &positions::read(base.metadata().properties(), topic)?) {
-            Standing::Done => return Ok(base),
+            Standing::Done => {
+                hit("archive.verified").await?;
+                return Ok(base);
+            }
             Standing::Passed => return Err(CommitError::Passed),
             Standing::Start => {}
         }
@@ -66,7 +73,9 @@ pub async fn commit(
         }
         tokio::time::sleep(PAUSE * tries).await;
         tries += 1;
+        hit("archive.committing").await?;
         refusal = append(catalog, base, topic, end, files).await.err();
+        hit("archive.committed").await?;
         if let Some(error) = &refusal {
             tracing::debug!(%error, table = %known.identifier(), "commit failed, looking at the table");
         }

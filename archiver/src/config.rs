@@ -10,6 +10,7 @@ use crate::buffer::Limits;
 
 /// A commit writes a file per day, one after the other; it must come to its end in time.
 const MAX_DAYS: usize = 1_000;
+const MIB: usize = 1024 * 1024;
 
 /// Settings of an archiver.
 #[derive(Debug, Clone, Deserialize)]
@@ -27,11 +28,14 @@ pub struct Config {
     pub commit_interval_ms: u64,
     /// A project's rows are committed when there are this many of them,
     pub batch_size: usize,
-    /// or when their records have this many bytes.
-    pub max_bytes: usize,
-    /// With this many bytes in all projects' buffers, the largest of them are committed early.
+    /// or when their files have this many bytes. No file gets much larger.
+    pub file_bytes: usize,
+    /// Rows are sorted and written as a row group when they take this many bytes in memory.
+    pub row_group_bytes: usize,
+    /// With this many bytes of rows in memory, of all projects together, nothing more is read until some of them are
+    /// written.
     pub max_bytes_total: usize,
-    /// Projects whose tables are committed to at the same time.
+    /// Files that are written, or commits that are made, at the same time.
     pub concurrency: usize,
     /// What to do when retention has passed a table's position.
     pub on_gap: OnGap,
@@ -63,9 +67,10 @@ impl Default for Config {
             topics: EVENT_TOPICS.to_owned(),
             session_timeout_ms: 10_000,
             commit_interval_ms: 60_000,
-            batch_size: 100_000,
-            max_bytes: 64 * 1024 * 1024,
-            max_bytes_total: 256 * 1024 * 1024,
+            batch_size: 5_000_000,
+            file_bytes: 128 * MIB,
+            row_group_bytes: 32 * MIB,
+            max_bytes_total: 96 * MIB,
             concurrency: 4,
             on_gap: OnGap::Stop,
             seen_dir: "/var/lib/tidemill/seen/archiver".into(),
@@ -78,11 +83,6 @@ impl Default for Config {
 impl Config {
     /// When a project's buffer is to be committed.
     pub(crate) fn limits(&self) -> Limits {
-        Limits {
-            interval: Duration::from_millis(self.commit_interval_ms),
-            rows: self.batch_size,
-            bytes: self.max_bytes,
-            days: MAX_DAYS,
-        }
+        Limits { interval: Duration::from_millis(self.commit_interval_ms), rows: self.batch_size, days: MAX_DAYS }
     }
 }

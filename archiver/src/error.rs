@@ -1,5 +1,6 @@
 //! What keeps a project's archive from going on.
 
+use tidemill_common::failpoint::Injected;
 use tidemill_common::kafka::TopicPartition;
 use tidemill_common::seen::{FillError, SeenError};
 
@@ -79,9 +80,15 @@ pub enum ArchiveError {
     /// The commit did not happen, or nobody knows.
     #[error(transparent)]
     Commit(#[from] CommitError),
+    /// A drill asked for it.
+    #[error(transparent)]
+    Injected(#[from] Injected),
     /// Something took too long.
     #[error("{0} took longer than {1} s")]
     Slow(&'static str, u64),
+    /// Nobody waits for the commit any more.
+    #[error("the commit was given up")]
+    Abandoned,
     /// A task ended by a panic.
     #[error("a task failed: {0}")]
     Task(#[from] tokio::task::JoinError),

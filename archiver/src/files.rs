@@ -1,67 +1,204 @@
-//! Data files: Parquet, one or more per day of `occurred_at`, sorted by event type and time. What is written
-//! here is invisible until a commit names it.
+//! Data files: Parquet, one or more per day of `occurred_at`. A run of rows, sorted by event type and time, is a row
+//! group. What is written here is invisible until a commit names it.
 
-use iceberg::Result;
-use iceberg::arrow::RecordBatchPartitionSplitter;
-use iceberg::spec::{DataFile, DataFileFormat};
+use std::sync::Arc;
+
+use arrow::datatypes::SchemaRef as ArrowSchemaRef;
+use iceberg::arrow::schema_to_arrow_schema;
+use iceberg::io::{FileIO, FileWrite};
+use iceberg::spec::{DataFile, Literal, PartitionKey, PartitionSpec, Schema, SchemaRef, Struct, Transform};
 use iceberg::table::Table;
-use iceberg::writer::base_writer::data_file_writer::DataFileWriterBuilder;
-use iceberg::writer::file_writer::ParquetWriterBuilder;
-use iceberg::writer::file_writer::location_generator::{DefaultFileNameGenerator, DefaultLocationGenerator};
-use iceberg::writer::file_writer::rolling_writer::RollingFileWriterBuilder;
-use iceberg::writer::{IcebergWriter, IcebergWriterBuilder};
-use parquet::basic::{Compression, ZstdLevel};
-use parquet::file::properties::WriterProperties;
-use parquet::schema::types::ColumnPath;
+use iceberg::writer::file_writer::location_generator::{DefaultLocationGenerator, LocationGenerator};
+use iceberg::{Error, ErrorKind, Result};
+use parquet::arrow::ArrowWriter;
+use parquet::file::metadata::ParquetMetaData;
+use tidemill_common::failpoint::{Injected, hit};
 
-use crate::buffer::Row;
-use crate::rows::record_batch;
+use crate::columns::Columns;
+use crate::data_file::{self, Written, describe};
+use crate::promotions::Promotions;
+use crate::rows::Rows;
+use crate::table::DIVIDED_BY;
 
-/// Writes rows to new files of a table.
-pub async fn write(table: &Table, rows: &[Row]) -> Result<Vec<DataFile>> {
-    if rows.is_empty() {
-        return Ok(Vec::new());
+/// Rows become columns so many at a time.
+const BATCH: usize = 8_192;
+
+/// The files of one commit.
+pub struct Files {
+    file_io: FileIO,
+    locations: DefaultLocationGenerator,
+    schema: SchemaRef,
+    arrow: ArrowSchemaRef,
+    spec: Arc<PartitionSpec>,
+    sort_order_id: Option<i32>,
+    promotions: Arc<Promotions>,
+    /// A file of this many bytes gets no more rows.
+    file_bytes: usize,
+    open: Vec<Open>,
+    done: Vec<DataFile>,
+    /// Bytes of all of them.
+    bytes: usize,
+}
+
+/// A file that is being written.
+struct Open {
+    day: i64,
+    partition: Struct,
+    location: String,
+    upload: Box<dyn FileWrite>,
+    parquet: Parquet,
+}
+
+/// The Parquet part of a file; what is encoded stays within until it is taken out.
+struct Parquet {
+    writer: ArrowWriter<Vec<u8>>,
+    columns: Columns,
+    groups: usize,
+}
+
+impl Files {
+    /// New files of a table.
+    pub fn new(table: &Table, promotions: Arc<Promotions>, file_bytes: usize) -> Result<Self> {
+        let metadata = table.metadata();
+        let schema = metadata.current_schema().clone();
+        let spec = metadata.default_partition_spec().clone();
+        divided_by_day(&spec, &schema)?;
+        let sort_order = metadata.default_sort_order();
+        Ok(Self {
+            file_io: table.file_io().clone(),
+            locations: DefaultLocationGenerator::new(metadata)?,
+            arrow: Arc::new(schema_to_arrow_schema(&schema)?),
+            schema,
+            spec,
+            sort_order_id: (!sort_order.is_unsorted()).then(|| i32::try_from(sort_order.order_id).ok()).flatten(),
+            promotions,
+            file_bytes,
+            open: Vec::new(),
+            done: Vec::new(),
+            bytes: 0,
+        })
     }
-    let metadata = table.metadata();
-    let schema = metadata.current_schema();
-    let splitter = RecordBatchPartitionSplitter::try_new_with_computed_values(
-        schema.clone(),
-        metadata.default_partition_spec().clone(),
-    )?;
-    // The name is new each time: nothing is ever written over.
-    let name = uuid::Uuid::now_v7().to_string();
-    let files = RollingFileWriterBuilder::new_with_default_file_size(
-        ParquetWriterBuilder::new(parquet(), schema.clone()),
-        table.file_io().clone(),
-        DefaultLocationGenerator::new(metadata)?,
-        DefaultFileNameGenerator::new(name, None, DataFileFormat::Parquet),
-    );
-    let writers = DataFileWriterBuilder::new(files);
-    let mut written = Vec::new();
-    // One day, and so one open file, at a time: what a sender says is when his events occurred may be any
-    // number of days. The splitter knows what divides this table, should that not be the day any more.
-    for day in sorted(rows).chunk_by(|one, next| one.day() == next.day()) {
-        for (key, batch) in splitter.split(&record_batch(day, schema)?)? {
-            let mut writer = writers.build(Some(key)).await?;
-            writer.write(batch).await?;
-            written.extend(writer.close().await?);
+
+    /// Writes a day's rows as a row group of its file. The file stays open for more of them, unless these are the
+    /// `last`.
+    pub async fn write(&mut self, day: i64, rows: Rows, last: bool) -> Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let at = self.open.iter().position(|open| open.day == day);
+        let mut open = match at {
+            Some(at) => self.open.swap_remove(at),
+            None => self.create(day, rows.len()).await?,
+        };
+        let encode = move || open.parquet.encode(&rows).map(|bytes| (open, bytes));
+        let (mut open, bytes) = tokio::task::spawn_blocking(encode).await.map_err(panicked)??;
+        hit("archive.written").await.map_err(injected)?;
+        self.bytes += bytes.len();
+        open.upload.write(bytes.into()).await?;
+        if last || open.parquet.writer.bytes_written() >= self.file_bytes {
+            self.finish(open).await
+        } else {
+            self.open.push(open);
+            Ok(())
         }
     }
-    Ok(written)
+
+    /// How many bytes all files have.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Finishes all files.
+    pub async fn close(mut self) -> Result<Vec<DataFile>> {
+        while let Some(open) = self.open.pop() {
+            self.finish(open).await?;
+        }
+        hit("archive.uploaded").await.map_err(injected)?;
+        Ok(self.done)
+    }
+
+    /// `&mut`, since what is shared between threads may not be an encoder.
+    async fn create(&mut self, day: i64, rows: usize) -> Result<Open> {
+        let day_of_table =
+            i32::try_from(day).map_err(|_| Error::new(ErrorKind::DataInvalid, "a day beyond all time"))?;
+        let partition = Struct::from_iter([Some(Literal::date(day_of_table))]);
+        let key = PartitionKey::new(self.spec.as_ref().clone(), self.schema.clone(), partition.clone());
+        // The name is new each time: nothing is ever written over.
+        let name = format!("{}.parquet", uuid::Uuid::now_v7());
+        let location = self.locations.generate_location(Some(&key), &name);
+        let upload = self.file_io.new_output(&location)?.writer().await?;
+        let properties = data_file::properties(&self.schema, rows);
+        let writer = ArrowWriter::try_new(Vec::new(), self.arrow.clone(), Some(properties)).map_err(bad_parquet)?;
+        let columns = Columns::new(self.arrow.clone(), self.promotions.clone());
+        Ok(Open { day, partition, location, upload, parquet: Parquet { writer, columns, groups: 0 } })
+    }
+
+    async fn finish(&mut self, open: Open) -> Result<()> {
+        let Open { partition, location, mut upload, mut parquet, .. } = open;
+        let metadata = parquet.writer.finish().map_err(bad_parquet)?;
+        let bytes = parquet.writer.bytes_written() as u64;
+        upload.write(std::mem::take(parquet.writer.inner_mut()).into()).await?;
+        upload.close().await?;
+        self.done.push(self.described(location, &metadata, bytes, partition, parquet.groups)?);
+        Ok(())
+    }
+
+    fn described(
+        &self,
+        location: String,
+        metadata: &ParquetMetaData,
+        bytes: u64,
+        partition: Struct,
+        groups: usize,
+    ) -> Result<DataFile> {
+        // Only within row groups is anything sorted.
+        let sort_order_id = self.sort_order_id.filter(|_| groups == 1);
+        let spec_id = self.spec.spec_id();
+        describe(Written { location, metadata, bytes, partition, spec_id, sort_order_id }, &self.schema)
+    }
 }
 
-/// By day; within a day by what queries ask for, so that they can skip what lies between.
-fn sorted(rows: &[Row]) -> Vec<&Row> {
-    let mut rows: Vec<&Row> = rows.iter().collect();
-    rows.sort_by_key(|row| (row.day(), &row.event.event_type, row.event.timestamp));
-    rows
+impl Parquet {
+    /// Adds a row group; gives its bytes.
+    fn encode(&mut self, rows: &Rows) -> Result<Vec<u8>> {
+        for indices in rows.order().chunks(BATCH) {
+            for &index in indices {
+                let (event, at) = rows.get(index as usize);
+                self.columns.add(&event, &at);
+            }
+            self.writer.write(&self.columns.finish()?).map_err(bad_parquet)?;
+        }
+        self.writer.flush().map_err(bad_parquet)?;
+        self.groups += 1;
+        Ok(std::mem::take(self.writer.inner_mut()))
+    }
 }
 
-/// The table's property for compression is not looked at by the writer, so it is said here.
-fn parquet() -> WriterProperties {
-    WriterProperties::builder()
-        .set_compression(Compression::ZSTD(ZstdLevel::default()))
-        // Unique values fill a dictionary for nothing.
-        .set_column_dictionary_enabled(ColumnPath::from("event_id"), false)
-        .build()
+/// Whoever divides a table otherwise has to say what its rows' partitions are, which we cannot.
+fn divided_by_day(spec: &PartitionSpec, schema: &Schema) -> Result<()> {
+    let day = |field: &iceberg::spec::PartitionField| {
+        field.transform == Transform::Day && schema.field_id_by_name(DIVIDED_BY) == Some(field.source_id)
+    };
+    match spec.fields() {
+        [field] if day(field) => Ok(()),
+        _ => {
+            let message = format!(
+                "the table is divided by something else than day({DIVIDED_BY}); make that its partition spec again, \
+                 files that were written under another one can stay"
+            );
+            Err(Error::new(ErrorKind::FeatureUnsupported, message))
+        }
+    }
+}
+
+fn bad_parquet(error: parquet::errors::ParquetError) -> Error {
+    Error::new(ErrorKind::Unexpected, "a Parquet file cannot be written").with_source(error)
+}
+
+fn panicked(error: tokio::task::JoinError) -> Error {
+    Error::new(ErrorKind::Unexpected, "writing a file failed").with_source(error)
+}
+
+fn injected(error: Injected) -> Error {
+    Error::new(ErrorKind::Unexpected, "a file was not written").with_source(error)
 }

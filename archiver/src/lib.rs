@@ -4,19 +4,28 @@
 //! that dies, is late or is doubled leaves files that nobody sees, and never a row twice or a gap.
 
 mod archive;
-pub mod buffer;
+mod buffer;
+mod catalog;
+mod columns;
 pub mod commit;
 mod config;
+mod data_file;
+mod declared;
 mod error;
+mod evolve;
 pub mod files;
+pub mod forget;
 mod given_up;
 mod live;
+pub mod maintain;
 pub mod positions;
 mod prepare;
-mod rows;
+pub mod promotions;
+pub mod rows;
 mod sql;
 pub mod table;
 mod worker;
+mod writing;
 
 use std::time::Duration;
 

@@ -1,30 +1,30 @@
-//! The path of a project's records, from the log to its table: [`Live::take`] up to the buffer,
-//! [`Live::write_batch`] from there.
+//! The path of a project's records, from the log to its table: [`Live::take`] up to the buffer, [`Live::hand_over`] to
+//! the commit that [`crate::writing`] makes of them, [`Live::settle`] when it has gone through.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iceberg::table::Table;
-use tidemill_common::codec::DecodeError;
+use tidemill_common::codec::{DecodeError, Decoded};
 use tidemill_common::kafka::Record;
 use tidemill_common::projects::Project;
 use tidemill_common::seen::fingerprint;
-use tidemill_common::verdict::{Verdict, judge};
+use tidemill_common::verdict::{Verdict, judge_in_place};
 
-use crate::buffer::{Buffer, Row};
-use crate::commit::commit;
+use crate::buffer::Buffer;
+use crate::declared::Declared;
 use crate::error::ArchiveError;
-use crate::files;
 use crate::given_up::GivenUp;
-use crate::positions::{Position, Positions};
 use crate::prepare::{Prepared, Seen, Shared};
+use crate::rows::At;
 use crate::sql::{Fate, fate};
+use crate::writing::{Batch, Writing};
 
-/// Storage or catalog that take longer are given up for now.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often a record that cannot be judged is tried again.
 const HELD_RETRY: Duration = Duration::from_secs(1);
+/// A day with less than this share of a row group's bytes gets no row group of its own before its commit.
+const LEAST_SHARE: usize = 4;
 
 /// A project whose partitions are being read.
 pub struct Live {
@@ -36,6 +36,9 @@ pub struct Live {
     next: BTreeMap<i32, i64>,
     given_up: GivenUp,
     buffer: Buffer,
+    /// The commit that is on its way.
+    writing: Option<Writing>,
+    declared: Declared,
     seen: Seen,
     /// Records that cannot be judged yet. Their partitions stand still; the others go on.
     held: BTreeMap<i32, Record>,
@@ -45,52 +48,121 @@ pub struct Live {
 impl Live {
     pub fn new(topic: Arc<str>, prepared: Prepared) -> Self {
         let Prepared { project, table, starts, seen } = prepared;
-        let (buffer, given_up) = (Buffer::default(), GivenUp::default());
+        let (buffer, given_up, declared, writing) = Default::default();
         let (held, held_at) = (BTreeMap::new(), Instant::now());
-        Self { project, topic, table, next: starts, given_up, buffer, seen, held, held_at }
+        Self { project, topic, table, next: starts, given_up, buffer, writing, declared, seen, held, held_at }
     }
 
     /// Judges the next record of a partition and buffers what it leaves.
-    pub async fn take(&mut self, record: Record, shared: &Shared) -> Result<(), ArchiveError> {
+    pub async fn take(&mut self, record: Record, shared: &Shared, now: Instant) -> Result<(), ArchiveError> {
         let expected = self.next.get(&record.partition).is_some_and(|next| record.offset >= *next);
         if !expected || self.held.contains_key(&record.partition) {
             return Ok(());
         }
         if self.given_up.has(&record, &shared.pool, &self.seen.incarnation).await? {
-            return self.settle(&record, None);
+            return self.pass(&record, None, now);
         }
         match judged(&self.project, &record, shared).await {
-            Ok(verdict) => self.settle(&record, Some(verdict))?,
+            Ok(verdict) => self.pass(&record, Some(verdict), now)?,
             Err(error) => {
                 let (partition, offset) = (record.partition, record.offset);
                 tracing::warn!(topic = %self.topic, partition, offset, %error, "a record cannot be read yet, its partition waits");
                 self.given_up.ask_again(&record);
                 self.held.insert(partition, record);
-                self.held_at = Instant::now();
+                self.held_at = now;
             }
         }
         Ok(())
     }
 
     /// Goes past a record. What the stream gave up has no verdict and leaves nothing.
-    fn settle(&mut self, record: &Record, verdict: Option<Verdict>) -> Result<(), ArchiveError> {
-        let (partition, offset, append_ms) = (record.partition, record.offset, record.append_ms);
-        let Some(seen) = self.seen.stores.get_mut(&partition) else { return Ok(()) };
-        let now = Instant::now();
+    fn pass(
+        &mut self,
+        record: &Record,
+        verdict: Option<Verdict<Decoded<'_>>>,
+        now: Instant,
+    ) -> Result<(), ArchiveError> {
+        let at = At { partition: record.partition, offset: record.offset, append_ms: record.append_ms };
+        let Some(seen) = self.seen.stores.get_mut(&at.partition) else { return Ok(()) };
         match verdict {
-            Some(Verdict::Valid(event)) if seen.sight(fingerprint(&event.event_id), offset, append_ms)? => {
-                self.buffer.add(Row { event, partition, offset, append_ms }, record.value.len(), now);
-            }
-            Some(Verdict::Valid(_)) => {
-                metrics::counter!("tidemill_archiver_copies_total", "project" => self.project.id.clone()).increment(1);
-                self.buffer.pass(partition, offset, now);
+            Some(Verdict::Valid(decoded)) => {
+                let event = decoded.event();
+                if seen.sight(fingerprint(event.event_id), at.offset, at.append_ms)? {
+                    self.buffer.add(&event, &decoded.datum(), at, now);
+                } else {
+                    let project = self.project.id.clone();
+                    metrics::counter!("tidemill_archiver_copies_total", "project" => project).increment(1);
+                    self.buffer.pass(at.partition, at.offset, now);
+                }
             }
             // Strays count at home, rejected records nowhere: here, both are only passed.
-            Some(Verdict::Stray { .. } | Verdict::Rejected(_)) | None => self.buffer.pass(partition, offset, now),
+            Some(Verdict::Stray { .. } | Verdict::Rejected(_)) | None => {
+                self.buffer.pass(at.partition, at.offset, now);
+            }
         }
-        seen.advance(offset + 1);
-        self.next.insert(partition, offset + 1);
+        seen.advance(at.offset + 1);
+        self.next.insert(at.partition, at.offset + 1);
         Ok(())
+    }
+
+    /// Hands rows over to be written when there are enough of them, and ends the commit when it is time to; at once
+    /// where `everything` is to go. One commit at a time: while it is ending, rows wait.
+    pub fn hand_over(&mut self, shared: &Shared, now: Instant, everything: bool) {
+        let config = &shared.config;
+        if self.buffer.is_empty() || self.writing.as_ref().is_some_and(Writing::ending) {
+            return;
+        }
+        let long = self.writing.as_ref().is_some_and(|writing| writing.written() >= config.file_bytes);
+        if everything || long || self.buffer.due(&config.limits(), now) {
+            let (rows, moved) = self.buffer.take();
+            self.writing(shared).end(rows, moved);
+        } else if self.buffer.bytes() >= config.row_group_bytes {
+            let Some((day, bytes)) = self.buffer.largest() else { return };
+            let writing = self.writing(shared);
+            if writing.waiting() > 0 {
+                return; // it is slower than we are
+            }
+            if bytes >= config.row_group_bytes / LEAST_SHARE && writing.takes(day) {
+                let rows = self.buffer.take_day(day);
+                self.writing(shared).write(day, rows);
+            } else {
+                let (rows, moved) = self.buffer.take();
+                self.writing(shared).end(rows, moved);
+            }
+        }
+    }
+
+    fn writing(&mut self, shared: &Shared) -> &mut Writing {
+        self.writing.get_or_insert_with(|| {
+            let batch = Batch {
+                project: self.project.id.clone(),
+                topic: self.topic.clone(),
+                incarnation: self.seen.incarnation.clone(),
+                table: self.table.clone(),
+                declared: self.declared.clone(),
+            };
+            Writing::begin(batch, shared)
+        })
+    }
+
+    /// Takes note of a commit's outcome, when it is there or, if we are to `wait`, once it is. Gives the next offset
+    /// of each partition that it has moved.
+    pub async fn settle(&mut self, wait: bool) -> Result<Option<BTreeMap<i32, i64>>, ArchiveError> {
+        let Some(writing) = self.writing.take_if(|writing| wait || writing.is_finished()) else { return Ok(None) };
+        let committed = writing.outcome().await?;
+        self.table = committed.table;
+        self.declared = committed.declared;
+        Ok(Some(committed.moved))
+    }
+
+    /// How many bytes of rows are in memory.
+    pub fn bytes(&self) -> usize {
+        self.buffer.bytes() + self.writing.as_ref().map_or(0, Writing::waiting)
+    }
+
+    /// Whether a commit is on its way that frees memory without anything being done.
+    pub fn is_ending(&self) -> bool {
+        self.writing.as_ref().is_some_and(|writing| writing.ending() || writing.waiting() > 0)
     }
 
     /// What was seen.
@@ -123,38 +195,11 @@ impl Live {
                 },
             };
             self.held.remove(&partition);
-            self.settle(&record, verdict)?;
+            self.pass(&record, verdict, Instant::now())?;
             released.push((partition, record.offset + 1));
         }
         self.held_at = Instant::now();
         Ok(released)
-    }
-
-    /// Writes the buffer's rows to new files and commits them with the positions behind them, once.
-    pub async fn write_batch(&mut self, shared: &Shared) -> Result<(), ArchiveError> {
-        if self.buffer.is_empty() {
-            return Ok(());
-        }
-        let started = Instant::now();
-        let end: Positions = self.buffer.moved().iter().map(|(&partition, &next)| (partition, self.at(next))).collect();
-        let write = async {
-            let files = files::write(&self.table, self.buffer.rows()).await?;
-            let catalog = shared.tables.catalog().await?;
-            Ok::<Table, ArchiveError>(commit(catalog, &self.table, &self.topic, &end, &files).await?)
-        };
-        let limit = ArchiveError::Slow("a commit", COMMIT_TIMEOUT.as_secs());
-        self.table = tokio::time::timeout(COMMIT_TIMEOUT, write).await.map_err(|_| limit)??;
-        let rows = std::mem::take(&mut self.buffer).rows().len();
-        let project = || self.project.id.clone();
-        metrics::counter!("tidemill_archiver_rows_total", "project" => project()).increment(rows as u64);
-        metrics::counter!("tidemill_archiver_commits_total", "project" => project()).increment(1);
-        metrics::histogram!("tidemill_archiver_commit_seconds").record(started.elapsed());
-        tracing::debug!(topic = %self.topic, rows, seconds = started.elapsed().as_secs_f64(), "committed");
-        Ok(())
-    }
-
-    fn at(&self, next: i64) -> Position {
-        Position { incarnation: self.seen.incarnation.clone(), next }
     }
 
     /// What waits for the next commit.
@@ -169,6 +214,10 @@ impl Live {
 }
 
 /// A record's verdict. It borrows no store: those cannot be shared between threads.
-async fn judged(project: &Project, record: &Record, shared: &Shared) -> Result<Verdict, DecodeError> {
-    judge(&shared.filler.decoder, record, project.partitions, project.dedupe_window_ms).await
+async fn judged<'a>(
+    project: &Project,
+    record: &'a Record,
+    shared: &Shared,
+) -> Result<Verdict<Decoded<'a>>, DecodeError> {
+    judge_in_place(&shared.filler.decoder, record, project.partitions, project.dedupe_window_ms).await
 }

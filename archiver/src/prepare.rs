@@ -14,6 +14,7 @@ use tidemill_common::kafka::{History, KafkaConfig, TopicPartition, topic_incarna
 use tidemill_common::projects::{self, Project};
 use tidemill_common::registry::Registry;
 use tidemill_common::seen::{Checkpoints, Fill, Filler, Limits, SeenStore, SeenStores, StoreKey};
+use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, OnGap};
@@ -32,6 +33,10 @@ pub struct Shared {
     pub tables: Tables,
     pub history: History,
     pub filler: Filler,
+    /// Told when a commit gets on.
+    pub progress: Arc<Notify>,
+    /// For what takes processor time, memory or connections.
+    pub writers: Arc<Semaphore>,
 }
 
 impl Shared {
@@ -46,6 +51,7 @@ impl Shared {
             checkpoints: config.checkpoint_url.as_deref().map(Checkpoints::new).transpose()?,
             health: health.clone(),
         };
+        let writers = Arc::new(Semaphore::new(config.concurrency.max(1)));
         Ok(Self {
             config: Arc::new(config),
             kafka: connections.kafka.clone(),
@@ -53,6 +59,8 @@ impl Shared {
             tables: Tables::new(connections),
             history,
             filler,
+            progress: Arc::default(),
+            writers,
         })
     }
 }

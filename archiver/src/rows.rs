@@ -1,112 +1,155 @@
-//! Rows as Arrow has them.
+//! Rows as they wait: the log's bytes, behind each other. They become columns only when they are written, in their
+//! order, so a row costs no allocation and little more memory than its record had. Pure.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 
-use arrow::array::{
-    ArrayRef, Int32Array, Int64Array, RecordBatch, StringArray, TimestampMicrosecondArray, new_null_array,
-};
-use arrow::datatypes::DataType;
-use arrow::error::ArrowError;
-use iceberg::arrow::schema_to_arrow_schema;
-use iceberg::spec::Schema;
+use tidemill_common::codec::datum;
+use tidemill_common::event::EventRef;
 
-use crate::buffer::Row;
-
-/// Rows in the columns of a table's schema. Columns that are not ours (promoted later, or another engine's)
-/// are null.
-pub fn record_batch(rows: &[&Row], schema: &Schema) -> iceberg::Result<RecordBatch> {
-    let schema = Arc::new(schema_to_arrow_schema(schema)?);
-    let columns = schema.fields().iter().map(|field| column(rows, field.name(), field.data_type())).collect();
-    RecordBatch::try_new(schema, columns).map_err(bad_schema)
+/// Where a row's record stands in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct At {
+    /// Its partition.
+    pub partition: i32,
+    /// Its offset.
+    pub offset: i64,
+    /// When the broker appended it, in milliseconds since 1970.
+    pub append_ms: i64,
 }
 
-/// As Iceberg writes timestamps with a zone.
-const UTC: &str = "+00:00";
+/// Datums are in pieces of this many bytes, so that memory grows without copying or doubling.
+const PIECE: usize = 256 * 1024;
 
-fn column(rows: &[&Row], name: &str, kind: &DataType) -> ArrayRef {
-    match name {
-        "event_id" => text(rows, |row| Some(&row.event.event_id)),
-        "event_type" => text(rows, |row| Some(&row.event.event_type)),
-        "event_action" => text(rows, |row| row.event.event_action.as_ref()),
-        "user_id" => text(rows, |row| row.event.user_id.as_ref()),
-        "session_id" => text(rows, |row| row.event.session_id.as_ref()),
-        "occurred_at" => time(rows, |row| Some(row.event.timestamp)),
-        "received_at" => time(rows, |row| row.event.received_at),
-        "append_time" => time(rows, |row| Some(row.append_ms.saturating_mul(1_000))),
-        "properties" => text(rows, |row| row.event.properties.as_ref()),
-        "client_address" => text(rows, |row| row.event.client_address.as_ref()),
-        "user_agent" => text(rows, |row| row.event.user_agent.as_ref()),
-        "kafka_partition" => Arc::new(rows.iter().map(|row| Some(row.partition)).collect::<Int32Array>()),
-        "kafka_offset" => Arc::new(rows.iter().map(|row| Some(row.offset)).collect::<Int64Array>()),
-        _ => new_null_array(kind, rows.len()),
+/// Events and where their records stand.
+#[derive(Debug, Default)]
+pub struct Rows {
+    datums: Vec<Vec<u8>>,
+    datum_bytes: usize,
+    rows: Vec<Row>,
+    types: Types,
+}
+
+#[derive(Debug)]
+struct Row {
+    /// Where its datum is: which piece, where in it, and how long it is.
+    piece: u32,
+    start: u32,
+    len: u32,
+    event_type: u32,
+    at: At,
+    occurred_at: i64,
+}
+
+impl Rows {
+    /// Adds an event; `datum` is its bytes in the envelope's layout.
+    pub fn add(&mut self, event: &EventRef<'_>, datum: &[u8], at: At) {
+        let event_type = self.types.number(event.event_type);
+        if self.datums.last().is_none_or(|piece| piece.len() + datum.len() > PIECE) {
+            // Most days have few rows, and the first piece grows with them.
+            let room = if self.datums.is_empty() { datum.len() } else { PIECE.max(datum.len()) };
+            self.datums.push(Vec::with_capacity(room));
+        }
+        let piece = self.datums.len() - 1;
+        let (start, len) = (self.datums[piece].len() as u32, datum.len() as u32);
+        self.datums[piece].extend_from_slice(datum);
+        self.datum_bytes += datum.len();
+        self.rows.push(Row { piece: piece as u32, start, len, event_type, at, occurred_at: event.timestamp });
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.rows.is_empty()
+    }
+
+    /// How many bytes they take.
+    pub fn bytes(&self) -> usize {
+        self.datum_bytes + self.rows.len() * size_of::<Row>()
+    }
+
+    /// A row.
+    pub fn get(&self, index: usize) -> (EventRef<'_>, At) {
+        let row = &self.rows[index];
+        let bytes = &self.datums[row.piece as usize][row.start as usize..][..row.len as usize];
+        (datum::read(bytes).expect("it was read before it was added"), row.at)
+    }
+
+    /// Their order by what queries ask for, so that they can skip what lies between: event type, then time, then as
+    /// they came.
+    pub fn order(&self) -> Vec<u32> {
+        let ranks = self.types.ranks();
+        let key = |(index, row): (usize, &Row)| (ranks[row.event_type as usize], row.occurred_at, index as u32);
+        let mut keys: Vec<(u32, i64, u32)> = self.rows.iter().enumerate().map(key).collect();
+        keys.sort_unstable();
+        keys.into_iter().map(|(_, _, index)| index).collect()
     }
 }
 
-fn text<'a>(rows: &[&'a Row], value: impl Fn(&'a Row) -> Option<&'a String>) -> ArrayRef {
-    Arc::new(rows.iter().copied().map(value).collect::<StringArray>())
+/// Event types by number, so that sorting compares no texts.
+#[derive(Debug, Default)]
+struct Types {
+    numbers: HashMap<String, u32>,
+    /// Neighbours in the log often have the same.
+    last: (String, u32),
 }
 
-fn time(rows: &[&Row], micros: impl Fn(&Row) -> Option<i64>) -> ArrayRef {
-    Arc::new(rows.iter().copied().map(micros).collect::<TimestampMicrosecondArray>().with_timezone(UTC))
-}
+impl Types {
+    fn number(&mut self, name: &str) -> u32 {
+        if self.last.0 != name || self.numbers.is_empty() {
+            let next = self.numbers.len() as u32;
+            let number = match self.numbers.get(name) {
+                Some(&number) => number,
+                None => *self.numbers.entry(name.to_owned()).or_insert(next),
+            };
+            self.last.0.clear();
+            self.last.0.push_str(name);
+            self.last.1 = number;
+        }
+        self.last.1
+    }
 
-fn bad_schema(error: ArrowError) -> iceberg::Error {
-    let message = "the table's columns do not have the types that it was made with";
-    iceberg::Error::new(iceberg::ErrorKind::DataInvalid, message).with_source(error)
+    /// By number, the place that a type's name has among all of them.
+    fn ranks(&self) -> Vec<u32> {
+        let mut names: Vec<(&String, u32)> = self.numbers.iter().map(|(name, &number)| (name, number)).collect();
+        names.sort_unstable();
+        let mut ranks = vec![0; names.len()];
+        (0..).zip(names).for_each(|(rank, (_, number))| ranks[number as usize] = rank);
+        ranks
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use arrow::array::Array;
-    use iceberg::spec::{NestedField, PrimitiveType, Type};
+    use proptest::prelude::*;
     use tidemill_common::event::Event;
 
     use super::*;
-    use crate::table::COLUMNS;
 
-    fn row() -> Row {
-        let event = Event {
-            user_id: Some("u-1".to_owned()),
-            properties: Some("{\"a\":1}".to_owned()),
-            ..Event::new("e-1", "page", 1_700_000_000_123_456)
-        };
-        Row { event, partition: 3, offset: 42, append_ms: 1_700_000_001_000 }
-    }
-
-    /// The table's schema with a column more.
-    fn schema() -> Schema {
-        let ours = COLUMNS.iter().map(|c| (c.name, c.kind.clone(), c.required));
-        let all = ours.chain([("promoted", PrimitiveType::Double, false)]);
-        let fields = (1..)
-            .zip(all)
-            .map(|(id, (name, kind, required))| Arc::new(NestedField::new(id, name, Type::Primitive(kind), required)));
-        Schema::builder().with_fields(fields).build().expect("schema")
-    }
-
-    #[test]
-    fn every_column_has_its_value_and_unknown_ones_are_null() {
-        let batch = record_batch(&[&row()], &schema()).expect("batch");
-        let shown: Vec<(String, String)> = batch
-            .schema()
-            .fields()
-            .iter()
-            .zip(batch.columns())
-            .filter(|(_, column)| column.is_valid(0))
-            .map(|(field, column)| {
-                let value = arrow::util::display::array_value_to_string(column, 0).expect("value");
-                (field.name().clone(), value)
-            })
-            .collect();
-        let expected = [
-            ("event_id", "e-1"),
-            ("event_type", "page"),
-            ("user_id", "u-1"),
-            ("occurred_at", "2023-11-14T22:13:20.123456Z"),
-            ("append_time", "2023-11-14T22:13:21Z"),
-            ("properties", "{\"a\":1}"),
-            ("kafka_partition", "3"),
-            ("kafka_offset", "42"),
-        ];
-        assert_eq!(shown, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    proptest! {
+        #[test]
+        fn rows_come_back_by_type_time_and_arrival(
+            list in prop::collection::vec(("[a-c]{1,2}", 0i64..4, prop::option::of(".{0,9}")), 0..60),
+        ) {
+            let mut rows = Rows::default();
+            let mut expected = Vec::new();
+            for (offset, (event_type, timestamp, properties)) in (0..).zip(list) {
+                let event = Event { properties, ..Event::new(format!("e-{offset}"), event_type, timestamp) };
+                let mut bytes = Vec::new();
+                datum::write(&event.as_ref(), &mut bytes);
+                rows.add(&event.as_ref(), &bytes, At { partition: 1, offset, append_ms: offset * 2 });
+                expected.push((event, offset));
+            }
+            prop_assert_eq!(rows.len(), expected.len());
+            expected.sort_by(|(a, _), (b, _)| (&a.event_type, a.timestamp).cmp(&(&b.event_type, b.timestamp)));
+            let sorted = rows.order().into_iter().map(|index| {
+                let (event, at) = rows.get(index as usize);
+                (event.to_event(), at.offset)
+            });
+            prop_assert_eq!(sorted.collect::<Vec<_>>(), expected);
+        }
     }
 }

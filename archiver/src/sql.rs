@@ -1,6 +1,9 @@
-//! What the archiver asks Postgres: what the stream made of a record.
+//! What the archiver asks Postgres: what the stream made of a record, and which columns a project declares.
 
+use chrono::{DateTime, Utc};
+use serde_json::Value;
 use sqlx::PgPool;
+use tidemill_common::promoted::KEYWORD;
 
 /// What the stream made of a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,4 +45,23 @@ pub async fn fate(
         (false, false) => Fate::Open,
         (true, false) => Fate::Read,
     })
+}
+
+/// When a project's JSON Schemas last changed; none without the project.
+pub async fn schemas_changed_at(pool: &PgPool, project: &str) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+    sqlx::query_scalar("SELECT schemas_changed_at FROM projects WHERE id = $1").bind(project).fetch_optional(pool).await
+}
+
+/// The newest JSON Schema of each event type that says anything of columns.
+pub async fn schemas_with_columns(pool: &PgPool, project: &str) -> Result<Vec<(String, Value)>, sqlx::Error> {
+    sqlx::query_as(
+        "SELECT event_type, schema FROM (
+             SELECT DISTINCT ON (event_type) event_type, schema FROM event_schemas WHERE project = $1
+             ORDER BY event_type, version DESC
+         ) newest WHERE schema::text LIKE $2",
+    )
+    .bind(project)
+    .bind(format!("%\"{KEYWORD}\"%"))
+    .fetch_all(pool)
+    .await
 }

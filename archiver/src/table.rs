@@ -1,16 +1,18 @@
-//! The tables: one per project, `tidemill.{project}.events`, in a SQL catalog that lies in Postgres.
+//! The tables: one per project, `tidemill.{project}.events`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use futures::TryFutureExt;
-use iceberg::spec::{NestedField, PrimitiveType, Schema, Transform, Type, UnboundPartitionSpec};
+use iceberg::spec::{
+    NestedField, NullOrder, PrimitiveType, Schema, SortDirection, SortField, SortOrder, Transform, Type,
+    UnboundPartitionSpec,
+};
 use iceberg::table::Table;
-use iceberg::{Catalog, CatalogBuilder, ErrorKind, NamespaceIdent, Result, TableCreation, TableIdent};
-use iceberg_catalog_sql::{SqlBindStyle, SqlCatalogBuilder};
-use iceberg_storage_opendal::OpenDalResolvingStorageFactory;
-use tidemill_common::config::Connections;
+use iceberg::{Catalog, ErrorKind, NamespaceIdent, Result, TableCreation, TableIdent};
+use tidemill_common::config::{CatalogKind, Connections};
 use tokio::sync::OnceCell;
+
+use crate::catalog;
 
 /// The catalog's name, and the first level of every namespace.
 pub const CATALOG: &str = "tidemill";
@@ -45,12 +47,31 @@ pub const COLUMNS: [Column; 13] = [
     column("kafka_offset", PrimitiveType::Long, true),
 ];
 
+/// For the engines that rewrite files, so that theirs are like ours; our own writer does not look at them.
+const PROPERTIES: [(&str, &str); 7] = [
+    ("write.parquet.compression-codec", "zstd"),
+    ("write.parquet.bloom-filter-enabled.column.event_id", "true"),
+    ("write.parquet.bloom-filter-enabled.column.user_id", "true"),
+    ("write.target-file-size-bytes", "134217728"),
+    ("write.metadata.metrics.column.properties", "counts"),
+    ("write.metadata.delete-after-commit.enabled", "true"),
+    ("write.metadata.previous-versions-max", "100"),
+];
+
 const fn column(name: &'static str, kind: PrimitiveType, required: bool) -> Column {
     Column { name, kind, required }
 }
 
 /// What a table's files are divided by: the day of this column.
-const DIVIDED_BY: &str = "occurred_at";
+pub const DIVIDED_BY: &str = "occurred_at";
+/// What rows are sorted by.
+pub const SORTED_BY: [&str; 2] = ["event_type", "occurred_at"];
+/// Nearly every row has another value here: a dictionary of them would be filled for nothing.
+pub const UNIQUE: &[&str] = &["event_id", "occurred_at", "received_at", "properties", "kafka_offset"];
+/// Nobody asks for a range of these.
+pub const UNSUMMED: &[&str] = &["properties", "user_agent"];
+/// Row groups that do not have a value here are mostly known without reading them.
+pub const BLOOMED: &[&str] = &["event_id", "user_id"];
 
 /// A project's namespace.
 pub fn namespace(project: &str) -> NamespaceIdent {
@@ -65,41 +86,21 @@ pub fn identifier(project: &str) -> TableIdent {
 /// The tables of all projects. Connects when it is first asked something. Cheap to clone.
 #[derive(Clone)]
 pub struct Tables {
+    kind: CatalogKind,
     settings: Arc<HashMap<String, String>>,
     catalog: Arc<OnceCell<Arc<dyn Catalog>>>,
 }
 
 impl Tables {
-    /// The tables in this database's catalog; new ones lie in this warehouse.
+    /// The tables in the catalog that the settings name; new ones lie in their warehouse.
     pub fn new(connections: &Connections) -> Self {
-        // Settings of the storage (`s3.endpoint`, …) belong here too: the catalog hands them on.
-        let settings = [
-            ("uri", connections.database_url.as_str()),
-            ("warehouse", connections.warehouse_url.trim_end_matches('/')),
-            ("pool.max-connections", "4"),
-        ];
-        let settings = settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
-        Self { settings: Arc::new(settings), catalog: Arc::default() }
+        let settings = Arc::new(catalog::settings(connections));
+        Self { kind: connections.warehouse.catalog, settings, catalog: Arc::default() }
     }
 
     /// The catalog.
     pub async fn catalog(&self) -> Result<&dyn Catalog> {
-        let open = || async {
-            let catalog = SqlCatalogBuilder::default()
-                .sql_bind_style(SqlBindStyle::DollarNumeric)
-                .with_storage_factory(Arc::new(OpenDalResolvingStorageFactory::new()))
-                .load(CATALOG, self.settings.as_ref().clone())
-                .await?;
-            Ok(Arc::new(catalog) as Arc<dyn Catalog>)
-        };
-        // Postgres' CREATE TABLE IF NOT EXISTS fails when another does the same at the same time. There are two
-        // tables, so this may happen twice.
-        let open = || async {
-            match open().or_else(|_| open()).await {
-                Err(_) => open().await,
-                opened => opened,
-            }
-        };
+        let open = || catalog::open(self.kind, &self.settings);
         self.catalog.get_or_try_init(open).await.map(Arc::as_ref)
     }
 
@@ -127,10 +128,13 @@ impl Tables {
     async fn create(&self, project: &str) -> Result<()> {
         let catalog = self.catalog().await?;
         let namespace = namespace(project);
-        if !catalog.namespace_exists(&namespace).await? {
-            // When this fails, so does what follows, unless another archiver made it.
-            if let Err(error) = catalog.create_namespace(&namespace, HashMap::new()).await {
-                tracing::debug!(%error, project, "cannot create the namespace");
+        let root = NamespaceIdent::new(CATALOG.to_owned());
+        for namespace in [&root, &namespace] {
+            if !catalog.namespace_exists(namespace).await? {
+                // When this fails, so does what follows, unless another archiver made it.
+                if let Err(error) = catalog.create_namespace(namespace, HashMap::new()).await {
+                    tracing::debug!(%error, project, "cannot create a namespace");
+                }
             }
         }
         catalog.create_table(&namespace, creation()?).await?;
@@ -144,16 +148,25 @@ fn creation() -> Result<TableCreation> {
         .zip(COLUMNS)
         .map(|(id, column)| Arc::new(NestedField::new(id, column.name, Type::Primitive(column.kind), column.required)));
     let schema = Schema::builder().with_fields(fields).build()?;
-    let source = schema.field_id_by_name(DIVIDED_BY).expect("one of COLUMNS");
+    let source = |name| schema.field_id_by_name(name).expect("one of COLUMNS");
     let divided = UnboundPartitionSpec::builder()
-        .add_partition_field(source, format!("{DIVIDED_BY}_day"), Transform::Day)?
+        .with_spec_id(0) // Java's REST server wants one
+        .add_partition_field(source(DIVIDED_BY), format!("{DIVIDED_BY}_day"), Transform::Day)?
         .build();
+    let ascending = |name| SortField {
+        source_id: source(name),
+        transform: Transform::Identity,
+        direction: SortDirection::Ascending,
+        null_order: NullOrder::First,
+    };
+    let sorted = SortOrder::builder().with_order_id(1).with_fields(SORTED_BY.map(ascending).to_vec()).build(&schema)?;
+    let properties = PROPERTIES.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
     let creation = TableCreation::builder()
         .name(TABLE.to_owned())
-        .schema(schema)
+        .schema(schema.clone())
         .partition_spec(divided)
-        // For the engines that rewrite files; our own writer does not look at it.
-        .properties([("write.parquet.compression-codec".to_owned(), "zstd".to_owned())])
+        .sort_order(sorted)
+        .properties(properties)
         .build();
     Ok(creation)
 }

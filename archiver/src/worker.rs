@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::StreamExt;
 use tidemill_common::http::Health;
 use tidemill_common::kafka::{GroupConsumer, GroupEvent, Record, TopicPartition};
 use tidemill_common::names::project_of;
@@ -33,8 +32,9 @@ pub struct Worker {
     archives: HashMap<Arc<str>, Archive>,
     preparing: JoinSet<Done>,
     prepared: u64,
-    /// At least as many bytes as all buffers have.
-    buffered: usize,
+    /// Too many rows are in memory: nothing is read until some of them are written. Kafka's client pauses the
+    /// partitions then.
+    full: bool,
     positions: Positions,
     health: Health,
 }
@@ -46,7 +46,7 @@ impl Worker {
         let timeout = Duration::from_millis(config.session_timeout_ms);
         let consumer = GroupConsumer::join(&shared.kafka, &config.group, &config.topics, timeout)?;
         let (archives, preparing) = (HashMap::new(), JoinSet::new());
-        Ok(Self { shared, consumer, archives, preparing, prepared: 0, buffered: 0, positions, health })
+        Ok(Self { shared, consumer, archives, preparing, prepared: 0, full: false, positions, health })
     }
 
     /// Works until shutdown, then commits what it has; or until there is nothing left that could go on.
@@ -55,13 +55,15 @@ impl Worker {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut seen_tick = tokio::time::interval(SEEN_TICK);
         seen_tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let progress = self.shared.progress.clone();
         while !shutdown.is_cancelled() && !self.all_stopped() {
             tokio::select! {
-                event = self.consumer.next() => match event {
+                event = self.consumer.next(), if !self.full => match event {
                     Some(event) => self.on(event).await,
                     None => return Err(ArchiveError::ConsumerEnded),
                 },
                 Some(done) = self.preparing.join_next() => self.go_live(done?),
+                () = progress.notified() => self.step(Instant::now()).await,
                 _ = tick.tick() => self.look().await,
                 _ = seen_tick.tick() => {
                     let now_ms = chrono::Utc::now().timestamp_millis();
@@ -70,7 +72,7 @@ impl Worker {
                 () = shutdown.cancelled() => {}
             }
         }
-        if tokio::time::timeout(LAST_COMMIT, self.commit(true)).await.is_err() {
+        if tokio::time::timeout(LAST_COMMIT, self.finish()).await.is_err() {
             tracing::warn!("the last commit took too long; its records will be read again");
         }
         self.report();
@@ -83,10 +85,11 @@ impl Worker {
     }
 
     async fn on(&mut self, event: GroupEvent) {
+        let now = Instant::now();
         match event {
             GroupEvent::Records(records) => {
                 for record in records {
-                    self.take(record).await;
+                    self.take(record, now).await;
                 }
             }
             GroupEvent::Assigned(partitions) => self.assign(partitions),
@@ -98,37 +101,36 @@ impl Worker {
                 }
             }
         }
+        self.step(now).await;
     }
 
-    async fn take(&mut self, record: Record) {
+    async fn take(&mut self, record: Record, now: Instant) {
         let Some(archive) = self.archives.get_mut(&record.topic) else { return };
         let State::Live(live) = &mut archive.state else { return };
-        self.buffered += record.value.len();
-        if let Err(error) = live.take(record, &self.shared).await {
+        if let Err(error) = live.take(record, &self.shared, now).await {
             archive.fail(error);
-        } else if live.buffer().full(&self.shared.config.limits()) {
-            let committed = archive.commit(&self.shared, false).await;
-            let topic = archive.topic.clone();
-            self.committed(topic, committed);
-        }
-        if self.buffered >= self.shared.config.max_bytes_total {
-            self.make_room().await;
         }
     }
 
-    /// Commits the largest buffers until all together are within their limit.
-    async fn make_room(&mut self) {
-        loop {
-            self.buffered = self.archives.values().map(Archive::buffered).sum();
-            let largest = self.archives.values_mut().max_by_key(|archive| archive.buffered());
-            let Some(largest) = largest.filter(|archive| archive.buffered() > 0) else { return };
-            if self.buffered < self.shared.config.max_bytes_total {
-                return;
-            }
-            // A buffer whose commit fails is dropped, so this ends.
-            let (topic, committed) = (largest.topic.clone(), largest.commit(&self.shared, true).await);
-            self.committed(topic, committed);
+    /// Writes and commits what it is time to, and sees whether more rows can be taken.
+    async fn step(&mut self, now: Instant) {
+        let mut committed = Vec::new();
+        for archive in self.archives.values_mut() {
+            let moved = archive.step(&self.shared, now, false).await;
+            committed.extend(moved.map(|moved| (archive.topic.clone(), moved)));
         }
+        committed.into_iter().for_each(|(topic, moved)| self.committed(topic, moved));
+        self.full = self.bytes() >= self.shared.config.max_bytes_total;
+        if self.full && !self.archives.values().any(Archive::is_ending) {
+            // Nothing would become less by waiting: the largest goes before its time.
+            if let Some(largest) = self.archives.values_mut().max_by_key(|archive| archive.bytes()) {
+                largest.step(&self.shared, now, true).await;
+            }
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        self.archives.values().map(Archive::bytes).sum()
     }
 
     /// An assignment is always whole: what is not in it is not ours.
@@ -192,7 +194,7 @@ impl Worker {
 
     /// Does what is due.
     async fn look(&mut self) {
-        self.commit(false).await;
+        self.step(Instant::now()).await;
         let mut again = Vec::new();
         for archive in self.archives.values_mut() {
             for (partition, next) in archive.release(&self.shared).await {
@@ -206,26 +208,20 @@ impl Worker {
         self.report();
     }
 
-    /// Commits what is due, or everything; some projects at a time.
-    async fn commit(&mut self, everything: bool) {
+    /// Commits everything, and waits for that.
+    async fn finish(&mut self) {
         let shared = &self.shared;
-        let mut commits = Vec::new();
-        for archive in self.archives.values_mut() {
-            commits.push(async {
-                let committed = archive.commit(shared, everything).await;
-                (archive.topic.clone(), committed)
-            });
-        }
-        let at_once = shared.config.concurrency.max(1);
-        let committed: Vec<_> = futures::stream::iter(commits).buffer_unordered(at_once).collect().await;
-        for (topic, committed) in committed {
-            self.committed(topic, committed);
-        }
+        let finish = |archive| async move {
+            let archive: &mut Archive = archive;
+            (archive.topic.clone(), archive.finish(shared).await)
+        };
+        let finished = futures::future::join_all(self.archives.values_mut().map(finish)).await;
+        finished.into_iter().for_each(|(topic, moved)| self.committed(topic, moved));
     }
 
-    fn committed(&self, topic: Arc<str>, moved: Option<Vec<(i32, i64)>>) {
+    fn committed(&self, topic: Arc<str>, moved: BTreeMap<i32, i64>) {
         let at = |(partition, next)| (TopicPartition { topic: topic.clone(), partition }, next);
-        let moved: Vec<_> = moved.into_iter().flatten().map(at).collect();
+        let moved: Vec<_> = moved.into_iter().map(at).collect();
         for (at, next) in &moved {
             self.positions.set(at.clone(), *next);
         }
@@ -240,6 +236,8 @@ impl Worker {
 
     fn report(&self) {
         self.archives.values().for_each(Archive::show_buffer);
+        metrics::gauge!("tidemill_archiver_buffered_bytes").set(self.bytes() as f64);
+        metrics::gauge!("tidemill_archiver_paused").set(f64::from(u8::from(self.full)));
         let problems: Vec<String> = self.archives.values().filter_map(Archive::problem).collect();
         let state = if problems.is_empty() { Ok(()) } else { Err(problems.join("; ")) };
         self.health.set("archives", true, state);

@@ -1,5 +1,6 @@
 //! The one binary: it runs the services and is the operators' tool. This file only parses and dispatches.
 
+mod archive;
 mod keys;
 mod loadgen;
 mod migrate;
@@ -73,6 +74,9 @@ enum Command {
     /// JSON Schemas of events' properties
     #[command(subcommand)]
     Schemas(schemas::Command),
+    /// The archive: maintenance, retention, and deletion of a user's events
+    #[command(subcommand)]
+    Archive(archive::Command),
     /// Send e-commerce-like traffic with current timestamps to a gateway
     ///
     /// Visitors of a shop: sessions of up to some minutes with page views, searches, carts and purchases. What
@@ -115,6 +119,7 @@ async fn operate(command: Command, output: Output) -> anyhow::Result<()> {
         Command::Keys(command) => keys::run(command, &connections, output).await,
         Command::Spool(spool) => spool::run(spool, output),
         Command::Schemas(command) => schemas::run(command, &connections, output).await,
+        Command::Archive(command) => archive::run(command, &connections, output).await,
         Command::Loadgen(args) => loadgen::run(args).await,
         Command::Ingest | Command::Stream | Command::Archiver | Command::Query => Ok(()), // dispatched before
     }

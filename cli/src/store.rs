@@ -18,6 +18,9 @@ const INSERT_PROJECT: &str = "INSERT INTO projects (id, partitions, dlq_partitio
      ON CONFLICT (id) DO NOTHING";
 const SET_QUOTA: &str = "UPDATE projects SET quota_per_second = $2 WHERE id = $1 AND deleted_at IS NULL \
      RETURNING id, partitions, dlq_partitions, quota_per_second, generation, created_at, deleted_at";
+const ARCHIVE_DAYS: &str = "SELECT archive_days FROM projects WHERE id = $1 AND deleted_at IS NULL";
+const SET_ARCHIVE_DAYS: &str =
+    "UPDATE projects SET archive_days = $2 WHERE id = $1 AND deleted_at IS NULL RETURNING archive_days";
 const INSERT_KEY: &str = "INSERT INTO api_keys (hash, prefix, project, scopes, rate_limit, expires_at) \
      SELECT $1, $2, id, $4, $5, $6 FROM projects WHERE id = $3 AND deleted_at IS NULL";
 const KEYS: &str = "SELECT prefix, project, scopes, rate_limit, created_at, expires_at, revoked_at \
@@ -104,6 +107,20 @@ pub async fn insert_project(db: &mut PgConnection, id: &str, partitions: Partiti
 /// The project with its new quota, if there is one.
 pub async fn set_quota(db: &mut PgConnection, id: &str, quota: Option<i32>) -> anyhow::Result<Option<Project>> {
     sqlx::query_as(SET_QUOTA).bind(id).bind(quota).fetch_optional(db).await.map_err(explain)
+}
+
+/// For how many days a project's events are archived, if there is such a project; none: for ever.
+pub async fn archive_days(db: &mut PgConnection, id: &str) -> anyhow::Result<Option<Option<i32>>> {
+    sqlx::query_scalar(ARCHIVE_DAYS).bind(id).fetch_optional(db).await.map_err(explain)
+}
+
+/// Changes that.
+pub async fn set_archive_days(
+    db: &mut PgConnection,
+    id: &str,
+    days: Option<i32>,
+) -> anyhow::Result<Option<Option<i32>>> {
+    sqlx::query_scalar(SET_ARCHIVE_DAYS).bind(id).bind(days).fetch_optional(db).await.map_err(explain)
 }
 
 /// False if there is no such project.

@@ -1,8 +1,9 @@
 //! Avro in the Confluent framing: `0x00`, the schema id as four big-endian bytes, the datum
 //! (<https://docs.confluent.io/platform/current/schema-registry/fundamentals/serdes-develop/index.html#wire-format>).
 
-mod datum;
+pub mod datum;
 
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, RwLock};
 
@@ -69,6 +70,15 @@ impl Encoder {
         value
     }
 
+    /// The framed value of an event in the envelope's layout, with room for `more` bytes behind it.
+    pub fn frame(&self, datum: &[u8], more: usize) -> Vec<u8> {
+        let mut value = Vec::with_capacity(FRAME + datum.len() + more);
+        value.push(0);
+        value.extend_from_slice(&self.id.to_be_bytes());
+        value.extend_from_slice(datum);
+        value
+    }
+
     /// Appends the framed value of an event.
     pub fn encode_into(&self, event: &EventRef<'_>, out: &mut Vec<u8>) {
         out.push(0);
@@ -101,16 +111,63 @@ impl Layout {
         if envelope { Self::Envelope } else { Self::Of(Arc::new(schema)) }
     }
 
-    fn read(&self, datum: &[u8]) -> Result<Event, String> {
+    fn read<'a>(&self, datum: &'a [u8]) -> Result<Decoded<'a>, String> {
         let schema = match self {
-            Self::Envelope => return datum::read(datum).map_err(|error| error.to_string()),
+            Self::Envelope => {
+                let event = datum::read(datum).map_err(|error| error.to_string())?;
+                return Ok(Decoded::Envelope { event, datum });
+            }
             Self::Of(schema) => schema,
         };
         let mut rest = datum;
         let event = GenericDatumReader::builder(schema).build().and_then(|reader| reader.read_deser(&mut rest));
         match event {
             Ok(_) if !rest.is_empty() => Err(BadDatum::LeftOver.to_string()),
-            event => event.map_err(|error| error.to_string()),
+            event => event.map(Decoded::Other).map_err(|error| error.to_string()),
+        }
+    }
+}
+
+/// An event as it was read.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Decoded<'a> {
+    /// From the envelope's own layout: it borrows the value's texts.
+    Envelope {
+        /// The event.
+        event: EventRef<'a>,
+        /// Its bytes.
+        datum: &'a [u8],
+    },
+    /// From another schema's.
+    Other(Event),
+}
+
+impl<'a> Decoded<'a> {
+    /// The event.
+    pub fn event(&self) -> EventRef<'_> {
+        match self {
+            Self::Envelope { event, .. } => *event,
+            Self::Other(event) => event.as_ref(),
+        }
+    }
+
+    /// The event, on its own.
+    pub fn into_event(self) -> Event {
+        match self {
+            Self::Envelope { event, .. } => event.to_event(),
+            Self::Other(event) => event,
+        }
+    }
+
+    /// Its datum in the envelope's layout, for [`datum::read`].
+    pub fn datum(&self) -> Cow<'a, [u8]> {
+        match self {
+            Self::Envelope { datum, .. } => Cow::Borrowed(datum),
+            Self::Other(event) => {
+                let mut datum = Vec::new();
+                datum::write(&event.as_ref(), &mut datum);
+                Cow::Owned(datum)
+            }
         }
     }
 }
@@ -121,8 +178,13 @@ impl Decoder {
         Self { registry, layouts: Arc::default() }
     }
 
-    /// The event in a framed value.
+    /// The event in a framed value, on its own.
     pub async fn decode(&self, value: &[u8]) -> Result<Event, DecodeError> {
+        Ok(self.read(value).await?.into_event())
+    }
+
+    /// The event in a framed value.
+    pub async fn read<'a>(&self, value: &'a [u8]) -> Result<Decoded<'a>, DecodeError> {
         let id = schema_id(value)?;
         let layout = match self.cached(id) {
             Some(layout) => layout,
@@ -199,7 +261,10 @@ mod tests {
             writer.write_ser(&mut expected, &event).expect("an event");
             prop_assert_eq!(&value, &expected);
             prop_assert_eq!(by_the_library(&value[FRAME..]), Some(event.clone()));
-            prop_assert_eq!(Layout::Envelope.read(&value[FRAME..]), Ok(event));
+            let read = Layout::Envelope.read(&value[FRAME..]).expect("a datum");
+            prop_assert_eq!(&*read.datum(), &value[FRAME..]);
+            prop_assert_eq!(&*Decoded::Other(event.clone()).datum(), &value[FRAME..]);
+            prop_assert_eq!(read.into_event(), event);
         }
 
         /// So that a record has one verdict, whichever way it is read.
@@ -217,7 +282,7 @@ mod tests {
             if let Some(at) = cut {
                 datum.truncate(at.index(datum.len()));
             }
-            prop_assert_eq!(Layout::Envelope.read(&datum).ok(), by_the_library(&datum));
+            prop_assert_eq!(Layout::Envelope.read(&datum).ok().map(Decoded::into_event), by_the_library(&datum));
         }
     }
 

@@ -67,8 +67,9 @@ impl Invalid {
     }
 }
 
-/// An event whose texts stand elsewhere: what the gateway encodes without copying them first.
-#[derive(Debug, Clone, Copy)]
+/// An event whose texts stand elsewhere: what the gateway encodes, and what readers of the log look at, without
+/// copying them first.
+#[derive(Debug, Clone, Copy, PartialEq)]
 #[allow(missing_docs)] // the fields of [`Event`]
 pub struct EventRef<'a> {
     pub event_id: &'a str,
@@ -115,16 +116,6 @@ impl Event {
             user_agent: self.user_agent.as_deref(),
         }
     }
-
-    /// The check of every reader of the log. It depends on nothing but the record, so that the stream,
-    /// the archiver and a replay years later give one verdict.
-    pub fn validate_appended(&self, append_time_ms: i64) -> Result<(), Invalid> {
-        self.as_ref().check(append_time_ms.saturating_mul(1_000).saturating_add(AHEAD + APPEND_SLACK))?;
-        match self.properties.as_deref() {
-            Some(properties) if !is_object(properties) => Err(Invalid::new("properties", "must be a JSON object")),
-            _ => Ok(()),
-        }
-    }
 }
 
 impl EventRef<'_> {
@@ -132,6 +123,33 @@ impl EventRef<'_> {
     /// it knows from parsing.
     pub fn validate(&self, received_at: i64) -> Result<(), Invalid> {
         self.check(received_at + AHEAD)
+    }
+
+    /// The check of every reader of the log. It depends on nothing but the record, so that the stream,
+    /// the archiver and a replay years later give one verdict.
+    pub fn validate_appended(&self, append_time_ms: i64) -> Result<(), Invalid> {
+        self.check(append_time_ms.saturating_mul(1_000).saturating_add(AHEAD + APPEND_SLACK))?;
+        match self.properties {
+            Some(properties) if !is_object(properties) => Err(Invalid::new("properties", "must be a JSON object")),
+            _ => Ok(()),
+        }
+    }
+
+    /// The same event, on its own.
+    pub fn to_event(&self) -> Event {
+        let text = |text: Option<&str>| text.map(str::to_owned);
+        Event {
+            event_id: self.event_id.to_owned(),
+            event_type: self.event_type.to_owned(),
+            timestamp: self.timestamp,
+            received_at: self.received_at,
+            user_id: text(self.user_id),
+            session_id: text(self.session_id),
+            event_action: text(self.event_action),
+            properties: text(self.properties),
+            client_address: text(self.client_address),
+            user_agent: text(self.user_agent),
+        }
     }
 
     fn check(&self, latest: i64) -> Result<(), Invalid> {
@@ -216,15 +234,15 @@ mod tests {
     fn readers_forgive_an_hour_of_clock_skew() {
         let mut event = event();
         event.timestamp = NOW + AHEAD + APPEND_SLACK;
-        assert!(event.validate_appended(NOW / 1_000).is_ok());
+        assert!(event.as_ref().validate_appended(NOW / 1_000).is_ok());
         event.timestamp += 1;
-        assert!(event.validate_appended(NOW / 1_000).is_err());
+        assert!(event.as_ref().validate_appended(NOW / 1_000).is_err());
     }
 
     #[test]
     fn properties_are_an_object() {
         let good = |properties: &str| {
-            Event { properties: Some(properties.into()), ..event() }.validate_appended(NOW / 1_000).is_ok()
+            Event { properties: Some(properties.into()), ..event() }.as_ref().validate_appended(NOW / 1_000).is_ok()
         };
         assert!(good(" {\"a\":[1]}"));
         assert!(!good("[1]"));

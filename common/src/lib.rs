@@ -18,6 +18,7 @@ pub mod postgres;
 pub mod problem;
 pub mod progress;
 pub mod projects;
+pub mod promoted;
 pub mod redis;
 pub mod registry;
 pub mod seen;

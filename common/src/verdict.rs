@@ -1,6 +1,6 @@
 //! What a record of an events topic is. Stream, archiver and replays ask here, so that they agree.
 
-use crate::codec::{DecodeError, Decoder};
+use crate::codec::{DecodeError, Decoded, Decoder};
 use crate::event::Event;
 use crate::home::home_partition;
 use crate::kafka::Record;
@@ -23,9 +23,9 @@ const MAX_DETAIL: usize = 1_000;
 
 /// The verdict on one record.
 #[derive(Debug)]
-pub enum Verdict {
+pub enum Verdict<E = Event> {
     /// A valid event in its home partition.
-    Valid(Event),
+    Valid(E),
     /// A valid event elsewhere: a producer with another partitioner. It counts only in its home partition.
     Stray {
         /// Where it belongs.
@@ -58,15 +58,30 @@ pub async fn judge(
     partitions: i32,
     window_ms: i64,
 ) -> Result<Verdict, DecodeError> {
+    Ok(match judge_in_place(decoder, record, partitions, window_ms).await? {
+        Verdict::Valid(event) => Verdict::Valid(event.into_event()),
+        Verdict::Stray { home } => Verdict::Stray { home },
+        Verdict::Rejected(rejection) => Verdict::Rejected(rejection),
+    })
+}
+
+/// The same, for who does not need the event on its own.
+pub async fn judge_in_place<'a>(
+    decoder: &Decoder,
+    record: &'a Record,
+    partitions: i32,
+    window_ms: i64,
+) -> Result<Verdict<Decoded<'a>>, DecodeError> {
     if !fits(record) {
         return Ok(rejected("decode", TOO_LARGE, format!("key and value have more than {MAX_RECORD} bytes")));
     }
-    let event = match decoder.decode(&record.value).await {
-        Ok(event) => event,
+    let decoded = match decoder.read(&record.value).await {
+        Ok(decoded) => decoded,
         Err(error @ DecodeError::Framing) => return Ok(rejected("decode", "not-avro", error)),
         Err(error @ DecodeError::Datum { .. }) => return Ok(rejected("decode", "bad-datum", error)),
         Err(error) => return Err(error),
     };
+    let event = decoded.event();
     if let Err(invalid) = event.validate_appended(record.append_ms) {
         return Ok(rejected("validate", "invalid", invalid));
     }
@@ -77,7 +92,7 @@ pub async fn judge(
     if let Some(late) = late_stray(record, window_ms) {
         return Ok(rejected("validate", LATE_STRAY, late));
     }
-    Ok(Verdict::Valid(event))
+    Ok(Verdict::Valid(decoded))
 }
 
 /// What is wrong with a stray that took longer than a window to come home: its copies may have been here and be
@@ -113,7 +128,7 @@ impl Rejection {
     }
 }
 
-fn rejected(stage: &'static str, reason: &'static str, detail: impl ToString) -> Verdict {
+fn rejected<E>(stage: &'static str, reason: &'static str, detail: impl ToString) -> Verdict<E> {
     Verdict::Rejected(Rejection { stage, reason, detail: detail.to_string().chars().take(MAX_DETAIL).collect() })
 }
 

@@ -2,10 +2,11 @@
 //! is no event to the dead letters. All of it may be sent again after a crash; readers tell by the headers.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use rdkafka::error::KafkaError;
-use tidemill_common::codec::Encoder;
+use tidemill_common::codec::{Decoded, Encoder};
 use tidemill_common::home::home_partition;
 use tidemill_common::kafka::{Outgoing, Producer, Record, Sending};
 use tidemill_common::names::{dlq_topic, processed_topic};
@@ -13,7 +14,7 @@ use tidemill_common::registry::{Registry, RegistryError};
 use tidemill_common::verdict::{Rejection, TOO_LARGE};
 pub use tidemill_common::verdict::{SOURCE_APPEND_TIME, SOURCE_OFFSET, SOURCE_PARTITION};
 
-use crate::store::Counted;
+use crate::enrich::Traits;
 
 /// The schema of the processed topics, as it is registered: the event's, and behind it what was found out.
 pub const PROCESSED_SCHEMA: &str = include_str!("../../schemas/processed.avsc");
@@ -34,48 +35,55 @@ pub const TIME: &str = "time";
 /// A record to send, owning its bytes.
 #[derive(Debug)]
 pub struct Emission {
-    topic: String,
+    topic: Arc<str>,
     partition: i32,
     key: Option<Vec<u8>>,
     value: Vec<u8>,
     headers: Vec<(&'static str, String)>,
 }
 
-/// Makes records of the processed topics; knows their schema ids.
+/// Makes records of the processed topics; knows them and their schema ids.
 pub struct Emitter {
     registry: Registry,
-    encoders: HashMap<String, Encoder>,
+    known: HashMap<String, (Arc<str>, Encoder)>,
 }
 
 impl Emitter {
     /// An emitter that has sent nothing.
     pub fn new(registry: Registry) -> Self {
-        Self { registry, encoders: HashMap::new() }
+        Self { registry, known: HashMap::new() }
     }
 
     /// A first sight for the processed topic, in the partition of the same number.
-    pub async fn processed(&mut self, record: &Record, counted: &Counted) -> Result<Emission, RegistryError> {
-        let project = &counted.project;
-        if !self.encoders.contains_key(project) {
-            let id = self.registry.register(&format!("{}-value", processed_topic(project)), PROCESSED_SCHEMA).await?;
-            self.encoders.insert(project.clone(), Encoder::new(id));
+    pub async fn processed(
+        &mut self,
+        project: &str,
+        record: &Record,
+        event: &Decoded<'_>,
+        traits: &Traits,
+    ) -> Result<Emission, RegistryError> {
+        if !self.known.contains_key(project) {
+            let topic = processed_topic(project);
+            let id = self.registry.register(&format!("{topic}-value"), PROCESSED_SCHEMA).await?;
+            self.known.insert(project.to_owned(), (topic.into(), Encoder::new(id)));
         }
+        let (topic, encoder) = &self.known[project];
         Ok(Emission {
-            topic: processed_topic(project),
+            topic: Arc::clone(topic),
             partition: record.partition,
-            key: Some(counted.event.event_id.clone().into_bytes()),
-            value: encode(&self.encoders[project], counted),
+            key: Some(event.event().event_id.as_bytes().to_vec()),
+            value: encode(encoder, event, traits),
             headers: origin(record),
         })
     }
 }
 
-/// The framed value under [`PROCESSED_SCHEMA`].
-fn encode(encoder: &Encoder, counted: &Counted) -> Vec<u8> {
-    let traits = &counted.traits;
-    let mut value = encoder.encode(&counted.event);
+/// The framed value under [`PROCESSED_SCHEMA`]: the event as it came, and behind it what was found out.
+fn encode(encoder: &Encoder, event: &Decoded<'_>, traits: &Traits) -> Vec<u8> {
     let country = traits.country.as_ref().map(|country| country.as_str());
-    for name in [traits.device.map(|device| device.as_str()), traits.source.map(|source| source.as_str()), country] {
+    let names = [traits.device.map(|device| device.as_str()), traits.source.map(|source| source.as_str()), country];
+    let mut value = encoder.frame(&event.datum(), names.iter().map(|name| 2 + name.map_or(0, str::len)).sum());
+    for name in names {
         let Some(name) = name else {
             value.push(0); // the union's branch: null
             continue;
@@ -97,7 +105,7 @@ pub fn stray(record: &Record, home: i32) -> Emission {
         })
         .collect();
     Emission {
-        topic: record.topic.to_string(),
+        topic: Arc::clone(&record.topic),
         partition: home,
         key: record.key.clone(),
         value: record.value.clone(),
@@ -127,7 +135,7 @@ pub fn dead_letter(
     // What is too large to be sent on still stands at its origin.
     let fits = rejection.reason != TOO_LARGE;
     let (key, value) = if fits { (record.key.clone(), record.value.clone()) } else { (None, Vec::new()) };
-    Emission { topic: dlq_topic(project), partition, key, value, headers }
+    Emission { topic: dlq_topic(project).into(), partition, key, value, headers }
 }
 
 impl Emission {
@@ -162,8 +170,7 @@ mod tests {
     use tidemill_common::event::Event;
 
     use super::*;
-    use crate::enrich::{Country, Device, Source, Traits};
-    use crate::store::Origin;
+    use crate::enrich::{Country, Device, Source};
 
     #[derive(Debug, serde::Deserialize)]
     #[serde(rename_all = "camelCase")]
@@ -175,14 +182,13 @@ mod tests {
         country: Option<String>,
     }
 
-    fn counted(traits: Traits) -> Counted {
-        let event = Event {
+    fn event() -> Event {
+        Event {
             user_id: Some("u".into()),
             properties: Some("{}".into()),
             user_agent: Some("curl/8".into()),
             ..Event::new("e-1", "view", 1_700_000_000_000_000)
-        };
-        Counted { traits, ..Counted::new("p".into(), 0, event, Origin::default()) }
+        }
     }
 
     #[test]
@@ -195,17 +201,17 @@ mod tests {
             ..Traits::default()
         };
         for (traits, names) in [(some, [Some("bot"), Some("campaign"), Some("NL")]), (Traits::default(), [None; 3])] {
-            let counted = counted(traits);
-            let value = encode(&Encoder::new(7), &counted);
+            let event = event();
+            let value = encode(&Encoder::new(7), &Decoded::Other(event.clone()), &traits);
             let mut datum = &value[5..];
             let reader = GenericDatumReader::builder(&schema).build().expect("a reader");
             let read: Processed = reader.read_deser(&mut datum).expect("readable");
             assert!(datum.is_empty());
-            assert_eq!(read.event, counted.event);
+            assert_eq!(read.event, event);
             assert_eq!([read.device_type.as_deref(), read.traffic_source.as_deref(), read.country.as_deref()], names);
             // Readers that know only events read it as one.
-            let event: Event = reader.read_deser(&mut &value[5..]).expect("readable");
-            assert_eq!(event, counted.event);
+            let plain: Event = reader.read_deser(&mut &value[5..]).expect("readable");
+            assert_eq!(plain, event);
         }
     }
 

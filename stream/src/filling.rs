@@ -111,7 +111,8 @@ impl Filling {
     /// Takes what is there, and begins the next batch.
     pub fn close(&mut self, state: &State) -> Filled {
         let next = Sorted { events: std::mem::take(&mut self.spare), ..Sorted::default() };
-        let Self { sorted, sending, steps, held, .. } = std::mem::replace(self, Self { sorted: next, ..Self::default() });
+        let Self { sorted, sending, steps, held, .. } =
+            std::mem::replace(self, Self { sorted: next, ..Self::default() });
         let Sorted { events, dead_letters, copies, strays, .. } = sorted;
         let with_projected = |(at, step): (TopicPartition, Advance)| {
             let projected = state.live.get(&at).map_or(step.start, |live| live.projected);

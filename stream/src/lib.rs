@@ -7,6 +7,7 @@ pub mod emit;
 pub mod enrich;
 mod filling;
 pub mod fold;
+pub mod forget;
 pub mod histogram;
 pub mod keys;
 pub mod ledger;

@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use rdkafka::error::KafkaError;
-use tidemill_common::codec::{DecodeError, Decoder, schema_id};
+use tidemill_common::codec::{DecodeError, Decoded, Decoder, schema_id};
+use tidemill_common::event::EventRef;
 use tidemill_common::failpoint::{Injected, mutant};
 use tidemill_common::kafka::Record;
 use tidemill_common::projects::Project;
 use tidemill_common::registry::RegistryError;
 use tidemill_common::seen::{FillError, SeenError, fingerprint};
-use tidemill_common::verdict::{Rejection, Verdict, fits, judge};
+use tidemill_common::verdict::{Rejection, Verdict, fits, judge_in_place};
 
 use crate::emit::{self, Emission, Emitter};
 use crate::enrich::Enricher;
@@ -149,20 +150,24 @@ impl Sorter {
     async fn place(
         &mut self,
         record: &Record,
-        verdict: Verdict,
+        verdict: Verdict<Decoded<'_>>,
         live: &mut Live,
         sorted: &mut Sorted,
     ) -> Result<(), Transient> {
         let Live { place, project, seen, .. } = live;
         match verdict {
-            Verdict::Valid(event) => {
-                let first = seen.sight(fingerprint(&event.event_id), record.offset, record.append_ms)?;
-                if first && !existed(&event.event_id) {
+            Verdict::Valid(decoded) => {
+                let event = decoded.event();
+                let first = seen.sight(fingerprint(event.event_id), record.offset, record.append_ms)?;
+                if first && !existed(event.event_id) {
                     let Record { partition, offset, append_ms, .. } = *record;
                     let origin = Origin { partition, offset, append_ms };
-                    let mut counted = Counted::new(project.id.clone(), place.generation, event, origin);
-                    counted.traits = self.enricher.traits(&counted.event, &counted.properties());
-                    sorted.emissions.push(self.emitter.processed(record, &counted).await?);
+                    // What the enricher alone reads need not be kept.
+                    let kept = EventRef { client_address: None, user_agent: None, ..event }.to_event();
+                    let mut counted = Counted::new(project.id.clone(), place.generation, kept, origin);
+                    counted.traits = self.enricher.traits(&event, &counted.properties());
+                    let processed = self.emitter.processed(&project.id, record, &decoded, &counted.traits).await?;
+                    sorted.emissions.push(processed);
                     sorted.events.push(counted);
                 } else {
                     sorted.copies += 1;
@@ -193,13 +198,17 @@ impl Sorter {
 
     /// The verdict; none while a schema is unknown and may still come, since a registry may be late or may
     /// have come back with less than it had.
-    async fn judge(&mut self, record: &Record, project: &Project) -> Result<Option<Verdict>, DecodeError> {
+    async fn judge<'a>(
+        &mut self,
+        record: &'a Record,
+        project: &Project,
+    ) -> Result<Option<Verdict<Decoded<'a>>>, DecodeError> {
         let id = if fits(record) { schema_id(&record.value).ok() } else { None };
         let asked_lately = |unknown: &&Unknown| unknown.asked.elapsed() < ASK_AGAIN;
         if let Some(unknown) = id.and_then(|id| self.unknown.get(&id)).filter(asked_lately) {
             return Ok(self.give_up(id.unwrap_or_default(), unknown.since));
         }
-        match judge(&self.decoder, record, project.partitions, project.dedupe_window_ms).await {
+        match judge_in_place(&self.decoder, record, project.partitions, project.dedupe_window_ms).await {
             Err(DecodeError::UnknownSchema(id)) => {
                 let now = Instant::now();
                 if self.unknown.len() >= MOST_UNKNOWN {
@@ -219,7 +228,7 @@ impl Sorter {
         }
     }
 
-    fn give_up(&self, id: u32, since: Instant) -> Option<Verdict> {
+    fn give_up<E>(&self, id: u32, since: Instant) -> Option<Verdict<E>> {
         (since.elapsed() >= self.unknown_wait).then(|| Verdict::Rejected(Rejection::unknown_schema(id)))
     }
 }

@@ -67,7 +67,7 @@ fn traffic(count: usize, random: &mut Random) -> Vec<Event> {
 fn counted(project: &str, events: &[Event], enricher: &mut Enricher) -> Vec<Counted> {
     let one = |event: &Event| {
         let mut counted = Counted::new(project.to_owned(), 0, event.clone(), Origin::default());
-        counted.traits = enricher.traits(&counted.event, &counted.properties());
+        counted.traits = enricher.traits(&counted.event.as_ref(), &counted.properties());
         counted
     };
     events.iter().map(one).collect()

@@ -7,13 +7,11 @@ use async_trait::async_trait;
 use iceberg::spec::DataFile;
 use iceberg::table::Table;
 use iceberg::{Catalog, Error, ErrorKind, Namespace, NamespaceIdent, Result, TableCommit, TableCreation, TableIdent};
-use tidemill_archiver::buffer::Row;
 use tidemill_archiver::commit::{CommitError, commit};
-use tidemill_archiver::files;
 use tidemill_archiver::positions::{Position, Positions};
 use tidemill_testkit::event;
 
-use crate::support::{World, rows, table_positions};
+use crate::support::{World, rows, table_positions, write_files};
 
 const TOPIC: &str = "events.any";
 
@@ -23,13 +21,9 @@ fn at(list: &[(i32, i64)]) -> Positions {
 }
 
 async fn files_of(table: &Table, partition: i32, offsets: std::ops::Range<i64>) -> Vec<DataFile> {
-    let rows: Vec<Row> = offsets
-        .map(|offset| {
-            let event = event(&format!("{partition}-{offset}"), "click", 1_700_000_000);
-            Row { event, partition, offset, append_ms: 1_700_000_000_000 }
-        })
-        .collect();
-    files::write(table, &rows).await.unwrap()
+    let events: Vec<_> =
+        offsets.map(|offset| (offset, event(&format!("{partition}-{offset}"), "click", 1_700_000_000))).collect();
+    write_files(table, partition, &events).await
 }
 
 async fn offsets(world: &World) -> Vec<(i32, i64)> {

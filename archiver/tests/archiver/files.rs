@@ -4,18 +4,11 @@ use std::path::Path;
 
 use arrow::array::AsArray;
 use arrow::datatypes::TimestampMicrosecondType;
-use tidemill_archiver::buffer::Row;
 use tidemill_archiver::commit::commit;
-use tidemill_archiver::files;
 use tidemill_archiver::positions::{Position, Positions};
 use tidemill_testkit::event;
 
-use crate::support::{World, batches};
-
-fn row(offset: i64, event_type: &str, seconds: i64) -> Row {
-    let event = event(&format!("e-{offset}"), event_type, seconds);
-    Row { event, partition: 0, offset, append_ms: 1_700_000_000_000 }
-}
+use crate::support::{World, batches, write_files};
 
 /// How many of this process's open files lie in a folder.
 fn open_files(folder: &Path) -> usize {
@@ -29,8 +22,9 @@ async fn events_of_many_days_do_not_open_many_files() {
     let table = world.tables.load_or_create(&world.project).await.unwrap();
     let folder = world.connections.warehouse_url.strip_prefix("file://").unwrap().to_owned();
     // Two of each day, far from each other.
-    let rows: Vec<Row> = (0..1_000).map(|i| row(i, "click", 946_684_800 + (i % 500) * 86_400)).collect();
-    let writing = tokio::spawn(async move { files::write(&table, &rows).await.unwrap() });
+    let events: Vec<_> =
+        (0..1_000).map(|i| (i, event(&format!("e-{i}"), "click", 946_684_800 + (i % 500) * 86_400))).collect();
+    let writing = tokio::spawn(async move { write_files(&table, 0, &events).await });
     let mut most = 0;
     while !writing.is_finished() {
         most = most.max(open_files(Path::new(&folder)));
@@ -48,8 +42,9 @@ async fn rows_lie_by_type_and_time() {
     let world = World::new().await;
     let table = world.tables.load_or_create(&world.project).await.unwrap();
     let types = ["view", "click", "buy"];
-    let rows: Vec<Row> = (0..60).map(|i| row(i, types[i as usize % 3], 1_700_000_000 + (i * 37) % 60)).collect();
-    let files = files::write(&table, &rows).await.unwrap();
+    let event = |i: i64| event(&format!("e-{i}"), types[i as usize % 3], 1_700_000_000 + (i * 37) % 60);
+    let files = write_files(&table, 0, &(0..60).map(|i| (i, event(i))).collect::<Vec<_>>()).await;
+    assert_eq!(files[0].sort_order_id(), Some(1));
     let catalog = world.tables.catalog().await.unwrap();
     let end = Positions::from([(0, Position { incarnation: "one".to_owned(), next: 60 })]);
     commit(catalog, &table, "events.any", &end, &files).await.unwrap();

@@ -2,9 +2,12 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on must fail loudly
 
 mod commits;
+mod elsewhere;
 mod files;
 mod given_up;
 mod group;
+mod layout;
+mod maintain;
 mod once;
 mod reader;
 mod support;

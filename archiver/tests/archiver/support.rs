@@ -7,9 +7,14 @@ use std::time::Duration;
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Int32Type, Int64Type};
 use futures::TryStreamExt;
+use iceberg::spec::DataFile;
+use iceberg::table::Table;
+use tidemill_archiver::files::Files;
 use tidemill_archiver::positions::{self, Positions};
+use tidemill_archiver::rows::{At, Rows};
 use tidemill_archiver::table::Tables;
 use tidemill_archiver::{Config, run};
+use tidemill_common::codec::datum;
 use tidemill_common::config::Connections;
 use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
@@ -99,6 +104,30 @@ pub async fn start_with(config: Config, connections: Connections) -> Archiver {
     let address = listener.local_addr().unwrap().to_string();
     let task = tokio::spawn(run(config, connections, listener.into(), shutdown.clone()));
     Archiver { shutdown, address, task }
+}
+
+/// Events as rows of a partition, by their offsets.
+pub fn as_rows(partition: i32, events: &[(i64, Event)]) -> Rows {
+    let mut rows = Rows::default();
+    for (offset, event) in events {
+        let mut bytes = Vec::new();
+        datum::write(&event.as_ref(), &mut bytes);
+        rows.add(&event.as_ref(), &bytes, At { partition, offset: *offset, append_ms: 1_700_000_000_000 });
+    }
+    rows
+}
+
+/// Writes events of any days to new files of a table.
+pub async fn write_files(table: &Table, partition: i32, events: &[(i64, Event)]) -> Vec<DataFile> {
+    let mut days: BTreeMap<i64, Vec<(i64, Event)>> = BTreeMap::new();
+    for (offset, event) in events {
+        days.entry(event.timestamp.div_euclid(86_400_000_000)).or_default().push((*offset, event.clone()));
+    }
+    let mut files = Files::new(table, Arc::default(), usize::MAX).unwrap();
+    for (day, events) in days {
+        files.write(day, as_rows(partition, &events), true).await.unwrap();
+    }
+    files.close().await.unwrap()
 }
 
 /// The rows of a project's table.

@@ -365,6 +365,9 @@ impl Poller {
             }
             return;
         }
+        if !self.queued.full() {
+            return; // before looking at the clock, which every record would
+        }
         let give_up = Instant::now() + SHORT_STALL;
         while self.queued.full() && Instant::now() < give_up {
             std::thread::sleep(Duration::from_millis(2));

@@ -1,0 +1,201 @@
+//! A commit as it comes about: rows are written to files while more of them arrive, then files and positions go into
+//! the table in one step. It is a task of its own, so that nothing waits for storage or catalog until memory is full.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use iceberg::spec::DataFile;
+use iceberg::table::Table;
+use metrics::{counter, gauge, histogram};
+use tidemill_common::failpoint::hit;
+use tokio::sync::{Notify, mpsc};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::commit::commit;
+use crate::declared::Declared;
+use crate::error::ArchiveError;
+use crate::evolve::evolve;
+use crate::files::Files;
+use crate::positions::{Position, Positions};
+use crate::prepare::Shared;
+use crate::rows::Rows;
+
+/// Catalogs that take longer are given up for now.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Files that may be open at a time: what senders say is when their events occurred may be any number of days.
+const MOST_OPEN: usize = 4;
+
+/// What a commit is made of.
+pub struct Batch {
+    pub project: String,
+    pub topic: Arc<str>,
+    pub incarnation: String,
+    /// The table whose positions the rows follow.
+    pub table: Table,
+    /// Promoted columns, as they were last read.
+    pub declared: Declared,
+}
+
+/// A commit that went through.
+pub struct Committed {
+    /// The table with all of it in.
+    pub table: Table,
+    pub declared: Declared,
+    /// The next offset of each partition that has moved.
+    pub moved: BTreeMap<i32, i64>,
+}
+
+/// A commit on its way. Dropping it ends the work; what was written is never seen.
+pub struct Writing {
+    steps: mpsc::UnboundedSender<Step>,
+    task: AbortOnDropHandle<Result<Committed, ArchiveError>>,
+    progress: Arc<Progress>,
+    /// Whose files are open.
+    days: BTreeSet<i64>,
+    ending: bool,
+}
+
+enum Step {
+    /// Rows of a day; its last ones close its file.
+    Rows { day: i64, rows: Rows, last: bool },
+    /// That was all.
+    End(BTreeMap<i32, i64>),
+}
+
+/// How far it is, and whom to tell.
+struct Progress {
+    waiting: AtomicUsize,
+    written: AtomicUsize,
+    tell: Arc<Notify>,
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.tell.notify_one();
+    }
+}
+
+impl Writing {
+    /// Begins a commit.
+    pub fn begin(batch: Batch, shared: &Shared) -> Self {
+        let (steps, receiver) = mpsc::unbounded_channel();
+        let tell = shared.progress.clone();
+        let progress = Arc::new(Progress { waiting: AtomicUsize::new(0), written: AtomicUsize::new(0), tell });
+        let work = write_batch(batch, shared.clone(), receiver, progress.clone());
+        let task = AbortOnDropHandle::new(tokio::spawn(work));
+        Self { steps, task, progress, days: BTreeSet::new(), ending: false }
+    }
+
+    /// Whether a day's file is open or can be opened.
+    pub fn takes(&self, day: i64) -> bool {
+        self.days.contains(&day) || self.days.len() < MOST_OPEN
+    }
+
+    /// Writes rows of a day; more of them may come.
+    pub fn write(&mut self, day: i64, rows: Rows) {
+        self.days.insert(day);
+        self.send(day, rows, false);
+    }
+
+    /// Writes the last rows, and commits.
+    pub fn end(&mut self, rows: BTreeMap<i64, Rows>, moved: BTreeMap<i32, i64>) {
+        for (day, rows) in rows {
+            self.send(day, rows, true);
+        }
+        self.ending = true;
+        // When the task has ended, so says its result.
+        let _ = self.steps.send(Step::End(moved));
+    }
+
+    fn send(&self, day: i64, rows: Rows, last: bool) {
+        self.progress.waiting.fetch_add(rows.bytes(), Ordering::Relaxed);
+        let _ = self.steps.send(Step::Rows { day, rows, last });
+    }
+
+    /// How many bytes of rows are not written yet.
+    pub fn waiting(&self) -> usize {
+        self.progress.waiting.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes the files have.
+    pub fn written(&self) -> usize {
+        self.progress.written.load(Ordering::Relaxed)
+    }
+
+    /// Whether no more rows are taken.
+    pub fn ending(&self) -> bool {
+        self.ending
+    }
+
+    /// Whether the outcome is there.
+    pub fn is_finished(&self) -> bool {
+        self.task.is_finished()
+    }
+
+    /// The outcome, once it is there.
+    pub async fn outcome(self) -> Result<Committed, ArchiveError> {
+        self.task.await?
+    }
+}
+
+/// Writes rows to new files as they come, and commits them with the positions behind them, once.
+async fn write_batch(
+    batch: Batch,
+    shared: Shared,
+    mut steps: mpsc::UnboundedReceiver<Step>,
+    progress: Arc<Progress>,
+) -> Result<Committed, ArchiveError> {
+    let Batch { project, topic, incarnation, table: known, declared } = batch;
+    hit("archive.polled").await?;
+    let catalog = shared.tables.catalog().await?;
+    let declared = declared.renewed(&shared.pool, &project).await;
+    let table = evolve(catalog, &known, &declared.promotions).await;
+    let mut files = Files::new(&table, declared.promotions.clone(), shared.config.file_bytes)?;
+    let mut count = 0;
+    let moved = loop {
+        match steps.recv().await {
+            Some(Step::Rows { day, rows, last }) => {
+                let bytes = rows.bytes();
+                count += rows.len();
+                let _permit = shared.writers.acquire().await;
+                files.write(day, rows, last).await?;
+                progress.written.store(files.bytes(), Ordering::Relaxed);
+                progress.waiting.fetch_sub(bytes, Ordering::Relaxed);
+                progress.tell.notify_one();
+            }
+            Some(Step::End(moved)) => break moved,
+            None => return Err(ArchiveError::Abandoned),
+        }
+    };
+    let started = Instant::now();
+    let _permit = shared.writers.acquire().await;
+    let files = files.close().await?;
+    let at = |next| Position { incarnation: incarnation.clone(), next };
+    let end: Positions = moved.iter().map(|(&partition, &next)| (partition, at(next))).collect();
+    // Whoever else has moved these partitions on since `known` was loaded must be noticed, so that is the base.
+    let committing = commit(catalog, &known, &topic, &end, &files);
+    let limit = ArchiveError::Slow("a commit", COMMIT_TIMEOUT.as_secs());
+    let table = tokio::time::timeout(COMMIT_TIMEOUT, committing).await.map_err(|_| limit)??;
+    tracing::debug!(%topic, rows = count, files = files.len(), seconds = started.elapsed().as_secs_f64(), "committed");
+    histogram!("tidemill_archiver_commit_seconds").record(started.elapsed());
+    report(&project, count, &files, &table);
+    Ok(Committed { table, declared, moved })
+}
+
+fn report(project: &str, rows: usize, files: &[DataFile], table: &Table) {
+    let project = || project.to_owned();
+    let bytes: u64 = files.iter().map(DataFile::file_size_in_bytes).sum();
+    counter!("tidemill_archiver_rows_total", "project" => project()).increment(rows as u64);
+    counter!("tidemill_archiver_commits_total", "project" => project()).increment(1);
+    counter!("tidemill_archiver_files_total", "project" => project()).increment(files.len() as u64);
+    counter!("tidemill_archiver_file_bytes_total", "project" => project()).increment(bytes);
+    // The summary counts on from snapshot to snapshot, those of other engines too.
+    let summary = table.metadata().current_snapshot().map(|snapshot| &snapshot.summary().additional_properties);
+    let total = |name| summary.and_then(|summary| summary.get(name)?.parse::<f64>().ok());
+    if let (Some(files), Some(bytes)) = (total("total-data-files"), total("total-files-size")) {
+        gauge!("tidemill_archiver_table_files", "project" => project()).set(files);
+        gauge!("tidemill_archiver_table_bytes", "project" => project()).set(bytes);
+    }
+}
