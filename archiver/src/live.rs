@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use iceberg::table::Table;
-use tidemill_common::codec::{DecodeError, Decoded};
+use tidemill_common::codec::DecodeError;
 use tidemill_common::kafka::Record;
 use tidemill_common::projects::Project;
 use tidemill_common::seen::fingerprint;
-use tidemill_common::verdict::{Verdict, judge_in_place};
+use tidemill_common::verdict::{Verdict, judge};
 
 use crate::buffer::Buffer;
 use crate::declared::Declared;
@@ -76,12 +76,7 @@ impl Live {
     }
 
     /// Goes past a record. What the stream gave up has no verdict and leaves nothing.
-    fn pass(
-        &mut self,
-        record: &Record,
-        verdict: Option<Verdict<Decoded<'_>>>,
-        now: Instant,
-    ) -> Result<(), ArchiveError> {
+    fn pass(&mut self, record: &Record, verdict: Option<Verdict<'_>>, now: Instant) -> Result<(), ArchiveError> {
         let at = At { partition: record.partition, offset: record.offset, append_ms: record.append_ms };
         let Some(seen) = self.seen.stores.get_mut(&at.partition) else { return Ok(()) };
         match verdict {
@@ -214,10 +209,6 @@ impl Live {
 }
 
 /// A record's verdict. It borrows no store: those cannot be shared between threads.
-async fn judged<'a>(
-    project: &Project,
-    record: &'a Record,
-    shared: &Shared,
-) -> Result<Verdict<Decoded<'a>>, DecodeError> {
-    judge_in_place(&shared.filler.decoder, record, project.partitions, project.dedupe_window_ms).await
+async fn judged<'a>(project: &Project, record: &'a Record, shared: &Shared) -> Result<Verdict<'a>, DecodeError> {
+    judge(&shared.filler.decoder, record, project.partitions, project.dedupe_window_ms).await
 }

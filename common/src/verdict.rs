@@ -1,7 +1,6 @@
 //! What a record of an events topic is. Stream, archiver and replays ask here, so that they agree.
 
 use crate::codec::{DecodeError, Decoded, Decoder};
-use crate::event::Event;
 use crate::home::home_partition;
 use crate::kafka::Record;
 
@@ -23,9 +22,9 @@ const MAX_DETAIL: usize = 1_000;
 
 /// The verdict on one record.
 #[derive(Debug)]
-pub enum Verdict<E = Event> {
+pub enum Verdict<'a> {
     /// A valid event in its home partition.
-    Valid(E),
+    Valid(Decoded<'a>),
     /// A valid event elsewhere: a producer with another partitioner. It counts only in its home partition.
     Stray {
         /// Where it belongs.
@@ -52,26 +51,12 @@ pub struct Rejection {
 ///
 /// `partitions` and `window_ms` are the project's: how many partitions its topic has, and how far apart copies of an
 /// event count once.
-pub async fn judge(
-    decoder: &Decoder,
-    record: &Record,
-    partitions: i32,
-    window_ms: i64,
-) -> Result<Verdict, DecodeError> {
-    Ok(match judge_in_place(decoder, record, partitions, window_ms).await? {
-        Verdict::Valid(event) => Verdict::Valid(event.into_event()),
-        Verdict::Stray { home } => Verdict::Stray { home },
-        Verdict::Rejected(rejection) => Verdict::Rejected(rejection),
-    })
-}
-
-/// The same, for who does not need the event on its own.
-pub async fn judge_in_place<'a>(
+pub async fn judge<'a>(
     decoder: &Decoder,
     record: &'a Record,
     partitions: i32,
     window_ms: i64,
-) -> Result<Verdict<Decoded<'a>>, DecodeError> {
+) -> Result<Verdict<'a>, DecodeError> {
     if !fits(record) {
         return Ok(rejected("decode", TOO_LARGE, format!("key and value have more than {MAX_RECORD} bytes")));
     }
@@ -128,7 +113,7 @@ impl Rejection {
     }
 }
 
-fn rejected<E>(stage: &'static str, reason: &'static str, detail: impl ToString) -> Verdict<E> {
+fn rejected(stage: &'static str, reason: &'static str, detail: impl ToString) -> Verdict<'static> {
     Verdict::Rejected(Rejection { stage, reason, detail: detail.to_string().chars().take(MAX_DETAIL).collect() })
 }
 

@@ -59,6 +59,8 @@ use worker::{Failures, Worker};
 
 /// A processed record, a stray or a dead letter is delivered, or given up, within this time.
 const DELIVERY: Duration = Duration::from_secs(30);
+/// What is sent on waits this long for company. A batch that counts it is seldom that far.
+const LINGER: Duration = Duration::from_millis(10);
 
 /// Runs a worker until shutdown.
 pub async fn run(
@@ -83,7 +85,7 @@ pub async fn run(
     if let Some(raw_events) = &raw_events {
         raw_events.drop_old(pool.clone(), shutdown.clone());
     }
-    let producer = Producer::new(&connections.kafka, DELIVERY)?;
+    let producer = Producer::lingering(&connections.kafka, DELIVERY, LINGER)?;
     let publisher = config.publish.then(Publisher::default);
     if let Some(publisher) = &publisher {
         let (pool, producer, registry) = (pool.clone(), producer.clone(), registry.clone());

@@ -259,6 +259,7 @@ impl Preparer {
             let (mut changes, mut guard) = (Changes::new(0, Arc::clone(&definitions)), Guard::default());
             let stores = filler.fill(fills, &shutdown, |record, event| {
                 let Some(project) = project_of(&record.topic) else { return };
+                let event = &event.to_event();
                 changes.count_event(project, Subject::new(event, &LazyFields::default()), &mut guard);
                 let key = |id: &String| (project.to_owned(), id.clone());
                 let session = session_key::of(event).map(|key| (project.to_owned(), key.into_owned()));

@@ -38,6 +38,8 @@ use audit::{Finding, Suspects};
 use guard::Guard;
 use pending::{Key, Pending, Positions};
 
+/// Keys of a round, but for windows, that are written before looking at anything else.
+const STEP: usize = 4_000;
 /// Between two rounds of writes while the worker is behind: what is read now is old, and the time better spent on what
 /// is newer.
 const ROUND_BEHIND: Duration = Duration::from_secs(2);
@@ -175,16 +177,25 @@ impl Writer {
             }
         }
         write::users(&self.redis, &users).await?;
-        for chunk in windows.chunks(200) {
-            self.windows(chunk.to_vec()).await?;
-        }
-        for chunk in sessions.chunks(2_000) {
-            self.sessions(chunk.to_vec()).await?;
-        }
-        for chunk in carts.chunks(2_000) {
-            self.carts(chunk.to_vec()).await?;
-        }
-        Ok(())
+        let windows = async {
+            for chunk in windows.chunks(200) {
+                self.windows(chunk.to_vec()).await?;
+            }
+            Ok(())
+        };
+        let sessions = async {
+            for chunk in sessions.chunks(2_000) {
+                self.sessions(chunk.to_vec()).await?;
+            }
+            Ok(())
+        };
+        let carts = async {
+            for chunk in carts.chunks(2_000) {
+                self.carts(chunk.to_vec()).await?;
+            }
+            Ok(())
+        };
+        tokio::try_join!(windows, sessions, carts).map(drop)
     }
 
     /// A key that was absent may have been written newer and have expired or been evicted meanwhile, so Postgres is
@@ -239,6 +250,7 @@ struct Projection {
     /// Whether the worker is.
     behind: bool,
     last_round: Instant,
+    last_windows: Instant,
     check_at: Instant,
     again_at: Instant,
     audit_at: Instant,
@@ -264,6 +276,7 @@ impl Projection {
             audited: String::new(),
             behind: false,
             last_round: now - intervals.round,
+            last_windows: now - intervals.round,
             check_at: now,
             again_at: now,
             audit_at: now + intervals.audit,
@@ -296,7 +309,7 @@ impl Projection {
         let mut wake = self.check_at.min(self.audit_at);
         wake = self.second_look_at.into_iter().fold(wake, Instant::min);
         if !self.pending.is_empty() {
-            wake = wake.min(self.round_at());
+            wake = wake.min(self.write_at());
         }
         if self.again.is_some() || !self.queue.is_empty() {
             wake = wake.min(self.again_at);
@@ -304,9 +317,16 @@ impl Projection {
         wake.max(self.retry_at)
     }
 
-    /// When the next round of writes may begin.
-    fn round_at(&self) -> Instant {
-        self.last_round + if self.behind { ROUND_BEHIND.max(self.intervals.round) } else { self.intervals.round }
+    /// When there is something to write or to say next: at once while a round is under way.
+    fn write_at(&self) -> Instant {
+        let windows = self.pending.has_windows().then(|| self.last_windows + self.interval());
+        let others = self.pending.has_others().then(|| self.last_round + self.interval());
+        let next = if self.pending.in_round() { None } else { windows.into_iter().chain(others).min() };
+        next.unwrap_or(self.last_round)
+    }
+
+    fn interval(&self) -> Duration {
+        if self.behind { ROUND_BEHIND.max(self.intervals.round) } else { self.intervals.round }
     }
 
     async fn take(&mut self, note: Note) {
@@ -337,7 +357,7 @@ impl Projection {
                 }
             }
             Note::Finish(done) => {
-                let _ = tokio::time::timeout(LAST, self.flush()).await;
+                let _ = tokio::time::timeout(LAST, self.finish()).await;
                 let _ = done.send(());
             }
         }
@@ -411,8 +431,8 @@ impl Projection {
             self.check().await?;
             self.check_at = Instant::now() + CHECK;
         }
-        if now >= self.round_at() {
-            self.flush().await?;
+        if now >= self.write_at() {
+            self.flush(false).await?;
         }
         if now >= self.again_at {
             self.go_on_again().await?;
@@ -428,21 +448,46 @@ impl Projection {
         Ok(())
     }
 
-    /// A round of writes: of all that waits.
-    async fn flush(&mut self) -> Result<(), ProjectError> {
+    async fn finish(&mut self) -> Result<(), ProjectError> {
+        while self.timeline.epoch.is_some() && !self.pending.is_empty() {
+            self.flush(true).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes what is due, whatever it is with `all`.
+    fn due(&mut self, all: bool) -> Vec<(Key, u64)> {
+        let (now, interval, mut keys) = (Instant::now(), self.interval(), Vec::new());
+        if all || now >= self.last_windows + interval {
+            keys = self.pending.take_windows();
+            if !keys.is_empty() {
+                self.last_windows = now;
+            }
+        }
+        if !self.pending.in_round() && (all || now >= self.last_round + interval) {
+            self.pending.begin_round();
+            if self.pending.in_round() {
+                self.last_round = now;
+            }
+        }
+        keys.extend(self.pending.take_step(STEP));
+        keys
+    }
+
+    /// Writes what is due.
+    async fn flush(&mut self, all: bool) -> Result<(), ProjectError> {
         let Some(epoch) = self.timeline.epoch else { return Ok(()) };
-        let Writer { redis, .. } = &self.writer;
         for (project, ours) in &self.queue {
             // Said before the positions: should we end, the next one will know.
             if *ours && self.guard.is_whole(project) {
-                marks::broken(redis, project).await?;
+                marks::broken(&self.writer.redis, project).await?;
             }
         }
-        let keys = self.pending.take();
+        let keys = self.due(all);
         let began = self.guard.to_begin();
         let writes = async {
             if !keys.is_empty() {
-                marks::begin(redis, epoch, &began).await?;
+                marks::begin(&self.writer.redis, epoch, &began).await?;
             }
             self.writer.write(keys.iter().map(|(key, _)| key)).await
         };
@@ -451,13 +496,12 @@ impl Projection {
             return Err(error);
         }
         if !keys.is_empty() {
-            self.last_round = Instant::now();
             let _ = hit("stream.projected").await; // only to abort or pause: an error here would say nothing new
             self.guard.has_begun(began);
             metrics::counter!("tidemill_stream_projected_keys_total").increment(keys.len() as u64);
         }
         self.written.extend(self.pending.written());
-        marks::show(redis, epoch, &self.written).await?;
+        marks::show(&self.writer.redis, epoch, &self.written).await?;
         let mut shown = self.progress.shown();
         for (place, next) in self.written.drain() {
             if self.guard.show(&place, next) {

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use rdkafka::error::KafkaError;
-use tidemill_common::codec::{DecodeError, Decoded, Decoder, schema_id};
+use tidemill_common::codec::{DecodeError, Decoder, schema_id};
 use tidemill_common::event::EventRef;
 use tidemill_common::failpoint::{Injected, mutant};
 use tidemill_common::kafka::Record;
 use tidemill_common::projects::Project;
 use tidemill_common::registry::RegistryError;
 use tidemill_common::seen::{FillError, SeenError, fingerprint};
-use tidemill_common::verdict::{Rejection, Verdict, fits, judge_in_place};
+use tidemill_common::verdict::{Rejection, Verdict, fits, judge};
 
 use crate::emit::{self, Emission, Emitter};
 use crate::enrich::Enricher;
@@ -150,7 +150,7 @@ impl Sorter {
     async fn place(
         &mut self,
         record: &Record,
-        verdict: Verdict<Decoded<'_>>,
+        verdict: Verdict<'_>,
         live: &mut Live,
         sorted: &mut Sorted,
     ) -> Result<(), Transient> {
@@ -198,17 +198,13 @@ impl Sorter {
 
     /// The verdict; none while a schema is unknown and may still come, since a registry may be late or may
     /// have come back with less than it had.
-    async fn judge<'a>(
-        &mut self,
-        record: &'a Record,
-        project: &Project,
-    ) -> Result<Option<Verdict<Decoded<'a>>>, DecodeError> {
+    async fn judge<'a>(&mut self, record: &'a Record, project: &Project) -> Result<Option<Verdict<'a>>, DecodeError> {
         let id = if fits(record) { schema_id(&record.value).ok() } else { None };
         let asked_lately = |unknown: &&Unknown| unknown.asked.elapsed() < ASK_AGAIN;
         if let Some(unknown) = id.and_then(|id| self.unknown.get(&id)).filter(asked_lately) {
             return Ok(self.give_up(id.unwrap_or_default(), unknown.since));
         }
-        match judge_in_place(&self.decoder, record, project.partitions, project.dedupe_window_ms).await {
+        match judge(&self.decoder, record, project.partitions, project.dedupe_window_ms).await {
             Err(DecodeError::UnknownSchema(id)) => {
                 let now = Instant::now();
                 if self.unknown.len() >= MOST_UNKNOWN {
@@ -228,7 +224,7 @@ impl Sorter {
         }
     }
 
-    fn give_up<E>(&self, id: u32, since: Instant) -> Option<Verdict<E>> {
+    fn give_up(&self, id: u32, since: Instant) -> Option<Verdict<'static>> {
         (since.elapsed() >= self.unknown_wait).then(|| Verdict::Rejected(Rejection::unknown_schema(id)))
     }
 }

@@ -23,7 +23,7 @@ const SECONDS: u64 = 45;
 const WARM_UP: Duration = Duration::from_secs(10);
 const PROBERS: u64 = 5;
 /// How long a prober waits between two questions, and at most between two events.
-const ASK: Duration = Duration::from_millis(5);
+const ASK: Duration = Duration::from_millis(20);
 const PAUSE_MS: u64 = 200;
 const PATIENCE: Duration = Duration::from_secs(30);
 

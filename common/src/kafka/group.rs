@@ -155,7 +155,9 @@ impl GroupConsumer {
             .set("auto.offset.reset", "error")
             .set("topic.metadata.refresh.interval.ms", "5000")
             .set("queued.max.messages.kbytes", "16384")
-            .set("fetch.wait.max.ms", "100");
+            // While records come one by one, an answer for each would keep the broker busy.
+            .set("fetch.min.bytes", "65536")
+            .set("fetch.wait.max.ms", "50");
         config
     }
 

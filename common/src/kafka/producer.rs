@@ -73,8 +73,16 @@ pub struct Producer {
 impl Producer {
     /// A producer whose records are delivered, or given up, within `delivery_timeout`.
     pub fn new(kafka: &KafkaConfig, delivery_timeout: Duration) -> KafkaResult<Self> {
-        let inner = Self::config(kafka, delivery_timeout).create_with_context(Context)?;
-        Ok(Self { inner: Arc::new(inner) })
+        Self::made(&Self::config(kafka, delivery_timeout))
+    }
+
+    /// A producer that has time: what comes within `linger` shares a batch, which spares the broker requests.
+    pub fn lingering(kafka: &KafkaConfig, delivery_timeout: Duration, linger: Duration) -> KafkaResult<Self> {
+        Self::made(Self::config(kafka, delivery_timeout).set("linger.ms", linger.as_millis().to_string()))
+    }
+
+    fn made(config: &ClientConfig) -> KafkaResult<Self> {
+        Ok(Self { inner: Arc::new(config.create_with_context(Context)?) })
     }
 
     /// Its settings, for a client of the same kind.

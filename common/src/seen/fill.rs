@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::checkpoint::{CheckpointError, Checkpoints, Manifest};
 use super::{SeenError, SeenStore, SeenStores, StoreKey, fingerprint, plan};
 use crate::codec::{DecodeError, Decoder};
-use crate::event::Event;
+use crate::event::EventRef;
 use crate::http::Health;
 use crate::kafka::{History, Record, Span, TopicPartition};
 use crate::verdict::{Verdict, judge};
@@ -97,7 +97,7 @@ impl Filler {
         &self,
         fills: Vec<Fill>,
         cancel: &CancellationToken,
-        mut again: impl FnMut(&Record, &Event),
+        mut again: impl FnMut(&Record, &EventRef<'_>),
     ) -> Result<HashMap<TopicPartition, SeenStore>, FillError> {
         let runtime = tokio::runtime::Handle::current();
         let mut fillings = self.open(fills, cancel)?;
@@ -113,15 +113,16 @@ impl Filler {
             if fill.dead.contains(&record.offset) {
                 return Ok(());
             }
-            let event = match runtime.block_on(judge(&self.decoder, &record, fill.partitions, fill.window_ms)) {
-                Ok(Verdict::Valid(event)) => event,
+            let decoded = match runtime.block_on(judge(&self.decoder, &record, fill.partitions, fill.window_ms)) {
+                Ok(Verdict::Valid(decoded)) => decoded,
                 // It was no sighting when it was first read either.
                 Ok(_) => return Ok(()),
                 // An unknown schema too: this record was judged once, so the registry has less than it had.
                 Err(error) => return Err(error.into()),
             };
+            let event = decoded.event();
             if record.offset >= missing.start {
-                seen.note(fingerprint(&event.event_id), record.offset, record.append_ms);
+                seen.note(fingerprint(event.event_id), record.offset, record.append_ms);
                 seen.advance(record.offset + 1);
             }
             if record.offset >= fill.again_from {

@@ -3,6 +3,7 @@
 //! However often a key is touched, it waits once. A batch's positions come out only when all that it touched has been
 //! written.
 
+use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 
 use crate::fold::rollups::RollupKey;
@@ -43,11 +44,15 @@ impl Key {
 /// Positions up to which everything is written.
 pub type Positions = HashMap<Place, i64>;
 
-/// Keys that wait to be written, and the batches that wait for them.
+/// Keys that wait to be written, and the batches that wait for them. Windows are few, and many look at them; the others
+/// may be many, so they are taken in rounds of several steps.
 #[derive(Default)]
 pub struct Pending {
-    /// Each key with the first batch that has touched it since it was written.
-    keys: HashMap<Key, u64>,
+    /// Each with the first batch that has touched it since it was taken.
+    windows: HashMap<Key, u64>,
+    others: HashMap<Key, u64>,
+    /// What is left of a round; the oldest at the end.
+    round: Vec<(Key, u64)>,
     /// Batches that are not all written, oldest first: the number of each, and where it ended.
     batches: VecDeque<(u64, Vec<(Place, i64)>)>,
     next: u64,
@@ -58,21 +63,54 @@ impl Pending {
     pub fn note(&mut self, touched: impl Iterator<Item = Key>, positions: Vec<(Place, i64)>) {
         let number = self.next;
         for key in touched {
-            self.keys.entry(key).or_insert(number);
+            self.waiting(&key).entry(key).or_insert(number);
         }
         self.batches.push_back((number, positions));
         self.next += 1;
     }
 
-    /// Takes all keys. They have to come back, by [`Self::written`] or [`Self::put_back`].
-    pub fn take(&mut self) -> Vec<(Key, u64)> {
-        self.keys.drain().collect()
+    fn waiting(&mut self, key: &Key) -> &mut HashMap<Key, u64> {
+        if matches!(key, Key::Window(_)) { &mut self.windows } else { &mut self.others }
+    }
+
+    /// Takes the windows. They have to come back, by [`Self::written`] or [`Self::put_back`].
+    pub fn take_windows(&mut self) -> Vec<(Key, u64)> {
+        self.windows.drain().collect()
+    }
+
+    /// Begins a round with all other keys, unless one is under way.
+    pub fn begin_round(&mut self) {
+        if self.round.is_empty() {
+            self.round.extend(self.others.drain());
+            self.round.sort_unstable_by_key(|(_, number)| Reverse(*number));
+        }
+    }
+
+    /// Takes the oldest keys of the round, `most` of them. They have to come back as windows do.
+    pub fn take_step(&mut self, most: usize) -> Vec<(Key, u64)> {
+        self.round.split_off(self.round.len().saturating_sub(most))
+    }
+
+    /// Whether windows wait.
+    pub fn has_windows(&self) -> bool {
+        !self.windows.is_empty()
+    }
+
+    /// Whether other keys wait for the next round.
+    pub fn has_others(&self) -> bool {
+        !self.others.is_empty()
+    }
+
+    /// Whether a round is under way.
+    pub fn in_round(&self) -> bool {
+        !self.round.is_empty()
     }
 
     /// Says that all keys that were taken have been written. Gives the positions up to which everything is, where they
     /// have moved.
     pub fn written(&mut self) -> Positions {
-        let oldest = self.keys.values().copied().min().unwrap_or(self.next);
+        let waiting = self.windows.values().chain(self.others.values()).chain(self.round.last().map(|(_, n)| n));
+        let oldest = waiting.copied().min().unwrap_or(self.next);
         let mut positions = Positions::new();
         while self.batches.front().is_some_and(|(number, _)| *number < oldest) {
             positions.extend(self.batches.pop_front().into_iter().flat_map(|(_, ends)| ends));
@@ -82,7 +120,9 @@ impl Pending {
 
     /// Says that these keys have not been written.
     pub fn put_back(&mut self, keys: Vec<(Key, u64)>) {
-        self.keys.extend(keys); // what was touched meanwhile has waited since then, too
+        for (key, number) in keys {
+            self.waiting(&key).insert(key, number); // what was touched meanwhile has waited since then, too
+        }
     }
 
     /// Forgets where batches ended, since their positions mean nothing any more.
@@ -92,27 +132,48 @@ impl Pending {
 
     /// Forgets all keys. Their batches count as written: it is the caller's to see that they are.
     pub fn clear(&mut self) -> Positions {
-        self.keys.clear();
+        self.windows.clear();
+        self.others.clear();
+        self.round.clear();
         self.written()
     }
 
     /// How many keys wait.
     pub fn len(&self) -> usize {
-        self.keys.len()
+        self.windows.len() + self.others.len() + self.round.len()
     }
 
     /// Whether nothing is left to write or to say.
     pub fn is_empty(&self) -> bool {
-        self.keys.is_empty() && self.batches.is_empty()
+        self.len() == 0 && self.batches.is_empty()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fold::rollups::Series;
+    use crate::metric::Aggregation;
+    use crate::window::Granularity;
 
     fn key(id: &str) -> Key {
         Key::Session(("p".to_owned(), id.to_owned()))
+    }
+
+    fn window(minute: i64) -> Key {
+        let series = Series {
+            project: "p".into(),
+            metric: "m".into(),
+            dimension: "".into(),
+            value: "".into(),
+            aggregation: Aggregation::Count,
+        };
+        Key::Window(RollupKey { series: series.into(), granularity: Granularity::Minute, window_start: minute * 60 })
+    }
+
+    fn take(pending: &mut Pending) -> Vec<(Key, u64)> {
+        pending.begin_round();
+        pending.take_step(usize::MAX)
     }
 
     fn place() -> Place {
@@ -135,11 +196,11 @@ mod tests {
         let mut pending = Pending::default();
         note(&mut pending, &["a"], 10);
         note(&mut pending, &["a", "b"], 20);
-        let taken = pending.take();
+        let taken = take(&mut pending);
         assert_eq!(ids(&taken), ["a", "b"]);
         note(&mut pending, &["a"], 30);
         assert_eq!(pending.written()[&place()], 20, "the third batch is not written");
-        assert_eq!(ids(&pending.take()), ["a"]);
+        assert_eq!(ids(&take(&mut pending)), ["a"]);
         assert_eq!(pending.written()[&place()], 30);
         assert!(pending.is_empty());
     }
@@ -148,11 +209,11 @@ mod tests {
     fn what_cannot_be_written_holds_its_batch_back() {
         let mut pending = Pending::default();
         note(&mut pending, &["a"], 10);
-        let failed = pending.take();
+        let failed = take(&mut pending);
         note(&mut pending, &["a", "b"], 20);
         pending.put_back(failed);
         assert_eq!(pending.written(), Positions::new());
-        let taken = pending.take();
+        let taken = take(&mut pending);
         assert_eq!(ids(&taken), ["a", "b"]);
         assert_eq!(taken.iter().map(|(_, number)| number).min(), Some(&0), "it still waits for the first batch");
         assert_eq!(pending.written()[&place()], 20);
@@ -166,7 +227,7 @@ mod tests {
         note(&mut pending, &["a"], 20);
         note(&mut pending, &[], 30);
         assert_eq!(pending.written(), Positions::new());
-        pending.take();
+        take(&mut pending);
         assert_eq!(pending.written()[&place()], 30);
     }
 
@@ -175,7 +236,27 @@ mod tests {
         let mut pending = Pending::default();
         note(&mut pending, &["a"], 10);
         pending.forget_positions();
-        assert_eq!(ids(&pending.take()), ["a"], "but the key is written");
+        assert_eq!(ids(&take(&mut pending)), ["a"], "but the key is written");
         assert_eq!(pending.written(), Positions::new());
+    }
+
+    #[test]
+    fn a_round_goes_step_by_step_from_the_oldest_and_windows_pass_it() {
+        let mut pending = Pending::default();
+        note(&mut pending, &["a"], 10);
+        note(&mut pending, &["b"], 20);
+        pending.begin_round();
+        assert_eq!(ids(&pending.take_step(1)), ["a"]);
+        note(&mut pending, &["a"], 30);
+        pending.begin_round();
+        assert!(pending.in_round(), "the first is not over");
+        pending.note(std::iter::once(window(1)), vec![(place(), 40)]);
+        assert_eq!(pending.take_windows().len(), 1);
+        assert_eq!(pending.written()[&place()], 10);
+        assert_eq!(ids(&pending.take_step(5)), ["b"]);
+        assert_eq!(pending.written()[&place()], 20, "a was touched again");
+        assert!(!pending.in_round());
+        assert_eq!(ids(&take(&mut pending)), ["a"]);
+        assert_eq!(pending.written()[&place()], 40);
     }
 }
