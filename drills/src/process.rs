@@ -47,6 +47,11 @@ impl Process {
         &self.url
     }
 
+    /// Where what it prints goes.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
     /// Waits until it says that it is ready.
     pub async fn ready(&mut self) -> anyhow::Result<()> {
         let url = format!("{}/readyz", self.url);

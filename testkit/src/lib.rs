@@ -2,6 +2,7 @@
 //! that tests run side by side.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot set itself up must fail loudly
 
+mod countries;
 mod own;
 mod private_redis;
 
@@ -26,6 +27,7 @@ use tidemill_common::verdict::{SOURCE_APPEND_TIME, SOURCE_OFFSET, SOURCE_PARTITI
 use tidemill_common::{postgres, projects};
 use tokio_util::sync::CancellationToken;
 
+pub use countries::countries;
 pub use own::{Cluster, Own, free_port};
 pub use private_redis::PrivateRedis;
 

@@ -8,7 +8,8 @@ use tidemill_common::names::events_topic;
 use tidemill_testkit::{Cluster, Own};
 
 use super::Row;
-use crate::drill::{Drill, Options, Outcome, Stream};
+use crate::drill::{Drill, Options, Outcome};
+use crate::flow::Stream;
 use crate::process::signal;
 
 const PATIENCE: Duration = Duration::from_secs(60);

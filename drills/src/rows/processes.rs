@@ -6,7 +6,8 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::Row;
-use crate::drill::{Drill, Options, Outcome, Stream};
+use crate::drill::{Drill, Options, Outcome};
+use crate::flow::Stream;
 use crate::process::Process;
 
 const KILLS: usize = 50;

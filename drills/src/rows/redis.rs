@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use tidemill_testkit::{Own, eventually};
 
 use super::Row;
-use crate::drill::{Drill, Options, Outcome, Stream};
+use crate::drill::{Drill, Options, Outcome};
+use crate::flow::Stream;
 use crate::proxy::Proxy;
 use crate::traffic::Style;
 

@@ -8,7 +8,8 @@ use rand::Rng;
 use tidemill_common::event::Event;
 
 use super::Row;
-use crate::drill::{Drill, Options, Outcome, Stream};
+use crate::drill::{Drill, Options, Outcome};
+use crate::flow::Stream;
 use crate::send::Partitioner;
 
 /// The steps of a batch, in their order (`stream/src/{worker,filling,apply}.rs`, `stream/src/store/mod.rs`).

@@ -8,4 +8,4 @@ mod topics;
 pub use archive::archived;
 pub use postgres::{Counted, Ledger, counted, ledger};
 pub use redis::{Shown, shown};
-pub use topics::{Sent, sent_on};
+pub use topics::{Processed, Sent, sent_on};
