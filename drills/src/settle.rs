@@ -107,7 +107,9 @@ impl Drill {
         }
         let (count, strays, dead) = (expected.first_sights.len(), expected.strays.len(), expected.dead.len());
         let copies = log.len() - count - strays - dead;
-        Ok((differences, vec![format!("{count} events, {copies} copies, {strays} strays, {dead} dead")]))
+        let of = format!("{count} events, {copies} copies, {strays} strays, {dead} dead");
+        let (sessions, carts, windows) = (expected.sessions.len(), expected.carts.len(), expected.windows.len());
+        Ok((differences, vec![of, format!("{sessions} sessions, {carts} carts, {windows} windows")]))
     }
 
     /// What Redis shows is brought level a little later; what still differs after `limit` counts.

@@ -1,9 +1,11 @@
 //! What Redis shows of a project.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use anyhow::Context;
 use chrono::DateTime;
+use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use serde_json::Value;
 use tidemill_testkit::Stack;
@@ -23,13 +25,13 @@ pub struct Shown {
     pub users: BTreeSet<String>,
 }
 
+const PATIENCE: Duration = Duration::from_secs(10);
 /// Fields by which the stream tells which state of a hash is the newer one.
 const STAMP: [&str; 3] = ["epoch", "generation", "version"];
 
 /// What Redis shows of the stack's project now.
 pub async fn shown(stack: &Stack) -> anyhow::Result<Shown> {
-    let client = redis::Client::open(stack.connections.redis_url.clone())?;
-    let mut redis = client.get_multiplexed_async_connection().await?;
+    let mut redis = connect(&stack.connections.redis_url).await?;
     let project = &stack.project;
     let mut sessions = hashes(&mut redis, &format!("analytics:session:{project}:")).await?;
     for (key, fields) in &mut sessions {
@@ -45,6 +47,13 @@ pub async fn shown(stack: &Stack) -> anyhow::Result<Shown> {
         windows: windows(&mut redis, project).await?,
         users: redis::cmd("SMEMBERS").arg(format!("analytics:seen_users:{project}")).query_async(&mut redis).await?,
     })
+}
+
+/// A connection on which answers may take as long as a busy machine needs.
+pub async fn connect(url: &str) -> anyhow::Result<MultiplexedConnection> {
+    let patient =
+        AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE)).set_connection_timeout(Some(PATIENCE));
+    Ok(redis::Client::open(url)?.get_multiplexed_async_connection_with_config(&patient).await?)
 }
 
 /// The hashes below a prefix, by what comes behind it.
