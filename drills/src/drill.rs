@@ -156,6 +156,15 @@ impl Drill {
         self.services.iter_mut().filter_map(ended).collect()
     }
 
+    /// What gateways and archivers say of themselves.
+    pub async fn services_say(&mut self) -> String {
+        let mut said = self.ended_by_themselves();
+        for service in &self.services {
+            said.push(format!("{}: {}", service.log().display(), service.health().await));
+        }
+        said.join("; ")
+    }
+
     fn service(&mut self, service: &str, group: &str, more: &[(&str, &str)]) -> anyhow::Result<Process> {
         let (project, c) = (&self.stack.project, &self.stack.connections);
         let section = format!("TIDEMILL_{}__", service.to_uppercase());

@@ -74,6 +74,12 @@ impl Process {
         lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
     }
 
+    /// What it says of itself; nothing while it does not answer.
+    pub async fn health(&self) -> String {
+        let Ok(answer) = self.client.get(format!("{}/health", self.url)).send().await else { return String::new() };
+        answer.text().await.unwrap_or_default()
+    }
+
     /// Sends a signal by its name: `STOP`, `CONT`, …
     pub fn signal(&self, name: &str) -> anyhow::Result<()> {
         signal(name, &[self.child.id()])

@@ -13,7 +13,7 @@ use crate::oracle::Expected;
 use crate::{log, reconcile, views};
 
 /// Views that have not passed the log by then count as stuck.
-const SETTLED: Duration = Duration::from_secs(90);
+const SETTLED: Duration = Duration::from_secs(60);
 /// A flushed or failed-over Redis has to show everything again within this time.
 const REDIS: Duration = Duration::from_secs(10);
 /// Brokers that were broken have to answer within this time.
@@ -23,9 +23,15 @@ const LOOK: Duration = Duration::from_millis(50);
 
 impl Drill {
     /// Waits until so many more things were sent.
-    pub async fn sent(&self, more: usize) -> anyhow::Result<()> {
+    pub async fn sent(&mut self, more: usize) -> anyhow::Result<()> {
         let wanted = self.journal.len() + more;
-        until(SETTLED, &format!("{more} more records sent"), async || Ok(self.journal.len() >= wanted)).await
+        let sent =
+            until(SETTLED, &format!("{more} more records sent"), async || Ok(self.journal.len() >= wanted)).await;
+        match sent {
+            Ok(()) => Ok(()),
+            // Whoever sends waits for those who take.
+            Err(error) => Err(error.context(self.services_say().await)),
+        }
     }
 
     /// The offsets behind the last records, of partitions that have some.

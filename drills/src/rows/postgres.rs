@@ -16,8 +16,8 @@ use crate::proxy::{Mode, Proxy};
 pub fn rows() -> Vec<Row> {
     vec![
         Row::new("commit-unknown", commit_unknown),
-        Row::new("postgres-slow", slow),
-        Row::new("postgres-crash", crash),
+        Row::new("postgres-slow", slow).within(Duration::from_secs(150)),
+        Row::new("postgres-crash", crash).within(Duration::from_secs(180)),
         Row::new("postgres-restored", restored),
     ]
 }

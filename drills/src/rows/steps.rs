@@ -39,7 +39,7 @@ pub fn rows() -> Vec<Row> {
         let row = Row::new(format!("abort:{step}"), move |options| abort(options, step));
         rows.push(if step == "stream.committed" { row.short() } else { row });
     }
-    rows.push(Row::new("errors", errors).short());
+    rows.push(Row::new("errors", errors).within(Duration::from_secs(150)).short());
     rows.push(Row::new("last-event", last_event));
     rows
 }
