@@ -1,17 +1,18 @@
 //! Senders. Each tells the journal what it sent and what it was answered.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use reqwest::Client;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tidemill_common::codec::Encoder;
 use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
-use tidemill_common::kafka::Producer;
+use tidemill_common::kafka::{Producer, look_after};
 use tidemill_common::names::events_topic;
 use tidemill_testkit::{PARTITIONS, Stack};
 
@@ -39,7 +40,7 @@ pub enum Partitioner {
 /// A producer that is no part of Tidemill.
 #[derive(Clone)]
 pub struct Native {
-    producer: FutureProducer,
+    producer: Arc<FutureProducer>,
     topic: String,
     encoder: Encoder,
     journal: Journal,
@@ -53,7 +54,9 @@ impl Native {
             Partitioner::Murmur2 => "murmur2_random",
             Partitioner::Crc32 => "consistent_random",
         };
-        let producer = config.set("partitioner", partitioner).create()?;
+        let producer: FutureProducer = config.set("partitioner", partitioner).create()?;
+        let producer = Arc::new(producer);
+        look_after(&stack.connections.kafka, &producer, |producer: &FutureProducer| producer.client());
         Ok(Self { producer, topic: events_topic(&stack.project), encoder: stack.encoder, journal })
     }
 
