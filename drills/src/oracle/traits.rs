@@ -87,7 +87,9 @@ pub fn number(value: &Value) -> Option<i64> {
 pub fn cents(text: &str) -> Option<i64> {
     let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
     let fraction = fraction.trim_end_matches('0');
-    (fraction.len() <= 2).then(|| format!("{whole}{fraction:0<2}").parse().ok()).flatten()
+    (whole.ends_with(|c: char| c.is_ascii_digit()) && fraction.len() <= 2)
+        .then(|| format!("{whole}{fraction:0<2}").parse().ok())
+        .flatten()
 }
 
 /// Cents as views write them.

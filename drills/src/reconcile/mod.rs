@@ -130,14 +130,12 @@ fn same_reading(key: &WindowKey, expected: &Reading, found: &Reading) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::journal::Via;
-    use crate::oracle::{Session, Window};
     use tidemill_testkit::event;
 
     #[test]
     fn an_archive_holds_each_event_once() {
         let mut expected = Expected::default();
-        expected.first_sights.insert((0, 1), event("a", "click", NOW));
+        expected.first_sights.insert((0, 1), event("a", "click", 1_800_000_000));
         let row = (0, 1, "a".to_owned());
         assert!(archive(&expected, std::slice::from_ref(&row)).is_empty());
         assert_eq!(archive(&expected, &[row.clone(), row]).len(), 1);
