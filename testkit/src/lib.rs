@@ -242,7 +242,7 @@ impl Stack {
         let key = event.event_id.as_bytes();
         let (home, value) = (home_partition(key, PARTITIONS), self.encoder.encode(event));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
-        let headers = vec![
+        let headers = [
             (SOURCE_PARTITION, ((home + 1) % PARTITIONS).to_string()),
             (SOURCE_OFFSET, "7".to_owned()),
             (SOURCE_APPEND_TIME, (now - u128::from(seconds) * 1_000).to_string()),
