@@ -3,6 +3,7 @@
 //! they must hold, and every difference is printed. `docs/drills.md` tells what each row shows.
 
 pub mod drill;
+pub mod flow;
 pub mod journal;
 pub mod log;
 pub mod oracle;
@@ -12,5 +13,6 @@ pub mod reconcile;
 pub mod rows;
 pub mod run;
 pub mod send;
+mod settle;
 pub mod traffic;
 pub mod views;

@@ -47,6 +47,11 @@ impl Process {
         &self.url
     }
 
+    /// Where what it prints goes.
+    pub fn log(&self) -> &Path {
+        &self.log
+    }
+
     /// Waits until it says that it is ready.
     pub async fn ready(&mut self) -> anyhow::Result<()> {
         let url = format!("{}/readyz", self.url);
@@ -67,6 +72,12 @@ impl Process {
         let text = answer.text().await.unwrap_or_default();
         let lines = text.lines().filter(|line| line.starts_with(prefix));
         lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+    }
+
+    /// What it says of itself; nothing while it does not answer.
+    pub async fn health(&self) -> String {
+        let Ok(answer) = self.client.get(format!("{}/health", self.url)).send().await else { return String::new() };
+        answer.text().await.unwrap_or_default()
     }
 
     /// Sends a signal by its name: `STOP`, `CONT`, …

@@ -1,27 +1,31 @@
 //! Senders. Each tells the journal what it sent and what it was answered.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
-use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use reqwest::Client;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tidemill_common::codec::Encoder;
 use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
-use tidemill_common::kafka::Producer;
+use tidemill_common::kafka::{Producer, look_after};
 use tidemill_common::names::events_topic;
 use tidemill_testkit::{PARTITIONS, Stack};
 
 use crate::journal::{Answer, Entry, Journal, Via};
+use crate::oracle::AGENTS;
 use crate::traffic::{Flaw, Item};
 
 /// A record is delivered, or its fate is unknown, within this time.
 const DELIVERY: Duration = Duration::from_secs(60);
-const PATIENCE: Duration = Duration::from_secs(10);
-const TRIES: u32 = 20;
+/// The gateway answers within this time, or is asked again.
+const ANSWER: Duration = Duration::from_secs(10);
+/// For so long a client asks again.
+const PATIENCE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(500);
 
 /// How a native producer chooses partitions.
@@ -36,7 +40,7 @@ pub enum Partitioner {
 /// A producer that is no part of Tidemill.
 #[derive(Clone)]
 pub struct Native {
-    producer: FutureProducer,
+    producer: Arc<FutureProducer>,
     topic: String,
     encoder: Encoder,
     journal: Journal,
@@ -50,7 +54,9 @@ impl Native {
             Partitioner::Murmur2 => "murmur2_random",
             Partitioner::Crc32 => "consistent_random",
         };
-        let producer = config.set("partitioner", partitioner).create()?;
+        let producer: FutureProducer = config.set("partitioner", partitioner).create()?;
+        let producer = Arc::new(producer);
+        look_after(&stack.connections.kafka, &producer, |producer: &FutureProducer| producer.client());
         Ok(Self { producer, topic: events_topic(&stack.project), encoder: stack.encoder, journal })
     }
 
@@ -149,18 +155,19 @@ struct Verdict {
 impl Http {
     /// A client of the gateway at `url`.
     pub fn new(url: &str, key: &str, journal: Journal) -> anyhow::Result<Self> {
-        let client = Client::builder().timeout(PATIENCE).build()?;
+        let client = Client::builder().timeout(ANSWER).build()?;
         Ok(Self { client, url: format!("{url}/v1/events"), key: key.to_owned(), journal })
     }
 
     /// Sends events until each has its answer, or the client's patience ends.
     pub async fn send(&self, events: &[Event]) -> anyhow::Result<()> {
         let mut open: Vec<&Event> = events.iter().collect();
-        for attempt in 0..TRIES {
-            if attempt > 0 {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let Some(verdicts) = self.post(&open).await else {
                 tokio::time::sleep(PAUSE).await;
-            }
-            let Some(verdicts) = self.post(&open).await else { continue };
+                continue;
+            };
             let mut decided = vec![false; open.len()];
             for verdict in verdicts {
                 let answer = match verdict.status.as_str() {
@@ -178,13 +185,18 @@ impl Http {
             if open.is_empty() {
                 return Ok(());
             }
+            tokio::time::sleep(PAUSE).await;
         }
         open.into_iter().try_for_each(|event| self.note(event, Answer::Unknown, None))
     }
 
     async fn post(&self, events: &[&Event]) -> Option<Vec<Verdict>> {
         let body: Vec<Value> = events.iter().map(|event| json(event)).collect();
-        let answer = self.client.post(&self.url).bearer_auth(&self.key).json(&body).send().await.ok()?;
+        // By what is sent, so that a seed decides it.
+        let sum: usize = events.iter().flat_map(|event| event.event_id.bytes()).map(usize::from).sum();
+        let request =
+            self.client.post(&self.url).bearer_auth(&self.key).header("user-agent", AGENTS[sum % AGENTS.len()].0);
+        let answer = request.json(&body).send().await.ok()?;
         if !answer.status().is_success() {
             return None;
         }

@@ -1,18 +1,21 @@
 //! Made-up traffic, decided by a seed: events of users in sessions that go on while others begin, some of them late,
-//! some sent again later, some that are no events at all.
+//! some sent again later, some that are no events at all. They buy and fill carts, come from somewhere, and leave things
+//! out.
 
 use std::collections::VecDeque;
 
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
-use serde_json::json;
+use serde_json::{Map, Value, json};
 use tidemill_common::event::Event;
+
+use crate::oracle::{ADDRESSES, AGENTS, ORIGINS};
 
 const MINUTE: i64 = 60 * 1_000_000;
 /// Copies are drawn from this many of the latest events.
 const RECENT: usize = 2_000;
-const TYPES: [&str; 10] = [
+const TYPES: [&str; 11] = [
     "page_view",
     "click",
     "search",
@@ -20,6 +23,7 @@ const TYPES: [&str; 10] = [
     "add_to_cart",
     "remove_from_cart",
     "purchase",
+    "order_completed",
     "scroll",
     "share",
     "login",
@@ -122,15 +126,13 @@ impl Traffic {
         if self.random.random_bool(0.04) {
             self.visits[user] += 1;
         }
-        // Some in a hundred name neither user nor session: they count only in metrics.
-        let named = self.random.random_bool(0.95);
         let event_type = *TYPES.choose(&mut self.random).expect("not empty");
         let event = Event::new(format!("{}-{}", self.run, self.number), event_type, self.time(now));
         let event = Event {
-            user_id: named.then(|| format!("u-{user}")),
-            session_id: named.then(|| format!("s-{user}-{}", self.visits[user])),
-            properties: self.properties(event_type),
-            ..event
+            properties: Some(self.properties(event_type)),
+            user_agent: self.maybe(0.8, |random| Some(AGENTS.choose(random)?.0.to_owned())),
+            client_address: self.maybe(0.8, |random| Some((*ADDRESSES.choose(random)?).to_owned())),
+            ..self.named(user, event)
         };
         self.recent.push_back(event.clone());
         if self.recent.len() > RECENT {
@@ -145,17 +147,72 @@ impl Traffic {
         now + clock - self.random.random_range(0..latest)
     }
 
-    fn properties(&mut self, event_type: &str) -> Option<String> {
-        let product = self.random.random_range(0..40);
-        match event_type {
-            "page_view" => Some(json!({ "page": format!("/p/{product}"), "referrer": "https://example.com/" })),
-            "purchase" => Some(json!({ "price": f64::from(product) + 0.5, "currency": "EUR" })),
-            "add_to_cart" | "remove_from_cart" => {
-                Some(json!({ "item": format!("i-{product}"), "quantity": 1, "price": product }))
-            }
-            _ => None,
+    /// Most events name a session and a user; some only the user, whose sessions they make; and some in a hundred
+    /// neither: they count only in metrics. Some session ids look like the keys of users.
+    fn named(&mut self, user: usize, event: Event) -> Event {
+        let (named, in_session) = (self.random.random_bool(0.95), self.random.random_bool(0.85));
+        let mark = if user.is_multiple_of(20) { "\u{1}" } else { "" };
+        Event {
+            user_id: named.then(|| format!("u-{user}")),
+            session_id: (named && in_session).then(|| format!("{mark}s-{user}-{}", self.visits[user])),
+            ..event
         }
-        .map(|properties| properties.to_string())
+    }
+
+    fn properties(&mut self, event_type: &str) -> String {
+        let product = self.random.random_range(0..40);
+        let mut properties = match event_type {
+            "page_view" => match self.random.random_range(0..10) {
+                0 => json!({}),
+                1 => json!({ "path": format!("/q/{product}") }),
+                _ => json!({ "page": format!("/p/{product}") }),
+            },
+            "product_view" => json!({ "product": product }),
+            "scroll" => json!({ "depth": product }),
+            "purchase" | "order_completed" => self.order(),
+            "add_to_cart" | "remove_from_cart" => self.line(product),
+            _ => json!({}),
+        };
+        let origin = self.maybe(0.2, |random| ORIGINS.choose(random));
+        if let (Some((name, value, _)), Some(properties)) = (origin, properties.as_object_mut()) {
+            properties.insert((*name).to_owned(), json!(value));
+        }
+        properties.to_string()
+    }
+
+    /// What was bought: an amount, perhaps in quotes, perhaps negative or not said.
+    fn order(&mut self) -> Value {
+        let mut order = Map::new();
+        let name = ["total", "total", "total", "revenue", "value"].choose(&mut self.random).copied();
+        let amount = self.amount(-500..20_000);
+        let quoted = self.random.random_bool(0.2);
+        let amount = if quoted { json!(amount.to_string()) } else { json!(amount) };
+        order.extend(name.map(|name| (name.to_owned(), amount)).filter(|_| self.random.random_bool(0.9)));
+        let currency = self.maybe(0.9, |random| ["EUR", "USD", "JPY"].choose(random));
+        order.extend(currency.map(|currency| ("currency".to_owned(), json!(currency))));
+        Value::Object(order)
+    }
+
+    /// An item of a cart: some are without a number or a price, few without a name.
+    fn line(&mut self, product: i32) -> Value {
+        let mut line = Map::new();
+        let name = *["productId", "sku", "item"].choose(&mut self.random).expect("not empty");
+        // Few items for each session, so that some are put in twice and taken out again.
+        let item = if product < 2 { Value::Null } else { json!(format!("i-{}", product % 4)) };
+        line.insert(name.to_owned(), item);
+        let (quantity, price) = (self.random.random_range(1..=3), self.amount(1..5_000));
+        line.extend(self.maybe(0.7, |_| Some(("quantity".to_owned(), json!(quantity)))));
+        line.extend(self.maybe(0.8, |_| Some(("price".to_owned(), json!(price)))));
+        Value::Object(line)
+    }
+
+    /// An amount of so many cents.
+    fn amount(&mut self, cents: std::ops::Range<i32>) -> f64 {
+        f64::from(self.random.random_range(cents)) / 100.0
+    }
+
+    fn maybe<T>(&mut self, share: f64, make: impl FnOnce(&mut StdRng) -> Option<T>) -> Option<T> {
+        self.random.random_bool(share).then(|| make(&mut self.random)).flatten()
     }
 }
 

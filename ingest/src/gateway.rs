@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
-use rdkafka::consumer::{BaseConsumer, Consumer};
 use sqlx::PgPool;
 use sqlx::pool::PoolConnection;
 use tidemill_common::auth::Keys;
@@ -38,8 +37,6 @@ const DELIVERY: Duration = Duration::from_secs(5);
 /// Requests end within the timeouts of their steps; this is beyond their sum.
 const DRAIN: Duration = Duration::from_secs(15);
 const DATABASE_CONNECTIONS: u32 = 5;
-/// Any topic does for asking whether Kafka answers; asking for all of them would be dear.
-const ANY_TOPIC: &str = "metrics.events";
 
 /// Everything that a request needs.
 pub struct Gateway {
@@ -117,7 +114,7 @@ impl Gateway {
     }
 
     /// Starts what runs beside the requests, until shutdown.
-    pub fn start(self: &Arc<Self>, health: &Health, shutdown: &CancellationToken) -> anyhow::Result<()> {
+    pub fn start(self: &Arc<Self>, health: &Health, shutdown: &CancellationToken) {
         if let Some(spooling) = &self.spooling {
             spooling.watch(health, shutdown);
             let drain = spooling::drain(Arc::clone(self), self.producer.clone(), shutdown.clone());
@@ -126,7 +123,7 @@ impl Gateway {
         tokio::spawn(self.incarnations.clone().follow(self.kafka.clone(), shutdown.clone()));
         self.limits.start(shutdown);
         self.batches.start(shutdown);
-        self.watch_kafka(health, shutdown)?;
+        self.watch_kafka(health, shutdown);
         self.watch_postgres(health, shutdown);
         let redis = self.redis.clone();
         health.watch("redis", false, shutdown, move || {
@@ -138,22 +135,20 @@ impl Gateway {
             let gateway = Arc::clone(&gateway);
             async move { gateway.schemas.ping().await }
         });
-        Ok(())
     }
 
     /// Without Kafka nothing can be accepted, unless there is a spool. A producer that failed for good ends this
     /// process: whoever started it starts another.
-    fn watch_kafka(&self, health: &Health, shutdown: &CancellationToken) -> anyhow::Result<()> {
-        let client: Arc<BaseConsumer> = Arc::new(self.kafka.client().create()?);
+    fn watch_kafka(&self, health: &Health, shutdown: &CancellationToken) {
         let (producer, stop) = (self.producer.clone(), shutdown.clone());
         health.watch("kafka", self.spooling.is_none(), shutdown, move || {
-            let (client, fatal) = (Arc::clone(&client), fatal(&producer).inspect_err(|_| stop.cancel()));
+            let (producer, fatal) = (producer.clone(), fatal(&producer).inspect_err(|_| stop.cancel()));
             async move {
                 fatal?;
-                reach(client).await
+                // Of the very client that sends: others may reach Kafka while it does not.
+                Ok::<(), anyhow::Error>(tokio::task::spawn_blocking(move || producer.ping()).await??)
             }
         });
-        Ok(())
     }
 
     /// Without Postgres known keys go on working, but a gateway that has never reached it knows none: it is
@@ -196,9 +191,4 @@ fn fatal(producer: &Producer) -> anyhow::Result<()> {
         Some(error) => bail!("the producer can never send to Kafka again, start the gateway anew: {error}"),
         None => Ok(()),
     }
-}
-
-async fn reach(client: Arc<BaseConsumer>) -> anyhow::Result<()> {
-    let ask = move || client.fetch_metadata(Some(ANY_TOPIC), Duration::from_secs(1)).map(drop);
-    Ok(tokio::task::spawn_blocking(ask).await??)
 }

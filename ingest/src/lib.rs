@@ -60,7 +60,7 @@ pub async fn run(
     telemetry::metrics(); // whoever looks up a meter before it is installed gets one that counts nothing
     let (health, shutdown) = (Health::new(), shutdown.child_token());
     let gateway = Gateway::new(config, &connections).await?;
-    gateway.start(&health, &shutdown)?;
+    gateway.start(&health, &shutdown);
     tracing::info!(address = %listener.local_addr()?, "ingest is listening");
     serve(listener, routes::routes(Arc::clone(&gateway), &health)?, shutdown).await?;
     gateway.drain().await

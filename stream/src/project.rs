@@ -8,6 +8,7 @@ mod again;
 mod audit;
 mod guard;
 pub(crate) mod list;
+mod lost;
 mod marks;
 mod mutant;
 mod pending;
@@ -550,7 +551,7 @@ impl Projection {
         if self.again.is_none() {
             let (Some(project), Some(epoch)) = (self.queue.keys().next(), self.timeline.epoch) else { return Ok(()) };
             let whole = self.guard.whole(epoch);
-            self.again = Again::begin(&self.writer.redis, project, whole).await?;
+            self.again = Again::begin(&self.writer.redis, project, epoch, whole).await?;
             if self.again.is_none() {
                 self.again_at = Instant::now() + PAUSE; // another worker is at it
                 self.check_at = self.again_at;

@@ -2,6 +2,7 @@
 //! that tests run side by side.
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot set itself up must fail loudly
 
+mod countries;
 mod own;
 mod private_redis;
 
@@ -26,6 +27,7 @@ use tidemill_common::verdict::{SOURCE_APPEND_TIME, SOURCE_OFFSET, SOURCE_PARTITI
 use tidemill_common::{postgres, projects};
 use tokio_util::sync::CancellationToken;
 
+pub use countries::countries;
 pub use own::{Cluster, Own, free_port};
 pub use private_redis::PrivateRedis;
 
@@ -240,7 +242,7 @@ impl Stack {
         let key = event.event_id.as_bytes();
         let (home, value) = (home_partition(key, PARTITIONS), self.encoder.encode(event));
         let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
-        let headers = vec![
+        let headers = [
             (SOURCE_PARTITION, ((home + 1) % PARTITIONS).to_string()),
             (SOURCE_OFFSET, "7".to_owned()),
             (SOURCE_APPEND_TIME, (now - u128::from(seconds) * 1_000).to_string()),

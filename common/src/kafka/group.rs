@@ -23,6 +23,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
 use tokio::sync::mpsc;
 
+use super::way_back::look_after;
 use super::{KafkaConfig, Record, TopicPartition};
 
 /// Most records that are handed over at once.
@@ -127,6 +128,8 @@ impl GroupConsumer {
         let consumer: BaseConsumer<Context> =
             Self::config(kafka, group, session_timeout).create_with_context(context)?;
         consumer.subscribe(&[topics])?;
+        let consumer = Arc::new(consumer);
+        look_after(kafka, &consumer, |consumer| consumer.client());
         let queued = Arc::new(Queued::default());
         let poller = Poller {
             consumer,
@@ -279,7 +282,7 @@ impl ConsumerContext for Context {
 }
 
 struct Poller {
-    consumer: BaseConsumer<Context>,
+    consumer: Arc<BaseConsumer<Context>>,
     commands: std_mpsc::Receiver<Command>,
     /// Starts that the client has not taken yet.
     waiting: Vec<(TopicPartition, Started)>,

@@ -5,6 +5,7 @@ mod group;
 mod history;
 mod producer;
 mod topic_id;
+mod way_back;
 
 use std::sync::Arc;
 
@@ -15,6 +16,7 @@ pub use group::{GroupConsumer, GroupEvent, InHand};
 pub use history::{History, Span};
 pub use producer::{Deliveries, Delivery, Outgoing, Producer, Sending};
 pub use topic_id::topic_incarnations;
+pub use way_back::look_after;
 
 /// Where Kafka is.
 #[derive(Debug, Clone)]

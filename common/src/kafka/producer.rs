@@ -11,6 +11,7 @@ use rdkafka::{ClientConfig, ClientContext};
 use tokio::sync::Notify;
 
 use super::KafkaConfig;
+use super::way_back::{look_after, ping};
 
 /// How long the local queue may stay full before a send gives up.
 const QUEUE_WAIT: Duration = Duration::from_millis(5);
@@ -73,16 +74,20 @@ pub struct Producer {
 impl Producer {
     /// A producer whose records are delivered, or given up, within `delivery_timeout`.
     pub fn new(kafka: &KafkaConfig, delivery_timeout: Duration) -> KafkaResult<Self> {
-        Self::made(&Self::config(kafka, delivery_timeout))
+        Self::made(kafka, &Self::config(kafka, delivery_timeout))
     }
 
     /// A producer that has time: what comes within `linger` shares a batch, which spares the broker requests.
     pub fn lingering(kafka: &KafkaConfig, delivery_timeout: Duration, linger: Duration) -> KafkaResult<Self> {
-        Self::made(Self::config(kafka, delivery_timeout).set("linger.ms", linger.as_millis().to_string()))
+        let mut config = Self::config(kafka, delivery_timeout);
+        Self::made(kafka, config.set("linger.ms", linger.as_millis().to_string()))
     }
 
-    fn made(config: &ClientConfig) -> KafkaResult<Self> {
-        Ok(Self { inner: Arc::new(config.create_with_context(Context)?) })
+    fn made(kafka: &KafkaConfig, config: &ClientConfig) -> KafkaResult<Self> {
+        let inner: ThreadedProducer<Context> = config.create_with_context(Context)?;
+        let inner = Arc::new(inner);
+        look_after(kafka, &inner, |producer| producer.client());
+        Ok(Self { inner })
     }
 
     /// Its settings, for a client of the same kind.
@@ -153,6 +158,11 @@ impl Producer {
             message = message.headers(headers);
         }
         self.inner.send(message).map_err(|(error, _)| error)
+    }
+
+    /// Whether the brokers answer it. Blocks for up to two seconds.
+    pub fn ping(&self) -> KafkaResult<()> {
+        ping(self.inner.client())
     }
 
     /// Why this producer can never send again, if so. Only a new one can: an idempotent producer that no longer

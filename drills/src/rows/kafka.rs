@@ -8,7 +8,8 @@ use tidemill_common::names::events_topic;
 use tidemill_testkit::{Cluster, Own};
 
 use super::Row;
-use crate::drill::{Drill, Options, Outcome, Stream};
+use crate::drill::{Drill, Options, Outcome};
+use crate::flow::Stream;
 use crate::process::signal;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -21,7 +22,8 @@ pub fn rows() -> Vec<Row> {
     ]
 }
 
-/// The one broker is stopped and started, then killed and started.
+/// The one broker is stopped and started, twice, then killed and started. One that is told to stop answers, on its way,
+/// that there are no brokers at all.
 async fn restart(options: Options) -> anyhow::Result<Outcome> {
     let own = Own::start(&["kafka"]).await;
     let brokers = own.value("KAFKA_BROKERS");
@@ -30,7 +32,7 @@ async fn restart(options: Options) -> anyhow::Result<Outcome> {
     let flow = drill.flow(Stream::default())?;
     let _worker = drill.live_worker("a", &[]).await?;
     let mut recovery = Duration::ZERO;
-    for told in [true, false] {
+    for told in [true, true, false] {
         drill.sent(500).await?;
         if told {
             own.services("stop").await;

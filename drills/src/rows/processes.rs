@@ -6,7 +6,8 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 
 use super::Row;
-use crate::drill::{Drill, Options, Outcome, Stream};
+use crate::drill::{Drill, Options, Outcome};
+use crate::flow::Stream;
 use crate::process::Process;
 
 const KILLS: usize = 50;
@@ -19,10 +20,10 @@ const AWAKE_WITHIN: Duration = Duration::from_secs(20);
 
 pub fn rows() -> Vec<Row> {
     vec![
-        Row::new("kill-9", kill_9).within(Duration::from_secs(600)),
+        Row::new("kill-9", kill_9).within(Duration::from_secs(300)),
         Row::new("stopped", stopped),
         Row::new("stopped-in-transaction", stopped_in_transaction),
-        Row::new("members", members).within(Duration::from_secs(240)),
+        Row::new("members", members).within(Duration::from_secs(180)),
     ]
 }
 

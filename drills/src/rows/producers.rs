@@ -7,7 +7,8 @@ use tidemill_common::event::Event;
 use tidemill_testkit::event;
 
 use super::Row;
-use crate::drill::{Drill, Options, Outcome, Stream};
+use crate::drill::{Drill, Options, Outcome};
+use crate::flow::Stream;
 use crate::send::Partitioner;
 use crate::traffic::Style;
 

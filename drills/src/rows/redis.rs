@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 use tidemill_testkit::{Own, eventually};
 
 use super::Row;
-use crate::drill::{Drill, Options, Outcome, Stream};
+use crate::drill::{Drill, Options, Outcome};
+use crate::flow::Stream;
 use crate::proxy::Proxy;
 use crate::traffic::Style;
+use crate::views;
 
 pub fn rows() -> Vec<Row> {
     vec![Row::new("redis-flushed", flushed), Row::new("redis-failover", failover)]
@@ -65,7 +67,7 @@ async fn failover(options: Options) -> anyhow::Result<Outcome> {
 /// Whether the replica has all that the master holds.
 async fn follows(master: &Own, replica: &Own) -> anyhow::Result<bool> {
     let offset = async |redis: &Own, name: &str| -> anyhow::Result<String> {
-        let mut connection = redis::Client::open(redis.value("REDIS_URL"))?.get_multiplexed_async_connection().await?;
+        let mut connection = views::connect(&redis.value("REDIS_URL")).await?;
         let info: String = redis::cmd("INFO").arg("replication").query_async(&mut connection).await?;
         let value = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         Ok(value.unwrap_or_default().to_owned())
@@ -75,7 +77,7 @@ async fn follows(master: &Own, replica: &Own) -> anyhow::Result<bool> {
 }
 
 async fn run(redis: &Own, command: &[&str]) -> anyhow::Result<()> {
-    let mut connection = redis::Client::open(redis.value("REDIS_URL"))?.get_multiplexed_async_connection().await?;
+    let mut connection = views::connect(&redis.value("REDIS_URL")).await?;
     redis::cmd(command[0]).arg(&command[1..]).exec_async(&mut connection).await?;
     Ok(())
 }

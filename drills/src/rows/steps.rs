@@ -8,7 +8,8 @@ use rand::Rng;
 use tidemill_common::event::Event;
 
 use super::Row;
-use crate::drill::{Drill, Options, Outcome, Stream};
+use crate::drill::{Drill, Options, Outcome};
+use crate::flow::Stream;
 use crate::send::Partitioner;
 
 /// The steps of a batch, in their order (`stream/src/{worker,filling,apply}.rs`, `stream/src/store/mod.rs`).
@@ -28,6 +29,8 @@ const STEPS: [&str; 10] = [
 const AT_START: &str = "stream.prepared";
 /// Passed only while nothing comes: else batches tell the ledger what Redis shows.
 const AT_REST: &str = "stream.flushed";
+/// Passed in every round of the projection, beside the batches.
+const IN_ROUNDS: &str = "stream.projected";
 const HITS: &str = "tidemill_failpoint_hits_total";
 const FAILPOINTS: &str = "TIDEMILL_FAILPOINTS";
 const SIGABRT: i32 = 6;
@@ -38,7 +41,7 @@ pub fn rows() -> Vec<Row> {
         let row = Row::new(format!("abort:{step}"), move |options| abort(options, step));
         rows.push(if step == "stream.committed" { row.short() } else { row });
     }
-    rows.push(Row::new("errors", errors).short());
+    rows.push(Row::new("errors", errors).within(Duration::from_secs(150)).short());
     rows.push(Row::new("last-event", last_event));
     rows
 }
@@ -84,20 +87,31 @@ async fn abort(options: Options, step: &'static str) -> anyhow::Result<Outcome> 
 async fn errors(options: Options) -> anyhow::Result<Outcome> {
     let mut drill = Drill::start(&options).await?;
     // Far enough apart for the partitions to be live again after each: a batch of nothing would not show much.
-    let passage = |i: usize, step: &str| if [AT_START, AT_REST].contains(&step) { 1 } else { 12 * i };
+    let passage = |i: usize, step: &str| match step {
+        AT_START | AT_REST => 1,
+        IN_ROUNDS => 3,
+        _ => 12 * i,
+    };
     let point = |(i, step): (usize, &&str)| format!("{step}=error@{}", passage(i, step));
     let points: Vec<String> = STEPS.iter().enumerate().map(point).collect();
     let fault = Instant::now();
     let mut worker = drill.worker("a", &[(FAILPOINTS, &points.join(","))])?;
     let flow = drill.flow(Stream::default())?;
-    worker.reaches(HITS, STEPS.len() as f64 - 1.0).await?;
+    for step in STEPS.iter().filter(|step| **step != AT_REST) {
+        worker.reaches(&hits(step), 1.0).await?;
+    }
     flow.stop().await?;
-    worker.reaches(HITS, STEPS.len() as f64).await?;
+    worker.reaches(&hits(AT_REST), 1.0).await?;
     let flow = drill.flow(Stream::default())?;
     let recovery = drill.recovered(fault).await?;
     drill.sent(200).await?;
     flow.stop().await?;
     drill.finish(recovery).await
+}
+
+/// The metric that says whether a step's failpoint has done what it is armed for.
+fn hits(step: &str) -> String {
+    format!("{HITS}{{name=\"{step}\"")
 }
 
 /// A session's last event is committed, and one that makes another session an old user's; the worker ends before

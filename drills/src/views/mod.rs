@@ -7,5 +7,5 @@ mod topics;
 
 pub use archive::archived;
 pub use postgres::{Counted, Ledger, counted, ledger};
-pub use redis::{Shown, shown};
-pub use topics::{Sent, sent_on};
+pub use redis::{Shown, connect, shown};
+pub use topics::{Processed, Sent, sent_on};

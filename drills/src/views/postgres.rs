@@ -3,28 +3,31 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use anyhow::Context;
 use chrono::{DateTime, Utc};
+use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Row};
 use tidemill_common::kafka::topic_incarnations;
 use tidemill_common::names::events_topic;
+use tidemill_stream::decimal::Decimal;
+use tidemill_stream::histogram::Histogram;
+use tidemill_stream::metric::{Aggregation, Totals};
 use tidemill_stream::sketch::UserSketch;
 use tidemill_testkit::Stack;
 
-use crate::oracle::{Session, WindowKey};
+use crate::oracle::{Change, EVENTS, Reading, Session, SessionKey, WindowKey, cents};
 
 /// Everything that is counted.
 #[derive(Debug, Default)]
 pub struct Counted {
-    /// By session id and time of the first event, in microseconds.
-    pub sessions: BTreeMap<(String, i64), Session>,
-    /// Each user's first and last event, in microseconds.
+    /// All sessions.
+    pub sessions: BTreeMap<SessionKey, Session>,
+    /// What carts are made of, by session key, time in microseconds and eventId.
+    pub cart_events: BTreeMap<(String, i64, String), Change>,
+    /// Each user's first event, in microseconds.
     pub users: BTreeMap<String, i64>,
-    /// Events by window.
-    pub events: BTreeMap<WindowKey, i64>,
-    /// Different users by window, by sketch.
-    pub uniques: BTreeMap<WindowKey, u64>,
-    /// Sessions by window.
-    pub session_windows: BTreeMap<WindowKey, i64>,
+    /// All windows of all metrics.
+    pub windows: BTreeMap<WindowKey, Reading>,
     /// Partition, offset and reason.
     pub dead: BTreeMap<(i32, i64), String>,
 }
@@ -52,76 +55,117 @@ pub async fn ledger(stack: &Stack) -> anyhow::Result<Ledger> {
 /// Everything counted of the stack's project.
 pub async fn counted(stack: &Stack) -> anyhow::Result<Counted> {
     let (pool, project) = (&stack.pool, &*stack.project);
-    let mut counted =
-        Counted { sessions: sessions(pool, project).await?, dead: dead(pool, project).await?, ..Counted::default() };
-    let users = sqlx::query("SELECT user_id, first_event_at FROM users WHERE project = $1");
-    for row in users.bind(project).fetch_all(pool).await? {
-        counted.users.insert(row.try_get(0)?, micros(row.try_get(1)?));
-    }
-    windows(pool, project, &mut counted).await?;
-    Ok(counted)
+    Ok(Counted {
+        sessions: sessions(pool, project).await?,
+        cart_events: cart_events(pool, project).await?,
+        users: users(pool, project).await?,
+        windows: windows(pool, project).await?,
+        dead: dead(pool, project).await?,
+    })
 }
 
-async fn sessions(pool: &PgPool, project: &str) -> Result<BTreeMap<(String, i64), Session>, sqlx::Error> {
+async fn sessions(pool: &PgPool, project: &str) -> anyhow::Result<BTreeMap<SessionKey, Session>> {
     let rows = sqlx::query(
-        "SELECT session_id, first_event_at, last_event_at, total_events, page_views, conversions, user_id,
-                current_page, is_new
+        "SELECT session_id, first_event_at, last_event_at, total_events, page_views, conversions, revenue::text,
+                user_id, is_new, entry_page, current_page, traffic_source, device_type, country
          FROM sessions WHERE project = $1",
     )
     .bind(project)
     .fetch_all(pool)
     .await?;
-    rows.iter()
-        .map(|row| {
-            let session = Session {
-                last: micros(row.try_get(2)?),
-                events: row.try_get(3)?,
-                page_views: row.try_get(4)?,
-                conversions: row.try_get(5)?,
-                user: row.try_get(6)?,
-                page: row.try_get(7)?,
-                is_new: row.try_get(8)?,
-            };
-            Ok(((row.try_get(0)?, micros(row.try_get(1)?)), session))
-        })
-        .collect()
+    let session = |row: &PgRow| {
+        let session = Session {
+            last: micros(row.try_get(2)?),
+            events: row.try_get(3)?,
+            page_views: row.try_get(4)?,
+            conversions: row.try_get(5)?,
+            revenue: in_cents(row, 6)?,
+            user: row.try_get(7)?,
+            is_new: row.try_get(8)?,
+            entry: row.try_get(9)?,
+            page: row.try_get(10)?,
+            source: row.try_get(11)?,
+            device: row.try_get(12)?,
+            country: row.try_get(13)?,
+        };
+        Ok(((row.try_get(0)?, micros(row.try_get(1)?)), session))
+    };
+    rows.iter().map(session).collect()
 }
 
-async fn dead(pool: &PgPool, project: &str) -> Result<BTreeMap<(i32, i64), String>, sqlx::Error> {
+async fn cart_events(pool: &PgPool, project: &str) -> anyhow::Result<BTreeMap<(String, i64, String), Change>> {
+    let events =
+        sqlx::query("SELECT session_id, at, event_id, item, quantity, price::text FROM cart_events WHERE project = $1");
+    let rows = events.bind(project).fetch_all(pool).await?;
+    let event = |row: &PgRow| {
+        let change = Change { item: row.try_get(3)?, quantity: row.try_get(4)?, price: in_cents(row, 5)? };
+        Ok(((row.try_get(0)?, micros(row.try_get(1)?), row.try_get(2)?), change))
+    };
+    rows.iter().map(event).collect()
+}
+
+async fn users(pool: &PgPool, project: &str) -> anyhow::Result<BTreeMap<String, i64>> {
+    let users = sqlx::query("SELECT user_id, first_event_at FROM users WHERE project = $1");
+    let rows = users.bind(project).fetch_all(pool).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, micros(row.try_get(1)?)))).collect()
+}
+
+async fn dead(pool: &PgPool, project: &str) -> anyhow::Result<BTreeMap<(i32, i64), String>> {
     let letters = sqlx::query(r#"SELECT partition, "offset", reason FROM dead_letters WHERE project = $1"#);
     let rows = letters.bind(project).fetch_all(pool).await?;
     rows.iter().map(|row| Ok(((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?))).collect()
 }
 
-async fn windows(pool: &PgPool, project: &str, counted: &mut Counted) -> anyhow::Result<()> {
+async fn windows(pool: &PgPool, project: &str) -> anyhow::Result<BTreeMap<WindowKey, Reading>> {
     let rows = sqlx::query(
-        "SELECT metric_name, dimension_value, granularity, extract(epoch FROM window_start)::bigint,
-                sum(count)::bigint, array_agg(users)
-         FROM metric_rollups
-         WHERE project = $1 AND (metric_name = 'events' AND dimension_key IN ('', 'event_type')
-                                 OR metric_name = 'sessions' AND dimension_key = '')
-         GROUP BY 1, 2, 3, 4",
+        "SELECT metric_name, dimension_key, dimension_value, granularity, extract(epoch FROM window_start)::bigint,
+                count, sum::text, min::text, max::text, users, quantiles, aggregation
+         FROM metric_rollups WHERE project = $1",
     )
     .bind(project)
     .fetch_all(pool)
     .await?;
-    for row in rows {
-        let key: WindowKey = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
-        let count: i64 = row.try_get(4)?;
-        if row.try_get::<String, _>(0)? == "sessions" {
-            counted.session_windows.insert(key, count);
-            continue;
-        }
-        let mut users = UserSketch::default();
-        for bytes in row.try_get::<Vec<Option<Vec<u8>>>, _>(5)?.into_iter().flatten() {
-            users.merge(&UserSketch::from_bytes(&bytes)?);
-        }
-        counted.uniques.insert(key.clone(), users.count());
-        counted.events.insert(key, count);
+    let mut windows = BTreeMap::<WindowKey, (Aggregation, Totals)>::new();
+    for row in &rows {
+        let key = WindowKey {
+            metric: row.try_get(0)?,
+            dimension: row.try_get(1)?,
+            value: row.try_get(2)?,
+            granularity: row.try_get(3)?,
+            start: row.try_get(4)?,
+        };
+        let name: String = row.try_get(11)?;
+        let aggregation = match &*key.metric {
+            EVENTS => Aggregation::Unique,
+            _ => Aggregation::parse(&name).with_context(|| format!("{key:?} computes {name:?}"))?,
+        };
+        windows.entry(key).or_insert((aggregation, Totals::default())).1.merge(shard(row)?);
     }
     // Sessions that have merged away leave a zero behind.
-    counted.session_windows.retain(|_, count| *count != 0);
-    Ok(())
+    windows.retain(|_, (_, totals)| totals.count != 0 || totals.sum.unwrap_or_default() != Decimal::ZERO);
+    let reading = |(aggregation, totals): (Aggregation, Totals)| {
+        let value = totals.value(aggregation).map(Decimal::to_f64);
+        Reading { count: totals.count, value }
+    };
+    Ok(windows.into_iter().map(|(key, window)| (key, reading(window))).collect())
+}
+
+fn shard(row: &PgRow) -> anyhow::Result<Totals> {
+    let number = |i: usize| row.try_get::<Option<&str>, _>(i).map(|text| text.and_then(Decimal::parse));
+    Ok(Totals {
+        count: row.try_get(5)?,
+        sum: number(6)?,
+        min: number(7)?,
+        max: number(8)?,
+        users: row.try_get::<Option<&[u8]>, _>(9)?.map(UserSketch::from_bytes).transpose()?,
+        quantiles: row.try_get::<Option<&[u8]>, _>(10)?.map(Histogram::from_bytes).transpose()?,
+    })
+}
+
+/// An amount that has to be one of whole cents.
+fn in_cents(row: &PgRow, i: usize) -> anyhow::Result<Option<i64>> {
+    let amount: Option<String> = row.try_get(i)?;
+    amount.map(|text| cents(&text).with_context(|| format!("{text} is no amount of cents"))).transpose()
 }
 
 fn micros(time: DateTime<Utc>) -> i64 {

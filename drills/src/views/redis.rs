@@ -1,78 +1,85 @@
 //! What Redis shows of a project.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 use anyhow::Context;
 use chrono::DateTime;
+use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
 use serde_json::Value;
 use tidemill_testkit::Stack;
 
-use crate::oracle::{ALL, WindowKey};
+use crate::oracle::{EVENTS, Reading, WindowKey};
 
 /// Everything that Redis shows.
 #[derive(Debug, Default)]
 pub struct Shown {
-    /// The fields of live sessions, by session id; times in microseconds.
+    /// The fields of live sessions, by session key; times in microseconds.
     pub sessions: BTreeMap<String, BTreeMap<String, String>>,
-    /// Count and different users of hot windows.
-    pub windows: BTreeMap<WindowKey, (i64, u64)>,
+    /// The fields of carts, by session key.
+    pub carts: BTreeMap<String, BTreeMap<String, String>>,
+    /// Hot windows.
+    pub windows: BTreeMap<WindowKey, Reading>,
     /// Users that were seen.
     pub users: BTreeSet<String>,
 }
 
-/// The fields that readers rely on; others are the stream's own.
-const FIELDS: [&str; 9] = [
-    "sessionId",
-    "userId",
-    "firstEventAt",
-    "lastEventAt",
-    "pageViews",
-    "totalEvents",
-    "hasConversion",
-    "isNew",
-    "currentPage",
-];
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Fields by which the stream tells which state of a hash is the newer one.
+const STAMP: [&str; 3] = ["epoch", "generation", "version"];
 
 /// What Redis shows of the stack's project now.
 pub async fn shown(stack: &Stack) -> anyhow::Result<Shown> {
-    let client = redis::Client::open(stack.connections.redis_url.clone())?;
-    let mut redis = client.get_multiplexed_async_connection().await?;
+    let mut redis = connect(&stack.connections.redis_url).await?;
     let project = &stack.project;
-    let seen_users = format!("analytics:seen_users:{project}");
-    let users = redis::cmd("SMEMBERS").arg(seen_users).query_async(&mut redis).await?;
-    Ok(Shown { sessions: sessions(&mut redis, project).await?, windows: windows(&mut redis, project).await?, users })
-}
-
-async fn sessions(
-    redis: &mut MultiplexedConnection,
-    project: &str,
-) -> anyhow::Result<BTreeMap<String, BTreeMap<String, String>>> {
-    let prefix = format!("analytics:session:{project}:");
-    let keys = scan(redis, &prefix).await?;
-    let mut pipeline = redis::pipe();
-    for key in &keys {
-        pipeline.hgetall(key);
-    }
-    let hashes: Vec<BTreeMap<String, String>> =
-        if keys.is_empty() { Vec::new() } else { pipeline.query_async(redis).await? };
-    let mut sessions = BTreeMap::new();
-    for (key, mut fields) in keys.into_iter().zip(hashes) {
-        if fields.is_empty() {
-            continue; // it has expired since
-        }
-        fields.retain(|name, _| FIELDS.contains(&name.as_str()));
+    let mut sessions = hashes(&mut redis, &format!("analytics:session:{project}:")).await?;
+    for (key, fields) in &mut sessions {
         for name in ["firstEventAt", "lastEventAt"] {
             if let Some(value) = fields.get_mut(name) {
                 *value = DateTime::parse_from_rfc3339(value).context(key.clone())?.timestamp_micros().to_string();
             }
         }
-        sessions.insert(key[prefix.len()..].to_owned(), fields);
     }
-    Ok(sessions)
+    Ok(Shown {
+        sessions,
+        carts: hashes(&mut redis, &format!("cart:{project}:")).await?,
+        windows: windows(&mut redis, project).await?,
+        users: redis::cmd("SMEMBERS").arg(format!("analytics:seen_users:{project}")).query_async(&mut redis).await?,
+    })
 }
 
-async fn windows(redis: &mut MultiplexedConnection, project: &str) -> anyhow::Result<BTreeMap<WindowKey, (i64, u64)>> {
+/// A connection on which answers may take as long as a busy machine needs.
+pub async fn connect(url: &str) -> anyhow::Result<MultiplexedConnection> {
+    let patient =
+        AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE)).set_connection_timeout(Some(PATIENCE));
+    Ok(redis::Client::open(url)?.get_multiplexed_async_connection_with_config(&patient).await?)
+}
+
+/// The hashes below a prefix, by what comes behind it.
+async fn hashes(
+    redis: &mut MultiplexedConnection,
+    prefix: &str,
+) -> anyhow::Result<BTreeMap<String, BTreeMap<String, String>>> {
+    let keys = scan(redis, prefix).await?;
+    let mut pipeline = redis::pipe();
+    for key in &keys {
+        pipeline.hgetall(key);
+    }
+    let found: Vec<BTreeMap<String, String>> =
+        if keys.is_empty() { Vec::new() } else { pipeline.query_async(redis).await? };
+    let mut hashes = BTreeMap::new();
+    for (key, mut fields) in keys.into_iter().zip(found) {
+        fields.retain(|name, _| !STAMP.contains(&name.as_str()));
+        if !fields.is_empty() {
+            // else it has expired since
+            hashes.insert(key[prefix.len()..].to_owned(), fields);
+        }
+    }
+    Ok(hashes)
+}
+
+async fn windows(redis: &mut MultiplexedConnection, project: &str) -> anyhow::Result<BTreeMap<WindowKey, Reading>> {
     let prefix = format!("metric:{project}:");
     let keys = scan(redis, &prefix).await?;
     let mut pipeline = redis::pipe();
@@ -85,10 +92,21 @@ async fn windows(redis: &mut MultiplexedConnection, project: &str) -> anyhow::Re
         let parts: Vec<&str> = key[prefix.len()..].split(':').collect();
         let ([name, granularity, start], Some(value)) = (&parts[..], value) else { continue };
         let value: Value = serde_json::from_str(&value).with_context(|| key.clone())?;
-        let name = if *name == "events" { ALL } else { name };
-        let numbers = (value["count"].as_i64(), value["unique_users"].as_u64());
-        let (Some(count), Some(users)) = numbers else { continue };
-        windows.insert((name.to_owned(), (*granularity).to_owned(), start.parse()?), (count, users));
+        let (name, granularity, start) = ((*name).to_owned(), (*granularity).to_owned(), start.parse()?);
+        let count = value["count"].as_i64().with_context(|| format!("{key} has no count"))?;
+        // Metrics say what they compute; what does not are the events, all of them or those of a type.
+        let declared = value["value"].as_str().and_then(|text| text.parse::<f64>().ok());
+        let (is_metric, users) = (value.get("aggregation").is_some(), value["unique_users"].as_f64());
+        let value = if is_metric { declared } else { users };
+        if count == 0 && value.unwrap_or_default() == 0.0 {
+            continue; // sessions that have merged away
+        }
+        let (metric, dimension, of) = match () {
+            () if is_metric || name == EVENTS => (name, "", String::new()),
+            () => (EVENTS.to_owned(), "event_type", name),
+        };
+        let key = WindowKey { metric, dimension: dimension.to_owned(), value: of, granularity, start };
+        windows.insert(key, Reading { count, value });
     }
     Ok(windows)
 }

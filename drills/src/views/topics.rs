@@ -3,18 +3,37 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context;
-use tidemill_common::codec::Decoder;
+use apache_avro::reader::datum::GenericDatumReader;
+use apache_avro::{Schema, from_value};
+use serde::Deserialize;
 use tidemill_common::names::{dlq_topic, processed_topic};
-use tidemill_common::registry::Registry;
+use tidemill_stream::emit::PROCESSED_SCHEMA;
 use tidemill_testkit::Stack;
 
 use crate::log::{header, origin};
 
+/// A framed value begins with a zero and the schema's id.
+const FRAME: usize = 5;
+
+/// A processed event, by what it is known and what was found out about it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Processed {
+    /// Which event.
+    pub event_id: String,
+    /// The kind of device.
+    pub device_type: Option<String>,
+    /// The traffic source.
+    pub traffic_source: Option<String>,
+    /// The country.
+    pub country: Option<String>,
+}
+
 /// What stands in the topics, repeats dropped, by source partition and offset.
 #[derive(Debug, Default)]
 pub struct Sent {
-    /// The eventIds among the processed.
-    pub processed: BTreeMap<(i32, i64), String>,
+    /// The processed.
+    pub processed: BTreeMap<(i32, i64), Processed>,
     /// The reasons of the dead letters.
     pub dead: BTreeMap<(i32, i64), String>,
     /// What no reader could make sense of.
@@ -23,17 +42,19 @@ pub struct Sent {
 
 /// The processed topic and the dead letters of the stack's project.
 pub async fn sent_on(stack: &Stack) -> anyhow::Result<Sent> {
-    let decoder = Decoder::new(Registry::new(&stack.connections.registry_url)?);
+    let schema = Schema::parse_str(PROCESSED_SCHEMA)?;
+    let reader = GenericDatumReader::builder(&schema).build()?;
     let mut sent = Sent::default();
     for record in stack.records(&processed_topic(&stack.project)).await {
         let source = origin(&record).context("a processed record without its source")?.at;
-        let event = decoder.decode(&record.value).await?;
+        let mut datum = record.value.get(FRAME..).context("a processed record without a frame")?;
+        let processed: Processed = from_value(&reader.read_value(&mut datum)?)?;
         if source.0 != record.partition {
             sent.odd.push(format!("processed {source:?} stands in partition {}", record.partition));
         }
-        let before = sent.processed.insert(source, event.event_id.clone());
-        if before.is_some_and(|before| before != event.event_id) {
-            sent.odd.push(format!("processed {source:?} stands there with two eventIds"));
+        let before = sent.processed.insert(source, processed.clone());
+        if before.is_some_and(|before| before != processed) {
+            sent.odd.push(format!("processed {source:?} stands there in two ways"));
         }
     }
     for record in stack.records(&dlq_topic(&stack.project)).await {

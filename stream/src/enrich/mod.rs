@@ -149,7 +149,7 @@ mod tests {
     #[test]
     fn all_of_it_at_once() {
         let path = std::env::temp_dir().join(format!("countries-{}.mmdb", uuid()));
-        std::fs::write(&path, country::tests::file("NL", "JP")).expect("a file");
+        std::fs::write(&path, tidemill_testkit::countries("NL", "JP")).expect("a file");
         let mut enricher = Enricher::new(&["purchase".into()], Some(&path)).expect("an enricher");
         std::fs::remove_file(&path).expect("the file");
         for _ in 0..2 {

@@ -1,5 +1,5 @@
-//! Projecting all that is live of a project again, stretch by stretch: hot windows first, then live sessions, carts,
-//! then users. One worker does it at a time; its lease lies in Redis, so a flush takes that, too.
+//! Projecting all that is live of a project again, stretch by stretch: hot windows first, and what an earlier epoch has
+//! left of them, then live sessions, carts, then users. One worker does it at a time; its lease lies in Redis, so a flush takes that, too.
 
 use std::time::Instant;
 
@@ -8,7 +8,7 @@ use tidemill_common::redis::Redis;
 
 use super::list::{self, WindowCursor};
 use super::pending::Key;
-use super::{ProjectError, Writer, marks};
+use super::{ProjectError, Writer, lost, marks};
 use crate::window::Granularity;
 
 /// Keys per stretch.
@@ -25,6 +25,7 @@ pub struct Again {
     /// Something has been forgotten since it began, so it has to be done once more.
     pub stale: bool,
     token: String,
+    epoch: i64,
     /// What it will be whole for.
     whole: String,
     next: Stage,
@@ -34,6 +35,8 @@ pub struct Again {
 
 enum Stage {
     Windows(usize, WindowCursor),
+    /// Of an epoch that is lost.
+    Lost(usize),
     Sessions((i32, String)),
     Carts(String),
     Users(String),
@@ -53,7 +56,7 @@ pub enum Step {
 
 impl Again {
     /// Begins, unless another worker is at it.
-    pub async fn begin(redis: &Redis, project: &str, whole: String) -> Result<Option<Self>, ProjectError> {
+    pub async fn begin(redis: &Redis, project: &str, epoch: i64, whole: String) -> Result<Option<Self>, ProjectError> {
         // Two workers never use one token: it is a name of this very moment in this very process.
         let token = format!("{}-{}", std::process::id(), Utc::now().timestamp_nanos_opt().unwrap_or_default());
         if !marks::take(redis, project, &token, LEASE).await? {
@@ -62,7 +65,7 @@ impl Again {
         metrics::counter!("tidemill_stream_reprojections_total").increment(1);
         let next = first_windows(0, Utc::now());
         let (project, started) = (project.to_owned(), Instant::now());
-        Ok(Some(Self { project, stale: false, token, whole, next, started, keys: 0 }))
+        Ok(Some(Self { project, stale: false, token, epoch, whole, next, started, keys: 0 }))
     }
 
     /// Writes the next stretch.
@@ -94,11 +97,17 @@ impl Again {
                 let found = list::windows(pool, project, Granularity::ALL[*at], after, WINDOWS).await?;
                 let next = match found.last() {
                     Some((last, _)) if found.len() as i64 == WINDOWS => Stage::Windows(*at, last.clone()),
-                    _ => first_windows(at + 1, Utc::now()),
+                    _ => Stage::Lost(*at),
                 };
                 let definitions = writer.definitions.current().await?;
                 let copied = found.into_iter().map(|(_, key)| key).filter(|key| key.has_copy(&definitions));
                 (copied.map(Key::Window).collect(), next)
+            }
+            // What this epoch has was written before.
+            Stage::Lost(at) => {
+                let now = Utc::now();
+                lost::forget(&writer.redis, project, Granularity::ALL[*at], self.epoch, now.timestamp()).await?;
+                (Vec::new(), first_windows(at + 1, now))
             }
             Stage::Sessions(after) => {
                 let found = list::sessions(pool, project, after, SESSIONS).await?;

@@ -1,0 +1,81 @@
+//! What a future that is lost has left in Redis, and this history never writes.
+//!
+//! A Postgres that has come back older counts the same events again, but in other batches. All that events name comes
+//! about again and is written over; but of what sessions count for, windows come and go with the order of events: a
+//! session that was one event long at the end of a batch was a bounce until the next. Such a window may never have a
+//! row now, so nobody would write over its copy. Without one, it is read from Postgres.
+
+use std::sync::LazyLock;
+
+use redis::Script;
+use tidemill_common::redis::{Redis, RedisFailure};
+
+use super::marks::loaded;
+use crate::keys;
+use crate::metric;
+use crate::window::Granularity;
+
+/// Commands per round trip.
+const CHUNK: usize = 500;
+/// How far ahead of now an event can lie, in seconds: what is valid, and some slack.
+const AHEAD: i64 = 26 * 3_600;
+
+/// ARGV: the epoch.
+static FORGET: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local readable, value = pcall(cjson.decode, redis.call('GET', KEYS[1]) or '')
+         if readable and type(value) == 'table' and (tonumber(value.epoch) or -1) < tonumber(ARGV[1]) then
+             redis.call('DEL', KEYS[1])
+         end
+         return 0",
+    )
+});
+
+/// Removes copies of windows of what sessions count for that are of an epoch before this one, at `now` in seconds since
+/// 1970. Safe to run twice.
+pub async fn forget(
+    redis: &Redis,
+    project: &str,
+    granularity: Granularity,
+    epoch: i64,
+    now: i64,
+) -> Result<(), RedisFailure> {
+    for chunk in hot(project, granularity, now).chunks(CHUNK) {
+        let mut pipeline = loaded(&FORGET);
+        for key in chunk {
+            pipeline.cmd("EVALSHA").arg(FORGET.get_hash()).arg(1).arg(key).arg(epoch).ignore();
+        }
+        redis.run::<()>(&pipeline).await?;
+    }
+    Ok(())
+}
+
+/// The keys of all such windows that can have a copy.
+fn hot(project: &str, granularity: Granularity, now: i64) -> Vec<String> {
+    let length = granularity.seconds();
+    let first = (now - granularity.hot_until(0)).div_euclid(length);
+    let last = (now + AHEAD).div_euclid(length);
+    let key = |start: i64, name| keys::metric(project, name, granularity, start * length);
+    (first..=last).flat_map(|start| metric::OF_SESSIONS.map(|name| key(start, name))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_hot_window_is_looked_at() {
+        let now = 1_800_000_030;
+        for (granularity, windows) in [(Granularity::Minute, 1_621), (Granularity::Hour, 29), (Granularity::Day, 5)] {
+            let keys = hot("p", granularity, now);
+            assert!(keys.len() <= windows * metric::OF_SESSIONS.len(), "{granularity}: {}", keys.len());
+            for at in [now, now + 25 * 3_600] {
+                let key = keys::metric("p", metric::BOUNCES, granularity, granularity.window(at * 1_000_000));
+                assert!(keys.contains(&key), "{key}");
+            }
+            let oldest = now - granularity.hot_until(0) + 1;
+            let key = keys::metric("p", metric::SESSIONS, granularity, granularity.window(oldest * 1_000_000));
+            assert!(keys.contains(&key), "{key}");
+        }
+    }
+}
