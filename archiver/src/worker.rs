@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use crate::archive::{Archive, State};
 use crate::error::ArchiveError;
 use crate::prepare::{Prepared, Shared, prepare};
+use crate::rows::Rows;
 
 /// How often it looks at what is due.
 const TICK: Duration = Duration::from_millis(50);
@@ -37,6 +38,8 @@ pub struct Worker {
     /// Too many rows are in memory: nothing is read until some of them are written. Kafka's client pauses the
     /// partitions then.
     full: bool,
+    /// So many bytes may come before that has to be looked at again.
+    room: usize,
     positions: Positions,
     health: Health,
 }
@@ -48,7 +51,7 @@ impl Worker {
         let timeout = Duration::from_millis(config.session_timeout_ms);
         let consumer = GroupConsumer::join_with(&shared.kafka, &config.group, &config.topics, timeout, ROOM)?;
         let (archives, preparing) = (HashMap::new(), JoinSet::new());
-        Ok(Self { shared, consumer, archives, preparing, prepared: 0, full: false, positions, health })
+        Ok(Self { shared, consumer, archives, preparing, prepared: 0, full: false, room: 0, positions, health })
     }
 
     /// Works until shutdown, then commits what it has; or until there is nothing left that could go on.
@@ -89,11 +92,7 @@ impl Worker {
     async fn on(&mut self, event: GroupEvent) {
         let now = Instant::now();
         match event {
-            GroupEvent::Records(records) => {
-                for record in records {
-                    self.take(record, now).await;
-                }
-            }
+            GroupEvent::Records(records) => return self.take(records, now).await,
             GroupEvent::Assigned(partitions) => self.assign(partitions),
             GroupEvent::Revoked(partitions) => self.revoke(&partitions),
             // Whichever partition it is, its archive will find out when it gets ready again.
@@ -106,11 +105,23 @@ impl Worker {
         self.step(now).await;
     }
 
-    async fn take(&mut self, record: Record, now: Instant) {
-        let Some(archive) = self.archives.get_mut(&record.topic) else { return };
-        let State::Live(live) = &mut archive.state else { return };
-        if let Err(error) = live.take(record, &self.shared, now).await {
-            archive.fail(error);
+    /// Takes records of one partition. The other archives are only looked at when there may be too much in memory.
+    async fn take(&mut self, records: Vec<Record>, now: Instant) {
+        let Some(archive) = records.first().and_then(|record| self.archives.get_mut(&record.topic)) else { return };
+        let bytes: usize = records.iter().map(|record| record.value.len() + Rows::OVERHEAD).sum();
+        for record in records {
+            let State::Live(live) = &mut archive.state else { return };
+            if let Err(error) = live.take(record, &self.shared, now).await {
+                archive.fail(error);
+            }
+        }
+        if bytes >= self.room {
+            return self.step(now).await;
+        }
+        self.room -= bytes;
+        let (topic, moved) = (archive.topic.clone(), archive.step(&self.shared, now, false).await);
+        if let Some(moved) = moved {
+            self.committed(topic, moved);
         }
     }
 
@@ -122,7 +133,8 @@ impl Worker {
             committed.extend(moved.map(|moved| (archive.topic.clone(), moved)));
         }
         committed.into_iter().for_each(|(topic, moved)| self.committed(topic, moved));
-        self.full = self.bytes() >= self.shared.config.max_bytes_total;
+        self.room = self.shared.config.max_bytes_total.saturating_sub(self.bytes());
+        self.full = self.room == 0;
         if self.full && !self.archives.values().any(Archive::is_ending) {
             // Nothing would become less by waiting: the largest goes before its time.
             if let Some(largest) = self.archives.values_mut().max_by_key(|archive| archive.bytes()) {

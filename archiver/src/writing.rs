@@ -74,20 +74,19 @@ struct Progress {
     tell: Arc<Notify>,
 }
 
-impl Drop for Progress {
-    fn drop(&mut self) {
-        self.tell.notify_one();
-    }
-}
-
 impl Writing {
     /// Begins a commit.
     pub fn begin(batch: Batch, shared: &Shared) -> Self {
         let (steps, receiver) = mpsc::unbounded_channel();
         let tell = shared.progress.clone();
         let progress = Arc::new(Progress { waiting: AtomicUsize::new(0), written: AtomicUsize::new(0), tell });
-        let work = write_batch(batch, shared.clone(), receiver, progress.clone());
-        let task = AbortOnDropHandle::new(tokio::spawn(work));
+        let (shared, about) = (shared.clone(), progress.clone());
+        let task = tokio::spawn(async move {
+            let outcome = write_batch(batch, shared, receiver, &about).await;
+            about.tell.notify_one();
+            outcome
+        });
+        let task = AbortOnDropHandle::new(task);
         Self { steps, task, progress, days: BTreeSet::new(), ending: false }
     }
 
@@ -148,7 +147,7 @@ async fn write_batch(
     batch: Batch,
     shared: Shared,
     mut steps: mpsc::UnboundedReceiver<Step>,
-    progress: Arc<Progress>,
+    progress: &Progress,
 ) -> Result<Committed, ArchiveError> {
     let Batch { project, topic, incarnation, table: known, declared } = batch;
     let begun = Instant::now();
