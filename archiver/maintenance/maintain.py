@@ -87,6 +87,11 @@ def quoted(text):
     return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
+def named(project):
+    """A project's table as Spark SQL has it."""
+    return f"{CATALOG}.tidemill.`{project}`.events"
+
+
 def tables(spark, project):
     """Projects and their tables."""
     if project:
@@ -94,7 +99,7 @@ def tables(spark, project):
     else:
         rows = spark.sql(f"SHOW NAMESPACES IN {CATALOG}.tidemill").collect()
         names = [row[0].split(".")[-1].strip("`") for row in rows]
-    return [(name, f"tidemill.`{name}`.events") for name in names]
+    return [(name, named(name)) for name in names]
 
 
 def compact(spark, arguments):
@@ -117,8 +122,7 @@ def retain(spark, arguments):
     for project, days in retention(spark).items():
         if arguments.project in (None, project):
             before = spark.sql(f"SELECT date_sub(current_date(), {int(days)})").first()[0]
-            table = f"{CATALOG}.tidemill.`{project}`.events"
-            spark.sql(f"DELETE FROM {table} WHERE occurred_at < TIMESTAMP '{before} 00:00:00'")
+            spark.sql(f"DELETE FROM {named(project)} WHERE occurred_at < TIMESTAMP '{before} 00:00:00'")
             yield {"project": project, "before": str(before)}
 
 
@@ -135,7 +139,7 @@ def retention(spark):
 
 def forget(spark, arguments):
     """Files with the user's events are written again without them."""
-    table = f"{CATALOG}.tidemill.`{arguments.project}`.events"
+    table = named(arguments.project)
     where = f"user_id = {quoted(arguments.user)}"
     rows = spark.table(table).where(where).count()
     if rows:

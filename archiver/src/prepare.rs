@@ -22,6 +22,8 @@ use crate::error::ArchiveError;
 use crate::positions::{self, Start, start};
 use crate::table::Tables;
 
+/// Sightings in memory: 45 bytes each.
+const SIGHTINGS: usize = 150_000;
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What all archives share. Cheap to clone.
@@ -43,7 +45,7 @@ impl Shared {
     /// Clients that connect when they are first used.
     pub fn new(config: Config, connections: &Connections, health: &Health) -> anyhow::Result<Self> {
         let history = History::new(connections.kafka.clone());
-        let limits = Limits { flush_ms: config.checkpoint_interval_ms, ..Limits::default() };
+        let limits = Limits { flush_ms: config.checkpoint_interval_ms, buffered: SIGHTINGS, ..Limits::default() };
         let filler = Filler {
             history: history.clone(),
             decoder: Decoder::new(Registry::new(&connections.registry_url)?),

@@ -41,6 +41,9 @@ struct Row {
 }
 
 impl Rows {
+    /// What a row takes beside its datum, in bytes.
+    pub const OVERHEAD: usize = size_of::<Row>();
+
     /// Adds an event; `datum` is its bytes in the envelope's layout.
     pub fn add(&mut self, event: &EventRef<'_>, datum: &[u8], at: At) {
         let event_type = self.types.number(event.event_type);
@@ -68,7 +71,7 @@ impl Rows {
 
     /// How many bytes they take.
     pub fn bytes(&self) -> usize {
-        self.datum_bytes + self.rows.len() * size_of::<Row>()
+        self.datum_bytes + self.rows.len() * Self::OVERHEAD
     }
 
     /// A row.

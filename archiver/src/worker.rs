@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidemill_common::http::Health;
-use tidemill_common::kafka::{GroupConsumer, GroupEvent, Record, TopicPartition};
+use tidemill_common::kafka::{GroupConsumer, GroupEvent, Record, Room, TopicPartition};
 use tidemill_common::names::project_of;
 use tidemill_common::progress::Positions;
 use tokio::task::JoinSet;
@@ -15,11 +15,14 @@ use tokio_util::sync::CancellationToken;
 use crate::archive::{Archive, State};
 use crate::error::ArchiveError;
 use crate::prepare::{Prepared, Shared, prepare};
+use crate::rows::Rows;
 
 /// How often it looks at what is due.
 const TICK: Duration = Duration::from_millis(50);
 /// How often what was seen is looked after.
 const SEEN_TICK: Duration = Duration::from_secs(1);
+/// What waits before it is a row. Rows wait for long, so there is no need for much of it.
+const ROOM: Room = Room { records: 4_096, bytes: 8 * 1024 * 1024, client_kib: 4_096, partition_bytes: 256 * 1024 };
 /// The last commit gets this long.
 const LAST_COMMIT: Duration = Duration::from_secs(10);
 
@@ -35,6 +38,8 @@ pub struct Worker {
     /// Too many rows are in memory: nothing is read until some of them are written. Kafka's client pauses the
     /// partitions then.
     full: bool,
+    /// So many bytes may come before that has to be looked at again.
+    room: usize,
     positions: Positions,
     health: Health,
 }
@@ -44,9 +49,9 @@ impl Worker {
     pub fn new(shared: Shared, positions: Positions, health: Health) -> Result<Self, ArchiveError> {
         let config = &shared.config;
         let timeout = Duration::from_millis(config.session_timeout_ms);
-        let consumer = GroupConsumer::join(&shared.kafka, &config.group, &config.topics, timeout)?;
+        let consumer = GroupConsumer::join_with(&shared.kafka, &config.group, &config.topics, timeout, ROOM)?;
         let (archives, preparing) = (HashMap::new(), JoinSet::new());
-        Ok(Self { shared, consumer, archives, preparing, prepared: 0, full: false, positions, health })
+        Ok(Self { shared, consumer, archives, preparing, prepared: 0, full: false, room: 0, positions, health })
     }
 
     /// Works until shutdown, then commits what it has; or until there is nothing left that could go on.
@@ -87,11 +92,7 @@ impl Worker {
     async fn on(&mut self, event: GroupEvent) {
         let now = Instant::now();
         match event {
-            GroupEvent::Records(records) => {
-                for record in records {
-                    self.take(record, now).await;
-                }
-            }
+            GroupEvent::Records(records) => return self.take(records, now).await,
             GroupEvent::Assigned(partitions) => self.assign(partitions),
             GroupEvent::Revoked(partitions) => self.revoke(&partitions),
             // Whichever partition it is, its archive will find out when it gets ready again.
@@ -104,11 +105,23 @@ impl Worker {
         self.step(now).await;
     }
 
-    async fn take(&mut self, record: Record, now: Instant) {
-        let Some(archive) = self.archives.get_mut(&record.topic) else { return };
-        let State::Live(live) = &mut archive.state else { return };
-        if let Err(error) = live.take(record, &self.shared, now).await {
-            archive.fail(error);
+    /// Takes records of one partition. The other archives are only looked at when there may be too much in memory.
+    async fn take(&mut self, records: Vec<Record>, now: Instant) {
+        let Some(archive) = records.first().and_then(|record| self.archives.get_mut(&record.topic)) else { return };
+        let bytes: usize = records.iter().map(|record| record.value.len() + Rows::OVERHEAD).sum();
+        for record in records {
+            let State::Live(live) = &mut archive.state else { return };
+            if let Err(error) = live.take(record, &self.shared, now).await {
+                archive.fail(error);
+            }
+        }
+        if bytes >= self.room {
+            return self.step(now).await;
+        }
+        self.room -= bytes;
+        let (topic, moved) = (archive.topic.clone(), archive.step(&self.shared, now, false).await);
+        if let Some(moved) = moved {
+            self.committed(topic, moved);
         }
     }
 
@@ -120,7 +133,8 @@ impl Worker {
             committed.extend(moved.map(|moved| (archive.topic.clone(), moved)));
         }
         committed.into_iter().for_each(|(topic, moved)| self.committed(topic, moved));
-        self.full = self.bytes() >= self.shared.config.max_bytes_total;
+        self.room = self.shared.config.max_bytes_total.saturating_sub(self.bytes());
+        self.full = self.room == 0;
         if self.full && !self.archives.values().any(Archive::is_ending) {
             // Nothing would become less by waiting: the largest goes before its time.
             if let Some(largest) = self.archives.values_mut().max_by_key(|archive| archive.bytes()) {

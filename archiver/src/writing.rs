@@ -18,12 +18,15 @@ use crate::declared::Declared;
 use crate::error::ArchiveError;
 use crate::evolve::evolve;
 use crate::files::Files;
+use crate::maintain::LEAST_ORPHAN_AGE;
 use crate::positions::{Position, Positions};
 use crate::prepare::Shared;
 use crate::rows::Rows;
 
 /// Catalogs that take longer are given up for now.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Files this old may be taken for orphans soon: their rows are read again. An archiver that was stopped for a day has them.
+const OLDEST: Duration = Duration::from_secs(LEAST_ORPHAN_AGE.as_secs() / 2);
 /// Files that may be open at a time: what senders say is when their events occurred may be any number of days.
 const MOST_OPEN: usize = 4;
 
@@ -71,20 +74,19 @@ struct Progress {
     tell: Arc<Notify>,
 }
 
-impl Drop for Progress {
-    fn drop(&mut self) {
-        self.tell.notify_one();
-    }
-}
-
 impl Writing {
     /// Begins a commit.
     pub fn begin(batch: Batch, shared: &Shared) -> Self {
         let (steps, receiver) = mpsc::unbounded_channel();
         let tell = shared.progress.clone();
         let progress = Arc::new(Progress { waiting: AtomicUsize::new(0), written: AtomicUsize::new(0), tell });
-        let work = write_batch(batch, shared.clone(), receiver, progress.clone());
-        let task = AbortOnDropHandle::new(tokio::spawn(work));
+        let (shared, about) = (shared.clone(), progress.clone());
+        let task = tokio::spawn(async move {
+            let outcome = write_batch(batch, shared, receiver, &about).await;
+            about.tell.notify_one();
+            outcome
+        });
+        let task = AbortOnDropHandle::new(task);
         Self { steps, task, progress, days: BTreeSet::new(), ending: false }
     }
 
@@ -145,9 +147,10 @@ async fn write_batch(
     batch: Batch,
     shared: Shared,
     mut steps: mpsc::UnboundedReceiver<Step>,
-    progress: Arc<Progress>,
+    progress: &Progress,
 ) -> Result<Committed, ArchiveError> {
     let Batch { project, topic, incarnation, table: known, declared } = batch;
+    let begun = Instant::now();
     hit("archive.polled").await?;
     let catalog = shared.tables.catalog().await?;
     let declared = declared.renewed(&shared.pool, &project).await;
@@ -172,6 +175,9 @@ async fn write_batch(
     let started = Instant::now();
     let _permit = shared.writers.acquire().await;
     let files = files.close().await?;
+    if begun.elapsed() > OLDEST {
+        return Err(ArchiveError::Slow("writing a commit's files", OLDEST.as_secs()));
+    }
     let at = |next| Position { incarnation: incarnation.clone(), next };
     let end: Positions = moved.iter().map(|(&partition, &next)| (partition, at(next))).collect();
     // Whoever else has moved these partitions on since `known` was loaded must be noticed, so that is the base.

@@ -26,17 +26,34 @@ use tokio::sync::mpsc;
 use super::way_back::look_after;
 use super::{KafkaConfig, Record, TopicPartition};
 
-/// Most records that are handed over at once.
+/// Most records that are handed over at once, and from how many bytes of them on no more.
 const CHUNK: usize = 500;
-/// Records that may wait for the worker; above it fetching stops until half of them are gone.
-const QUEUED_RECORDS: usize = 20_000;
-const QUEUED_BYTES: usize = 64 * 1024 * 1024;
+const CHUNK_BYTES: usize = 1024 * 1024;
 const POLL: Duration = Duration::from_millis(50);
 /// A revocation waits this long for the batch in hand, so that the next owner seldom meets its transaction. Longer
 /// would hold up the whole group; the ledger decides in any case.
 const IN_HAND: Duration = Duration::from_secs(3);
 /// A stall this short is waited out, since pausing throws away what the client has fetched ahead.
 const SHORT_STALL: Duration = Duration::from_secs(1);
+
+/// How much may wait for the worker; above it fetching stops until half of it is gone.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    /// So many records,
+    pub records: usize,
+    /// or bytes of them.
+    pub bytes: usize,
+    /// And so many KiB in Kafka's client, at the most twice.
+    pub client_kib: usize,
+    /// A partition's share of one answer, in bytes. A longer record comes all the same.
+    pub partition_bytes: usize,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { records: 20_000, bytes: 64 * 1024 * 1024, client_kib: 16_384, partition_bytes: 1024 * 1024 }
+    }
+}
 
 /// What the consumer tells its worker.
 #[derive(Debug)]
@@ -70,20 +87,21 @@ pub struct GroupConsumer {
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-#[derive(Default)]
 struct Queued {
+    room: Room,
     records: AtomicUsize,
     bytes: AtomicUsize,
 }
 
 impl Queued {
     fn full(&self) -> bool {
-        self.records.load(Ordering::Relaxed) >= QUEUED_RECORDS || self.bytes.load(Ordering::Relaxed) >= QUEUED_BYTES
+        self.records.load(Ordering::Relaxed) >= self.room.records
+            || self.bytes.load(Ordering::Relaxed) >= self.room.bytes
     }
 
     fn half_empty(&self) -> bool {
-        self.records.load(Ordering::Relaxed) < QUEUED_RECORDS / 2
-            && self.bytes.load(Ordering::Relaxed) < QUEUED_BYTES / 2
+        self.records.load(Ordering::Relaxed) < self.room.records / 2
+            && self.bytes.load(Ordering::Relaxed) < self.room.bytes / 2
     }
 }
 
@@ -121,16 +139,30 @@ impl Drop for InHand {
 impl GroupConsumer {
     /// Joins `group` for the topics that match the regular expression `topics`.
     pub fn join(kafka: &KafkaConfig, group: &str, topics: &str, session_timeout: Duration) -> KafkaResult<Self> {
+        Self::join_with(kafka, group, topics, session_timeout, Room::default())
+    }
+
+    /// The same with another room.
+    pub fn join_with(
+        kafka: &KafkaConfig,
+        group: &str,
+        topics: &str,
+        session_timeout: Duration,
+        room: Room,
+    ) -> KafkaResult<Self> {
         let (event_sender, events) = mpsc::unbounded_channel();
         let (commands, command_receiver) = std_mpsc::channel();
         let batches = Arc::<Batches>::default();
         let context = Context { events: event_sender, assigned: Mutex::default(), batches: Arc::clone(&batches) };
-        let consumer: BaseConsumer<Context> =
-            Self::config(kafka, group, session_timeout).create_with_context(context)?;
+        let mut config = Self::config(kafka, group, session_timeout);
+        config
+            .set("queued.max.messages.kbytes", room.client_kib.to_string())
+            .set("fetch.message.max.bytes", room.partition_bytes.to_string());
+        let consumer: BaseConsumer<Context> = config.create_with_context(context)?;
         consumer.subscribe(&[topics])?;
         let consumer = Arc::new(consumer);
         look_after(kafka, &consumer, |consumer| consumer.client());
-        let queued = Arc::new(Queued::default());
+        let queued = Arc::new(Queued { room, records: AtomicUsize::new(0), bytes: AtomicUsize::new(0) });
         let poller = Poller {
             consumer,
             commands: command_receiver,
@@ -296,6 +328,7 @@ struct Chunk {
     at: TopicPartition,
     started: Started,
     records: Vec<Record>,
+    bytes: usize,
 }
 
 impl Poller {
@@ -303,7 +336,7 @@ impl Poller {
     fn run(mut self) {
         let mut chunk: Option<Chunk> = None;
         loop {
-            let more = chunk.as_ref().is_some_and(|chunk| chunk.records.len() < CHUNK);
+            let more = chunk.as_ref().is_some_and(|chunk| chunk.records.len() < CHUNK && chunk.bytes < CHUNK_BYTES);
             if !more {
                 self.hand_over(chunk.take());
                 if self.consumer.context().events.is_closed() || !self.obey() {
@@ -392,9 +425,10 @@ impl Poller {
             self.hand_over(chunk.take());
             *chunk = self.begin(message);
         }
-        let Some(Chunk { at, started, records }) = chunk else { return };
+        let Some(Chunk { at, started, records, bytes }) = chunk else { return };
         if message.offset() >= started.next {
             started.next = message.offset() + 1;
+            *bytes += message.payload_len();
             records.push(Record::new(Arc::clone(&at.topic), message));
         } // or it was fetched before the partition was started
     }
@@ -406,11 +440,11 @@ impl Poller {
             return None;
         }
         let started = (*self.consumer.context().assigned().get(&at)?)?;
-        Some(Chunk { at, started, records: Vec::new() })
+        Some(Chunk { at, started, records: Vec::new(), bytes: 0 })
     }
 
     fn hand_over(&self, chunk: Option<Chunk>) {
-        let Some(Chunk { at, started, records }) = chunk.filter(|chunk| !chunk.records.is_empty()) else { return };
+        let Some(Chunk { at, started, records, .. }) = chunk.filter(|chunk| !chunk.records.is_empty()) else { return };
         match self.consumer.context().assigned().get_mut(&at) {
             Some(Some(ours)) if ours.ticket == started.ticket => ours.next = started.next,
             _ => return, // it has been taken from us meanwhile

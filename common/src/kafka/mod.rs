@@ -12,7 +12,7 @@ use std::sync::Arc;
 use rdkafka::ClientConfig;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 
-pub use group::{GroupConsumer, GroupEvent, InHand};
+pub use group::{GroupConsumer, GroupEvent, InHand, Room};
 pub use history::{History, Span};
 pub use producer::{Deliveries, Delivery, Outgoing, Producer, Sending};
 pub use topic_id::topic_incarnations;

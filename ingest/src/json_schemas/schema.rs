@@ -2,6 +2,7 @@
 
 use jsonschema::{PatternOptions, Validator};
 use serde_json::{Map, Value};
+use tidemill_common::promoted::promoted;
 
 use super::limits;
 
@@ -42,6 +43,7 @@ pub fn read(text: &str) -> Result<Value, BadSchema> {
     if let Some(named) = document.get("type").filter(|named| !allows_objects(named)) {
         return bad(format!("has \"type\": {named}, but describes an event's properties, which are an \"object\""));
     }
+    promoted(&document).map_err(|error| BadSchema(format!("promotes a column that cannot be: {error}")))?;
     compile(&document).map(|_| document)
 }
 
@@ -109,6 +111,7 @@ mod tests {
             (r#"{"properties":{"a":{"pattern":"(?<=x)a"}}}"#, "look-around"),
             (r#"{"properties":{"a":{"pattern":"(a{999}){999}"}}}"#, "pattern"),
             (r##"{"$ref":"http://example.com/"}"##, "refers to"),
+            (r#"{"properties":{"a":{"type":"array","x-column":"a"}}}"#, "promotes a column"),
         ];
         for (text, word) in table {
             let error = read(text).expect_err(word).to_string();
