@@ -4,10 +4,10 @@ export CARGO_TARGET_DIR ?= $(or $(TIDEMILL_CACHE),$(HOME)/.cache/tidemill)/targe
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup build up down demo fmt lint test drill-stream bench-ingest bench-stream clean-data
+.PHONY: help setup build up down demo fmt lint test test-readers drill-stream drill-archive bench-ingest bench-stream bench-archive bench-query clean-data
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing (apt, Maven, pip)
 	@dev/install
@@ -34,14 +34,26 @@ lint: ## check formatting, run clippy with warnings as errors
 test: ## set up, then run every check and test on the real components
 	@dev/test
 
+test-readers: ## read one archive with PyIceberg, DuckDB, Spark and our SQL while it is written and compacted (ROWS= per act)
+	@dev/readers
+
 drill-stream: ## break a running stream in every way and compare all views (ROWS= picks some, SEED= repeats)
 	@dev/drill
+
+drill-archive: ## break a running archiver, its catalog and its storage in every way (ROWS= picks some, SEED= repeats)
+	@dev/drill archive
 
 bench-ingest: ## measure the gateway beside the bare Kafka client and Benthos (ARGS: see dev/bench)
 	@dev/bench $(ARGS)
 
 bench-stream: ## measure the stream worker beside a bare consumer and Kafka Streams (ARGS: see dev/bench)
 	@dev/bench stream $(ARGS)
+
+bench-archive: ## measure the archiver beside bare decoding and writing and Kafka Connect (ARGS: see dev/bench)
+	@dev/bench archive $(ARGS)
+
+bench-query: ## measure SQL over an archive beside DuckDB on the same files (ARGS: see dev/bench)
+	@dev/bench query $(ARGS)
 
 clean-data: ## stop everything and remove its data
 	@dev/down --wipe

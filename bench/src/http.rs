@@ -81,6 +81,16 @@ struct Head {
     length: usize,
 }
 
+/// The sum of a metric's series that a service shows; 0 where there is none.
+pub async fn metric(address: SocketAddr, name: &str) -> anyhow::Result<f64> {
+    let mut connection = Connection::open(address).await?;
+    let request = format!("GET /metrics HTTP/1.1\r\nHost: {address}\r\n\r\n");
+    let response = connection.exchange(request.as_bytes()).await?;
+    let text = String::from_utf8_lossy(response.body);
+    let lines = text.lines().filter(|line| line.starts_with(name));
+    Ok(lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
+}
+
 /// The head of an answer, or nothing while it is not complete.
 fn parse(bytes: &[u8]) -> anyhow::Result<Option<Head>> {
     let Some(end) = memmem::find(bytes, b"\r\n\r\n") else { return Ok(None) };

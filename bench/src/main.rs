@@ -1,6 +1,7 @@
-//! `tidemill-bench`: what the gateway and the stream worker cost, each beside the bare Kafka client (the limit) and a
-//! peer. `dev/bench` prepares everything it needs and runs it.
+//! `tidemill-bench`: what the gateway, the stream worker, the archiver and SQL over the archive cost, each beside a bare
+//! limit or a peer. `dev/bench` prepares everything it needs and runs it.
 
+mod archive;
 mod bare;
 mod figures;
 mod http;
@@ -42,6 +43,13 @@ enum Command {
     /// The bare consumer, as a process of its own
     #[command(hide = true)]
     StreamLimit(stream::limit::Options),
+    /// Measure bare decoding and writing, Kafka Connect and the archiver on one topic; the last line is JSON
+    Archive(archive::Options),
+    /// Bare decoding and writing, as a process of its own
+    #[command(hide = true)]
+    ArchiveLimit(archive::limit::Options),
+    /// Measure SQL over an archive beside DuckDB on the same files; the last line is JSON
+    Query(archive::query::Options),
 }
 
 fn main() -> ExitCode {
@@ -74,6 +82,12 @@ fn start(command: Command) -> anyhow::Result<bool> {
             println!("{}", serde_json::to_string(&runtime.block_on(stream::limit::run(&options))?)?);
             Ok(true)
         }
+        Command::Archive(options) => runtime.block_on(until_signal(archive::run(&options))),
+        Command::ArchiveLimit(options) => {
+            println!("{}", serde_json::to_string(&archive::limit::run(&options)?)?);
+            Ok(true)
+        }
+        Command::Query(options) => runtime.block_on(until_signal(archive::query::run(&options))),
     }
 }
 

@@ -10,6 +10,9 @@ use tokio::process::{Child, Command};
 /// Ticks per second of the times in /proc: part of Linux's interface, whatever the kernel's own clock.
 const TICKS_PER_SECOND: f64 = 100.0;
 
+/// So many lines of a log tell what was wrong.
+const LAST_WORDS: usize = 20;
+
 /// CPU time that a process has used, all its threads together, in seconds.
 pub fn cpu_seconds(pid: u32) -> anyhow::Result<f64> {
     of_stat(pid, cpu_ticks)
@@ -31,6 +34,11 @@ fn ticks(stat: &str, field: usize) -> Option<u64> {
     let (_, fields) = stat.rsplit_once(") ")?; // the name in brackets may hold blanks
     let mut fields = fields.split(' ').skip(field);
     Some(fields.next()?.parse::<u64>().ok()? + fields.next()?.parse::<u64>().ok()?)
+}
+
+/// CPU time of those of our children that have ended, in seconds.
+pub fn ended_cpu_seconds() -> anyhow::Result<f64> {
+    of_stat(std::process::id(), |stat| ticks(stat, 13))
 }
 
 /// CPU time of a process, of its children that run and of those that have ended, in seconds. Of Postgres' first process:
@@ -99,6 +107,13 @@ impl Server {
         self.pid
     }
 
+    /// The end of what it has printed, without stack traces.
+    pub fn last_words(&self) -> String {
+        let text = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with(['\t', ' '])).collect();
+        lines[lines.len().saturating_sub(LAST_WORDS)..].join("\n")
+    }
+
     /// Waits until it answers a GET of `path` with 200.
     pub async fn ready(&mut self, address: std::net::SocketAddr, path: &str) -> anyhow::Result<()> {
         for _ in 0..600 {
@@ -111,6 +126,14 @@ impl Server {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         bail!("it was not ready within 30 s; its log is {}", self.log)
+    }
+
+    /// Tells it to end, and waits until it has.
+    pub async fn terminate(mut self) -> anyhow::Result<()> {
+        Command::new("kill").arg(self.pid.to_string()).status().await.context("cannot run kill")?;
+        let status = self.child.wait().await?;
+        anyhow::ensure!(status.success(), "it ended with {status} when it was told to; its log is {}", self.log);
+        Ok(())
     }
 
     /// Ends it.

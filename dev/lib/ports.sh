@@ -3,11 +3,13 @@
 declare -A PORT_VARIABLE=(
   [kafka]=TIDEMILL_KAFKA_PORT [kafka_controller]=TIDEMILL_KAFKA_CONTROLLER_PORT
   [redis]=TIDEMILL_REDIS_PORT [postgres]=TIDEMILL_POSTGRES_PORT [registry]=TIDEMILL_REGISTRY_PORT
+  [s3]=TIDEMILL_S3_PORT
   [ingest]=TIDEMILL_INGEST__PORT [query]=TIDEMILL_QUERY__PORT
   [stream]=TIDEMILL_STREAM__PORT [archiver]=TIDEMILL_ARCHIVER__PORT
 )
 declare -A DEFAULT_PORT=(
   [kafka]=19092 [kafka_controller]=19093 [redis]=16379 [postgres]=15432 [registry]=18081
+  [s3]=19000
   [ingest]=4001 [query]=4002 [stream]=4004 [archiver]=4005
 )
 

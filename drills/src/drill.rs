@@ -165,7 +165,8 @@ impl Drill {
         said.join("; ")
     }
 
-    fn service(&mut self, service: &str, group: &str, more: &[(&str, &str)]) -> anyhow::Result<Process> {
+    /// Starts a service of one of the row's groups, with more settings.
+    pub fn service(&mut self, service: &str, group: &str, more: &[(&str, &str)]) -> anyhow::Result<Process> {
         let (project, c) = (&self.stack.project, &self.stack.connections);
         let section = format!("TIDEMILL_{}__", service.to_uppercase());
         let of = |name: &str| format!("{section}{name}");

@@ -2,10 +2,12 @@
 //! Postgres, Redis, archive, processed topic and dead letters are compared event by event with what the log says
 //! they must hold, and every difference is printed. `docs/drills.md` tells what each row shows.
 
+pub mod archiving;
 pub mod drill;
 pub mod flow;
 pub mod journal;
 pub mod log;
+pub mod onlooker;
 pub mod oracle;
 pub mod process;
 pub mod proxy;
@@ -14,5 +16,6 @@ pub mod rows;
 pub mod run;
 pub mod send;
 mod settle;
+pub mod tmpfs;
 pub mod traffic;
 pub mod views;

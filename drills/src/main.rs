@@ -16,9 +16,13 @@ use tokio::signal::unix::{SignalKind, signal};
 #[derive(Parser)]
 #[command(name = "tidemill-drills")]
 struct Cli {
-    /// Rows to run, separated by commas; a `*` at the end stands for anything (default: all, and all mutants)
+    /// Rows to run, separated by commas; a `*` at the end stands for anything (default: all about the stream, and all
+    /// mutants)
     #[arg(long, env = "ROWS", value_delimiter = ',')]
     rows: Vec<String>,
+    /// All rows about the archive, if `--rows` says nothing
+    #[arg(long)]
+    archive: bool,
     /// The short selection, whatever `--rows` says
     #[arg(long)]
     short: bool,
@@ -57,7 +61,8 @@ async fn start(cli: Cli) -> anyhow::Result<bool> {
         cli.rows.into_iter().map(|row| row.trim().to_owned()).filter(|row| !row.is_empty()).collect();
     let pick = match (cli.short, rows.is_empty()) {
         (true, _) => Pick::Short,
-        (false, true) => Pick::All,
+        (false, true) if cli.archive => Pick::Archive,
+        (false, true) => Pick::Stream,
         (false, false) => Pick::Named(rows),
     };
     let beside = std::env::current_exe()?.with_file_name("tidemill");

@@ -1,4 +1,4 @@
-//! A TCP proxy that can be slow, cut connections, lose the answer to a COMMIT, or lead elsewhere.
+//! A TCP proxy that can be slow, lead elsewhere, or do harm to what counts: a COMMIT to Postgres, an upload to S3.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,7 +14,12 @@ use tokio_util::sync::CancellationToken;
 
 /// As Postgres' protocol has it: the text of a simple query ends with a zero.
 const COMMIT: &[u8] = b"COMMIT\0";
+/// What the uploads of S3 begin with: an object, or the parts of a large one.
+const UPLOADS: [&[u8]; 2] = [b"PUT ", b"POST "];
+const REFUSAL: &[u8] = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
 const PIECE: usize = 64 * 1024;
+/// A client that was refused is heard out for so long, else it would lose the answer.
+const HEARD_OUT: Duration = Duration::from_secs(1);
 
 /// What the proxy does with what passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,11 +30,23 @@ pub enum Mode {
     Slow(Duration),
     /// Nothing passes, and nobody is told.
     Frozen,
-    /// It passes the next COMMIT on and then cuts the connection: it has happened, and the client does not know.
-    CommitUnanswered,
-    /// It cuts the connection instead of passing the next COMMIT on: it has not happened, and the client does not
-    /// know.
-    CommitLost,
+    /// It does this to the next COMMIT or upload.
+    Once(Fault),
+    /// It does this to every COMMIT or upload.
+    Always(Fault),
+}
+
+/// What can be done to a COMMIT or an upload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// It is passed on, and then the connection is cut: it has happened, and the client does not know.
+    Unanswered,
+    /// The connection is cut instead of passing it on: it has not happened, and the client does not know.
+    Lost,
+    /// Half of its first piece is passed on, then the connection is cut.
+    Cut,
+    /// An upload is answered with 503.
+    Refused,
 }
 
 /// A proxy before one component. It ends on drop.
@@ -72,11 +89,11 @@ impl Proxy {
         self.state.mode.send_replace(mode);
     }
 
-    /// Waits until it is back to passing everything, as after the one COMMIT that a mode is about.
+    /// Waits until it is back to passing everything, as after the one COMMIT or upload that a mode is about.
     pub async fn passes(&self) -> anyhow::Result<()> {
         let mut mode = self.state.mode.subscribe();
         let passes = tokio::time::timeout(Duration::from_secs(60), mode.wait_for(|mode| *mode == Mode::Pass));
-        passes.await.context("no COMMIT came through the proxy within 60 s")??;
+        passes.await.context("no COMMIT and no upload came to the proxy within 60 s")??;
         Ok(())
     }
 
@@ -110,38 +127,50 @@ async fn accept(listener: TcpListener, state: Arc<State>) {
         tokio::spawn(cut.clone().run_until_cancelled_owned(async move {
             let Ok(server) = TcpStream::connect(&upstream).await else { return };
             let _ = (client.set_nodelay(true), server.set_nodelay(true));
-            let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+            let ((mut from_client, mut to_client), (from_server, to_server)) =
+                (client.into_split(), server.into_split());
             // Whichever direction ends ends both.
             let muted = AtomicBool::new(false);
-            tokio::select! {
-                () = ask(from_client, to_server, &state, &muted) => {}
-                () = answer(from_server, to_client, &state, &muted) => {}
+            let refused = tokio::select! {
+                refused = ask(&mut from_client, to_server, &state, &muted) => refused,
+                () = answer(from_server, &mut to_client, &state, &muted) => false,
+            };
+            if refused && to_client.write_all(REFUSAL).await.is_ok() {
+                let _ =
+                    tokio::time::timeout(HEARD_OUT, tokio::io::copy(&mut from_client, &mut tokio::io::sink())).await;
             }
         }));
     }
 }
 
-/// From the client to the component.
-async fn ask(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, state: &State, muted: &AtomicBool) {
+/// From the client to the component. Gives whether the client is to be refused.
+async fn ask(from: &mut OwnedReadHalf, mut to: OwnedWriteHalf, state: &State, muted: &AtomicBool) -> bool {
     let mut piece = vec![0; PIECE];
     while let Ok(length @ 1..) = from.read(&mut piece).await {
-        let piece = &piece[..length];
+        let mut piece = &piece[..length];
         state.hold_up().await;
-        // A COMMIT is a message of its own, short enough to come in one piece.
-        let commits = piece.windows(COMMIT.len()).any(|window| window == COMMIT);
-        match commits.then(|| state.take_commit()).flatten() {
-            Some(Mode::CommitLost) => return,
-            Some(_) => muted.store(true, Ordering::SeqCst),
+        let fault = counts(piece).then(|| state.fault()).flatten();
+        match fault {
+            Some(Fault::Lost) => return false,
+            Some(Fault::Refused) => return true,
+            Some(Fault::Unanswered) => muted.store(true, Ordering::SeqCst),
+            Some(Fault::Cut) => piece = &piece[..length / 2],
             None => {}
         }
-        if to.write_all(piece).await.is_err() {
-            return;
+        if to.write_all(piece).await.is_err() || fault == Some(Fault::Cut) {
+            return false;
         }
     }
+    false
+}
+
+/// Whether a piece begins an upload or holds a COMMIT, which is a message of its own, short enough to come in one piece.
+fn counts(piece: &[u8]) -> bool {
+    UPLOADS.iter().any(|method| piece.starts_with(method)) || piece.windows(COMMIT.len()).any(|window| window == COMMIT)
 }
 
 /// From the component to the client. An answer that the client must not get ends the connection.
-async fn answer(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, state: &State, muted: &AtomicBool) {
+async fn answer(mut from: OwnedReadHalf, to: &mut OwnedWriteHalf, state: &State, muted: &AtomicBool) {
     let mut piece = vec![0; PIECE];
     while let Ok(length @ 1..) = from.read(&mut piece).await {
         state.hold_up().await;
@@ -163,16 +192,21 @@ impl State {
         }
     }
 
-    /// The mode that is about this COMMIT, if it is about one; the next one passes.
-    fn take_commit(&self) -> Option<Mode> {
-        let mut taken = None;
-        self.mode.send_if_modified(|mode| {
-            let about = matches!(mode, Mode::CommitUnanswered | Mode::CommitLost);
-            if about {
-                taken = Some(std::mem::replace(mode, Mode::Pass));
+    /// What to do to the COMMIT or upload that has come. After the only one, everything passes.
+    fn fault(&self) -> Option<Fault> {
+        let mut fault = None;
+        self.mode.send_if_modified(|mode| match *mode {
+            Mode::Once(once) => {
+                fault = Some(once);
+                *mode = Mode::Pass;
+                true
             }
-            about
+            Mode::Always(always) => {
+                fault = Some(always);
+                false
+            }
+            _ => false,
         });
-        taken
+        fault
     }
 }

@@ -9,7 +9,7 @@ use futures::FutureExt;
 use serde::Serialize;
 
 use crate::drill::{Options, Outcome};
-use crate::rows::{self, MUTANTS, Mutant, Row};
+use crate::rows::{self, ARCHIVE, MUTANTS, Mutant, Row};
 
 /// So many differences of a row are printed.
 const PRINTED: usize = 30;
@@ -35,8 +35,10 @@ impl Summary {
 
 /// What is to be run.
 pub enum Pick {
-    /// Everything.
-    All,
+    /// Everything about the stream.
+    Stream,
+    /// Everything about the archive.
+    Archive,
     /// The short selection.
     Short,
     /// By name; a `*` at the end stands for anything.
@@ -50,7 +52,8 @@ impl Pick {
             None => name == pattern,
         };
         match self {
-            Self::All => true,
+            Self::Stream => !name.starts_with(ARCHIVE),
+            Self::Archive => name.starts_with(ARCHIVE),
             Self::Short => short,
             Self::Named(patterns) => patterns.iter().any(matches),
         }

@@ -143,7 +143,8 @@ impl Drill {
     }
 }
 
-async fn until(
+/// Waits until something holds.
+pub async fn until(
     limit: Duration,
     what: &str,
     mut holds: impl AsyncFnMut() -> anyhow::Result<bool>,

@@ -16,7 +16,7 @@ pub struct Own {
 }
 
 impl Own {
-    /// Starts some of `kafka`, `redis`, `postgres`, `registry`.
+    /// Starts some of `kafka`, `redis`, `postgres`, `registry`, `s3`.
     pub async fn start(names: &[&str]) -> Self {
         Self::with(names, &[]).await
     }
@@ -25,7 +25,7 @@ impl Own {
     pub async fn with(names: &[&str], settings: &[(&str, String)]) -> Self {
         let folder = std::env::temp_dir().join(format!("tidemill-{}", uuid::Uuid::new_v4().simple()));
         let names = names.iter().map(|name| (*name).to_owned()).collect();
-        let mut all: Vec<(String, String)> = ["KAFKA", "KAFKA_CONTROLLER", "REDIS", "POSTGRES", "REGISTRY"]
+        let mut all: Vec<(String, String)> = ["KAFKA", "KAFKA_CONTROLLER", "REDIS", "POSTGRES", "REGISTRY", "S3"]
             .map(|name| (format!("TIDEMILL_{name}_PORT"), "0".to_owned()))
             .into();
         all.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));

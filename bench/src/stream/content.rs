@@ -28,6 +28,7 @@ const AGENTS: [&str; 4] = [
 ];
 const REFERRERS: [&str; 4] =
     ["https://www.google.com/", "https://news.example.com/a", "https://t.co/x1", "https://www.bing.com/"];
+const COUNTRIES: [&str; 6] = ["FR", "AT", "NL", "PL", "SE", "DE"];
 const SECTIONS: [&str; 6] = ["", "sale", "men/jackets", "women/shoes", "outdoor", "account/orders"];
 
 /// Makes events of traffic; holds the texts of the last one.
@@ -58,6 +59,9 @@ impl<'a> Content<'a> {
         let event_type = event_type(&mut random);
         self.properties.clear();
         properties(&mut self.properties, event_type, record, &mut random);
+        if self.traffic.shape.countries {
+            add_country(&mut self.properties, user);
+        }
         let timestamp = self.start_us + i64::from(record.time_ms) * 1_000;
         EventRef {
             event_id: std::str::from_utf8(&self.id).unwrap_or_default(),
@@ -126,6 +130,13 @@ fn properties(out: &mut String, event_type: &str, record: &Arrival, random: &mut
     };
 }
 
+/// Most visitors come from the first countries.
+fn add_country(properties: &mut String, user: u64) {
+    let country = COUNTRIES[(1 + user % 63).ilog2() as usize % COUNTRIES.len()];
+    properties.pop(); // the closing bracket
+    let _ = write!(properties, r#","country":"{country}"}}"#);
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;
@@ -151,6 +162,21 @@ mod tests {
         assert!((8_000..9_200).contains(&types["page_view"]), "{types:?}");
         let mean = bytes as u64 / 20_000;
         assert!((270..330).contains(&mean), "{mean}");
+    }
+
+    #[test]
+    fn countries_are_added_where_they_are_wanted() {
+        let shape = Shape { countries: true, ..Shape::dense(20_000, Sessions::Visits, 3) };
+        let traffic = Traffic::new(shape);
+        let mut content = Content::new(&traffic, 0);
+        let mut countries = HashMap::<String, u64>::new();
+        for record in &traffic.records {
+            let properties = content.event(record).properties.expect("some");
+            let json: serde_json::Value = serde_json::from_str(properties).expect("JSON");
+            *countries.entry(json["country"].as_str().expect("text").to_owned()).or_default() += 1;
+        }
+        assert_eq!(countries.len(), COUNTRIES.len());
+        assert!(countries["DE"] > countries["FR"], "{countries:?}");
     }
 
     #[test]

@@ -39,7 +39,13 @@ pub struct Freshness {
 pub async fn measure(place: &Place, project: &str, rate: u64, seed: u64) -> anyhow::Result<Freshness> {
     let key = place.key.as_ref().context("--key is missing; run this through dev/bench")?;
     let fresh = place.fresh(project).await?;
-    let shape = Shape { records: rate * SECONDS, span_ms: SECONDS as u32 * 1_000, sessions: Sessions::Visits, seed };
+    let shape = Shape {
+        records: rate * SECONDS,
+        span_ms: SECONDS as u32 * 1_000,
+        sessions: Sessions::Visits,
+        seed,
+        countries: false,
+    };
     let traffic = Traffic::new(shape);
     let Place { brokers, registry, partitions, .. } = place;
     let mut load = EventProducer::new(brokers, registry, project, *partitions).await?;

@@ -1,14 +1,14 @@
 //! The stream worker beside a bare consumer (the limit) and Kafka Streams (the peer), on one topic.
 
-mod content;
-mod drain;
+pub mod content;
+pub mod drain;
 mod freshness;
 mod kstreams;
 pub mod limit;
-mod place;
+pub mod place;
 mod report;
-mod topic;
-mod traffic;
+pub mod topic;
+pub mod traffic;
 
 use clap::{Args, ValueEnum};
 

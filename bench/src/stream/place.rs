@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Args;
-use rdkafka::admin::{AdminClient, AdminOptions};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::{ClientConfig, Offset, TopicPartitionList};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
@@ -14,6 +14,9 @@ use tokio::process::Command;
 
 use crate::log::Log;
 use crate::process::{Server, free_address};
+
+/// The folder of `logs` that archives are written to.
+const WAREHOUSE: &str = "warehouse";
 
 /// Where everything is. `dev/bench` fills this in.
 #[derive(Args, Clone)]
@@ -42,6 +45,9 @@ pub struct Place {
     /// The Java to run it with
     #[arg(long, env = "TIDEMILL_BENCH_JAVA", default_value = "java")]
     pub java: PathBuf,
+    /// Folder with the jars of `bench/connect`
+    #[arg(long, env = "TIDEMILL_BENCH_CONNECT")]
+    pub connect: Option<PathBuf>,
     /// The broker's process
     #[arg(long, env = "TIDEMILL_BENCH_KAFKA_PID")]
     pub kafka_pid: u32,
@@ -63,7 +69,8 @@ pub struct Place {
 pub struct Fresh {
     /// The database.
     pub pool: PgPool,
-    url: String,
+    /// Its URL.
+    pub url: String,
 }
 
 impl Place {
@@ -90,6 +97,31 @@ impl Place {
     /// The workers' seen stores.
     fn seen(&self) -> PathBuf {
         self.logs.join("seen")
+    }
+
+    /// Where archives are written: a URL.
+    pub fn warehouse(&self) -> String {
+        format!("file://{}", self.logs.join(WAREHOUSE).display())
+    }
+
+    /// Removes what an archive before has left.
+    pub fn empty_warehouse(&self) -> anyhow::Result<()> {
+        let folder = self.logs.join(WAREHOUSE);
+        match std::fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(error).with_context(|| format!("cannot remove {}", folder.display()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes a topic of one partition.
+    pub async fn create_topic(&self, name: &str) -> anyhow::Result<()> {
+        let topic = NewTopic::new(name, 1, TopicReplication::Fixed(1));
+        for made in self.admin()?.create_topics(&[topic], &AdminOptions::new()).await? {
+            made.map_err(|(name, code)| anyhow::anyhow!("topic {name} cannot be made: {code}"))?;
+        }
+        Ok(())
     }
 
     /// Deletes all records of a topic.
@@ -130,10 +162,16 @@ impl Place {
 
     /// Starts the query service.
     pub async fn query(&self, fresh: &Fresh) -> anyhow::Result<(Server, SocketAddr)> {
-        self.service(fresh, "query", 1, &[]).await
+        self.query_with(fresh, &[]).await
     }
 
-    async fn service(
+    /// Starts the query service with these settings.
+    pub async fn query_with(&self, fresh: &Fresh, settings: &[(&str, &str)]) -> anyhow::Result<(Server, SocketAddr)> {
+        self.service(fresh, "query", 1, settings).await
+    }
+
+    /// Starts a service with these settings.
+    pub async fn service(
         &self,
         fresh: &Fresh,
         name: &str,
@@ -148,7 +186,7 @@ impl Place {
             .env("DATABASE_URL", &fresh.url)
             .env("TIDEMILL_LISTEN__HOST", "127.0.0.1")
             .env(format!("TIDEMILL_{}__PORT", name.to_uppercase()), address.port().to_string())
-            .env("TIDEMILL_STREAM__SEEN_DIR", self.seen())
+            .env(format!("TIDEMILL_{}__SEEN_DIR", name.to_uppercase()), self.seen())
             .env("LOG_LEVEL", std::env::var("LOG_LEVEL").unwrap_or_else(|_| "warn".to_owned()))
             .envs(settings.iter().copied());
         let log = self.logs.join(format!("{name}-{number}.log"));

@@ -45,12 +45,14 @@ pub struct Shape {
     pub sessions: Sessions,
     /// Other seeds give other traffic.
     pub seed: u64,
+    /// Whether properties name the visitor's country.
+    pub countries: bool,
 }
 
 impl Shape {
     /// As dense as 3 million records in an hour.
     pub fn dense(records: u64, sessions: Sessions, seed: u64) -> Self {
-        Self { records, span_ms: (records as f64 * MS_PER_RECORD) as u32, sessions, seed }
+        Self { records, span_ms: (records as f64 * MS_PER_RECORD) as u32, sessions, seed, countries: false }
     }
 }
 
@@ -170,7 +172,7 @@ mod tests {
     use super::*;
 
     fn traffic(sessions: Sessions) -> Traffic {
-        Traffic::new(Shape { records: 200_000, span_ms: 3_600_000, sessions, seed: 7 })
+        Traffic::new(Shape { records: 200_000, span_ms: 3_600_000, sessions, seed: 7, countries: false })
     }
 
     fn event(record: &Arrival) -> (u32, u16) {
@@ -243,7 +245,7 @@ mod tests {
     #[test]
     fn a_pause_above_30_minutes_ends_a_session() {
         let at = |time_ms, number| Arrival { at_ms: time_ms, time_ms, visit: 0, number, session: 3, copy: false };
-        let shape = Shape { records: 3, span_ms: 1, sessions: Sessions::Visits, seed: 0 };
+        let shape = Shape { records: 3, span_ms: 1, sessions: Sessions::Visits, seed: 0, countries: false };
         let expected = |records: Vec<Arrival>| Traffic { shape, users: 1, records }.expected();
         assert_eq!(expected(vec![at(GAP_MS, 1), at(0, 0)]), Expected { events: 2, sessions: 1 });
         assert_eq!(expected(vec![at(GAP_MS + 1, 1), at(0, 0)]), Expected { events: 2, sessions: 2 });
@@ -251,8 +253,10 @@ mod tests {
 
     #[test]
     fn a_seed_gives_the_same_traffic_again() {
-        let of =
-            |seed| Traffic::new(Shape { records: 1_000, span_ms: 20_000, sessions: Sessions::Visits, seed }).records;
+        let of = |seed| {
+            Traffic::new(Shape { records: 1_000, span_ms: 20_000, sessions: Sessions::Visits, seed, countries: false })
+                .records
+        };
         assert_eq!(of(1), of(1));
         assert_ne!(of(1), of(2));
     }

@@ -1,6 +1,8 @@
 //! The rows: each breaks something in one way. To add one, write a function that takes [`Options`] and gives an
 //! [`Outcome`], and name it in the list of its file.
 
+mod archive;
+mod archive_store;
 mod kafka;
 mod postgres;
 mod processes;
@@ -15,6 +17,8 @@ use futures::FutureExt;
 use futures::future::LocalBoxFuture;
 
 use crate::drill::{Options, Outcome};
+
+pub use archive::ARCHIVE;
 
 /// A row that takes longer counts as failed: several times what it needs, so that a busy machine does not matter, and
 /// little enough for a whole run to end within the hour whatever happens. Longer than any one wait in a row, whose
@@ -66,6 +70,8 @@ pub fn all() -> Vec<Row> {
     rows.extend(postgres::rows());
     rows.extend(redis::rows());
     rows.extend(kafka::rows());
+    rows.extend(archive::rows());
+    rows.extend(archive_store::rows());
     rows
 }
 

@@ -11,7 +11,7 @@ use super::Row;
 use crate::drill::{Drill, Options, Outcome};
 use crate::flow::Stream;
 use crate::process::signal;
-use crate::proxy::{Mode, Proxy};
+use crate::proxy::{Fault, Mode, Proxy};
 
 pub fn rows() -> Vec<Row> {
     vec![
@@ -30,7 +30,7 @@ async fn commit_unknown(options: Options) -> anyhow::Result<Outcome> {
     let _worker = drill.live_worker("a", &[("DATABASE_URL", &through)]).await?;
     let mut recovery = Duration::ZERO;
     for round in 0..12 {
-        proxy.set(if round % 2 == 0 { Mode::CommitUnanswered } else { Mode::CommitLost });
+        proxy.set(Mode::Once(if round % 2 == 0 { Fault::Unanswered } else { Fault::Lost }));
         proxy.passes().await?;
         recovery = recovery.max(drill.recovered(Instant::now()).await?);
     }
