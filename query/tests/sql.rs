@@ -231,7 +231,7 @@ fn product(tables: usize) -> String {
 
 #[tokio::test]
 async fn a_query_that_takes_too_long_is_stopped_and_holds_up_nobody() {
-    let config = Config { concurrency: 1, sql_timeout_s: 3, ..Config::default() };
+    let config = Config { concurrency: 1, sql_queue: 0, sql_timeout_s: 3, ..Config::default() };
     let api = with_sessions(config, 120).await;
     let endless = format!("SELECT count(*) FROM {} WHERE s0.page_views + s3.page_views > 7", product(4));
     let started = Instant::now();
