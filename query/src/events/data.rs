@@ -94,10 +94,10 @@ impl Data {
         }
         let iceberg = table.metadata().current_schema();
         let places = all().map(|file| (file.file_path(), file.file_size_in_bytes()));
-        let store = Arc::new(Files::new(table.file_io().clone(), places));
+        let store = Arc::new(Files::new(table, places));
         let statistics: Vec<_> = all().map(|file| Arc::new(statistics(file, iceberg, schema))).collect();
         let known = |(file, statistics): (&DataFile, &Arc<Statistics>)| {
-            let meta = meta(path(file.file_path()), file.file_size_in_bytes());
+            let meta = meta(path(table.metadata(), file.file_path()), file.file_size_in_bytes());
             PartitionedFile::new_from_meta(meta).with_statistics(Arc::clone(statistics))
         };
         let files = all().zip(&statistics).map(known).collect();

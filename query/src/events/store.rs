@@ -12,12 +12,15 @@ use datafusion::execution::object_store::ObjectStoreRegistry;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
 use iceberg::io::FileIO;
+use iceberg::spec::TableMetadata;
+use iceberg::table::Table;
 use object_store::path::Path;
 use object_store::{
     Attributes, CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
     ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 use url::Url;
+use xxhash_rust::xxh3::xxh3_128;
 
 const NAME: &str = "archive";
 
@@ -28,15 +31,19 @@ pub struct Files {
     places: HashMap<Path, (String, u64)>,
 }
 
-/// The planner's path of a file: the place without its scheme, so that no two files share one.
-pub fn path(place: &str) -> Path {
-    Path::from(place.split_once("://").map_or(place, |(_, rest)| rest))
+/// The planner's path of a file of a table: within the table's folder, behind the table's own id. It is no other
+/// file's, and what plans and errors show of it says nothing of where the warehouse lies.
+pub fn path(table: &TableMetadata, place: &str) -> Path {
+    let within = place.strip_prefix(table.location()).map(|rest| rest.trim_start_matches('/').to_owned());
+    let within = within.unwrap_or_else(|| format!("{:032x}.parquet", xxh3_128(place.as_bytes())));
+    Path::from(format!("{}/{within}", table.uuid()))
 }
 
 impl Files {
-    /// These files, in this warehouse.
-    pub fn new<'a>(io: FileIO, files: impl Iterator<Item = (&'a str, u64)>) -> Self {
-        Self { io, places: files.map(|(place, size)| (path(place), (place.to_owned(), size))).collect() }
+    /// These files of a table: places, and sizes in bytes.
+    pub fn new<'a>(table: &Table, files: impl Iterator<Item = (&'a str, u64)>) -> Self {
+        let known = files.map(|(place, size)| (path(table.metadata(), place), (place.to_owned(), size)));
+        Self { io: table.file_io().clone(), places: known.collect() }
     }
 
     fn place(&self, path: &Path) -> Result<&(String, u64)> {
