@@ -72,7 +72,7 @@ async fn send_processed(api: &Api, events: &[Event], times: usize) {
     for record in sent.iter().rev().take(events.len()).cycle().take(events.len() * (times - 1)) {
         let headers = record.headers.iter().map(|(name, value)| {
             let name = [SOURCE_PARTITION, SOURCE_OFFSET, SOURCE_APPEND_TIME].into_iter().find(|n| n == name).unwrap();
-            (name, String::from_utf8(value.clone()).unwrap())
+            (name, std::str::from_utf8(value).unwrap())
         });
         let (partition, key, value) = (record.partition, record.key.as_deref(), record.value.as_slice());
         let again = Outgoing { topic: &topic, partition, key, value, headers: headers.collect() };
@@ -86,6 +86,17 @@ async fn archived(api: &Api, sql: &str) -> Value {
     api.get(&path).await.1["rows"].clone()
 }
 
+/// Declares the property `n` of views to be a column.
+async fn promote(api: &Api) {
+    let schema = json!({ "type": "object", "properties": { "n": { "type": "integer", "x-column": "n" } } });
+    sqlx::query("INSERT INTO event_schemas (project, event_type, version, schema) VALUES ($1, 'view', 1, $2)")
+        .bind(&api.stack.project)
+        .bind(schema)
+        .execute(&api.stack.pool)
+        .await
+        .unwrap();
+}
+
 const COUNT: &str = "SELECT count(*) AS n FROM events";
 
 #[tokio::test]
@@ -97,6 +108,7 @@ async fn a_row_is_the_same_in_the_tail_and_in_the_archive_and_never_in_both() {
     let all = "SELECT event_id, event_type, event_action, user_id, session_id, occurred_at, received_at, properties, \
                client_address, user_agent, kafka_partition, kafka_offset FROM events ORDER BY event_id";
     let from_tail = api.rows(all).await;
+    promote(&api).await;
     let stop = archiver(&api);
     eventually("all are archived", || async {
         assert_eq!(api.rows(COUNT).await, json!([{ "n": 30 }]), "while the archive moves on");
@@ -113,6 +125,9 @@ async fn a_row_is_the_same_in_the_tail_and_in_the_archive_and_never_in_both() {
         ("SELECT count(*) AS n FROM events WHERE event_id = 'e-35'", json!([{ "n": 1 }])),
         ("SELECT count(*) AS n FROM events WHERE user_id = 'u1' AND event_type = 'view'", json!([{ "n": 4 }])),
         ("SELECT count(DISTINCT event_id) AS n FROM events", json!([{ "n": 40 }])),
+        // A promoted column, in files and in the tail.
+        ("SELECT count(n) AS c, sum(n) AS n FROM events", json!([{ "c": 26, "n": 507 }])),
+        ("SELECT event_type FROM events WHERE n = 38", json!([{ "event_type": "view" }])),
         ("SELECT max(json_get_int(properties, 'n')) AS n FROM events", json!([{ "n": 39 }])),
         ("SELECT event_id FROM events ORDER BY occurred_at DESC LIMIT 1", json!([{ "event_id": "e-39" }])),
         (

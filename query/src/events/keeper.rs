@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
+use tidemill_archiver::declared::Declared;
 use tidemill_common::kafka::topic_incarnations;
 use tidemill_common::names::events_topic;
 use tidemill_common::projects::Project;
@@ -13,6 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::Shared;
 use super::reader::{Read, Source};
+use super::rows::Maker;
 use super::snapshot::Snapshot;
 use super::tail::Tail;
 
@@ -206,11 +208,13 @@ impl Keeper {
             Err(_) => None, // the runtime is shutting down
         };
         let incarnation = incarnation?;
+        let declared = Declared::default().renewed(&self.shared.pool, &self.project.id).await;
         let cut = {
             let mut state = self.kept.state();
             let snapshot = Arc::clone(state.snapshot.as_ref()?);
             let cut = snapshot.cut(&incarnation);
-            state.tail = Some((incarnation, Tail::new(Arc::clone(&snapshot.schema), cut.clone(), &self.shared.held)));
+            let maker = Maker::new(Arc::clone(&snapshot.schema), declared.promotions);
+            state.tail = Some((incarnation, Tail::new(maker, cut.clone(), &self.shared.held)));
             cut
         };
         self.kept.set(|phase| phase.tail = Reach::Starting);

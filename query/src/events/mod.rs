@@ -22,6 +22,7 @@ use std::time::Duration;
 use datafusion::catalog::TableProvider;
 use datafusion::execution::cache::DefaultFilesMetadataCache;
 use datafusion::execution::cache::cache_manager::FileMetadataCache;
+use sqlx::PgPool;
 use tidemill_archiver::table::Tables;
 use tidemill_common::config::Connections;
 use tidemill_common::kafka::{History, KafkaConfig};
@@ -57,6 +58,8 @@ struct Shared {
     tables: Tables,
     kafka: KafkaConfig,
     history: History,
+    /// What projects declare.
+    pool: PgPool,
     kept: Mutex<HashMap<String, Arc<Kept>>>,
     /// The bytes that all tails hold, and how many they may.
     held: Arc<AtomicUsize>,
@@ -101,11 +104,12 @@ impl TailIs {
 impl Events {
     /// Connects when it is first asked. Tails hold `tail_bytes` together at most; 0: there are none. Keepers run on
     /// `runtime`.
-    pub fn new(connections: &Connections, tail_bytes: usize, runtime: Handle) -> Self {
+    pub fn new(connections: &Connections, pool: PgPool, tail_bytes: usize, runtime: Handle) -> Self {
         let shared = Shared {
             tables: Tables::new(connections),
             kafka: connections.kafka.clone(),
             history: History::new(connections.kafka.clone()),
+            pool,
             kept: Mutex::default(),
             held: Arc::default(),
             most: tail_bytes,

@@ -65,22 +65,25 @@ impl Source {
             }
             let wait = if rows.is_empty() { WAIT } else { Duration::ZERO };
             let followed = follower.next(wait)?;
-            match &followed {
-                Some(Followed::Record(record)) => match Row::of(record) {
-                    Ok(row) => rows.push(row),
-                    Err(reason) => {
-                        let (partition, offset) = (record.partition, record.offset);
-                        tracing::warn!(topic, partition, offset, reason, "a record is no processed event");
+            let is_record = matches!(followed, Some(Followed::Record(_)));
+            match followed {
+                Some(Followed::Record(record)) => {
+                    let (partition, offset) = (record.partition, record.offset);
+                    match Row::of(record) {
+                        Ok(row) => rows.push(row),
+                        Err(reason) => {
+                            tracing::warn!(topic, partition, offset, reason, "a record is no processed event")
+                        }
                     }
-                },
-                Some(Followed::End(partition)) => drop(open.remove(partition)),
+                }
+                Some(Followed::End(partition)) => drop(open.remove(&partition)),
                 Some(Followed::Lost) => {
                     lost.get_or_insert_with(Instant::now);
                     each(Read::Behind);
                 }
                 None => {}
             }
-            if rows.len() >= BATCH || (!rows.is_empty() && !matches!(followed, Some(Followed::Record(_)))) {
+            if rows.len() >= BATCH || (!rows.is_empty() && !is_record) {
                 each(Read::Rows(std::mem::take(&mut rows)));
             }
             // The client does not say that it has found them again.

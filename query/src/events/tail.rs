@@ -10,11 +10,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arrow::array::{AsArray, BooleanArray, RecordBatch};
 use arrow::compute::{concat_batches, filter_record_batch};
-use arrow::datatypes::{Int32Type, Int64Type, SchemaRef};
+use arrow::datatypes::{Int32Type, Int64Type};
 use arrow::error::ArrowError;
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::rows::{Row, batch};
+use super::rows::{Maker, Row};
 
 /// Small batches are joined up to this many rows.
 const BATCH: usize = 8_192;
@@ -26,7 +26,7 @@ pub type Cut = HashMap<i32, i64>;
 
 /// The tail of a project.
 pub struct Tail {
-    schema: SchemaRef,
+    maker: Maker,
     cut: Cut,
     /// The offsets held, by partition.
     known: HashMap<i32, HashSet<i64>>,
@@ -38,31 +38,31 @@ pub struct Tail {
 
 impl Tail {
     /// An empty tail behind `cut`. What it takes is added to `total`, in bytes.
-    pub fn new(schema: SchemaRef, cut: Cut, total: &Arc<AtomicUsize>) -> Self {
+    pub fn new(maker: Maker, cut: Cut, total: &Arc<AtomicUsize>) -> Self {
         let held = Held { total: Arc::clone(total), bytes: 0 };
-        Self { schema, cut, known: HashMap::new(), fingerprint: 0, batches: Vec::new(), held }
+        Self { maker, cut, known: HashMap::new(), fingerprint: 0, batches: Vec::new(), held }
     }
 
     /// Adds those rows that are new and not archived.
     pub fn add(&mut self, mut rows: Vec<Row>) -> Result<(), ArrowError> {
         rows.retain(|row| {
-            let is_new = is_behind(&self.cut, row.partition, row.offset)
-                && self.known.entry(row.partition).or_default().insert(row.offset);
+            let is_new = is_behind(&self.cut, row.at.partition, row.at.offset)
+                && self.known.entry(row.at.partition).or_default().insert(row.at.offset);
             if is_new {
-                self.fingerprint = self.fingerprint.wrapping_add(fingerprint(row.partition, row.offset));
+                self.fingerprint = self.fingerprint.wrapping_add(fingerprint(row.at.partition, row.at.offset));
             }
             is_new
         });
         if rows.is_empty() {
             return Ok(());
         }
-        let mut last = batch(&rows, &self.schema)?;
+        let mut last = self.maker.batch(&rows)?;
         // As counting in binary: every row is copied a few times, and few batches are left.
         while let Some(before) = self
             .batches
             .pop_if(|before| before.num_rows() <= 2 * last.num_rows() && before.num_rows() + last.num_rows() <= BATCH)
         {
-            last = concat_batches(&self.schema, [&before, &last])?;
+            last = concat_batches(self.maker.schema(), [&before, &last])?;
         }
         self.batches.push(last);
         self.weigh();
@@ -101,12 +101,6 @@ impl Tail {
     /// Its rows.
     pub fn batches(&self) -> Vec<RecordBatch> {
         self.batches.clone()
-    }
-
-    /// The columns of its rows.
-    #[cfg(test)]
-    pub fn schema(&self) -> &SchemaRef {
-        &self.schema
     }
 
     /// The same for the same rows, in whichever process and order they were read.
@@ -167,13 +161,13 @@ mod tests {
     use std::collections::BTreeSet;
 
     use proptest::prelude::*;
-    use tidemill_common::event::Event;
 
     use super::*;
+    use crate::events::rows::tests::row;
     use crate::events::snapshot::empty_schema;
 
-    fn row(partition: i32, offset: i64) -> Row {
-        Row { event: Event::new(format!("{partition}-{offset}"), "t", 0), partition, offset, append_ms: 0 }
+    fn maker() -> Maker {
+        Maker::new(empty_schema().expect("a schema"), Arc::default())
     }
 
     fn places(tail: &Tail) -> Vec<(i32, i64)> {
@@ -194,7 +188,7 @@ mod tests {
             steps in prop::collection::vec((prop::collection::vec((0i32..3, 0i64..40), 0..12), 0i32..3, 0i64..6), 0..20),
         ) {
             let total = Arc::new(AtomicUsize::new(0));
-            let mut tail = Tail::new(empty_schema().expect("a schema"), Cut::new(), &total);
+            let mut tail = Tail::new(maker(), Cut::new(), &total);
             let (mut model, mut cut) = (BTreeSet::new(), Cut::new());
             for (rows, partition, further) in steps {
                 tail.add(rows.iter().map(|&(p, offset)| row(p, offset)).collect()).expect("added");
@@ -204,7 +198,7 @@ mod tests {
                 model.retain(|&(p, offset)| is_behind(&cut, p, offset));
                 prop_assert_eq!(places(&tail), model.iter().copied().collect::<Vec<_>>());
             }
-            let mut again = Tail::new(Arc::clone(tail.schema()), Cut::new(), &total);
+            let mut again = Tail::new(maker(), Cut::new(), &total);
             for &(p, offset) in model.iter().rev() {
                 again.add(vec![row(p, offset)]).expect("added");
             }
@@ -218,7 +212,7 @@ mod tests {
     #[test]
     fn another_row_is_another_fingerprint() {
         let total = Arc::default();
-        let mut tail = Tail::new(empty_schema().expect("a schema"), Cut::new(), &total);
+        let mut tail = Tail::new(maker(), Cut::new(), &total);
         let none = tail.fingerprint();
         tail.add(vec![row(0, 1)]).expect("added");
         let one = tail.fingerprint();

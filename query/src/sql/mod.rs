@@ -85,10 +85,11 @@ impl Engine {
             .enable_all()
             .build()?;
         let timeout = Duration::from_secs(config.sql_timeout_s);
+        let pool = postgres::read_only_pool(&connections.database_url, queries as u32 * SCANS, timeout)?;
         Ok(Self {
             runtime: Some(runtime),
-            events: Events::new(connections, config.sql_tail_mb * 1024 * 1024, Handle::current()),
-            pool: postgres::read_only_pool(&connections.database_url, queries as u32 * SCANS, timeout)?,
+            events: Events::new(connections, pool.clone(), config.sql_tail_mb * 1024 * 1024, Handle::current()),
+            pool,
             cache: Cache::new(redis),
             line: Line::new(queries, config.sql_queue),
             timeout,

@@ -122,10 +122,11 @@ pub async fn send_processed(stack: &Stack, events: &[Event]) {
         let (partition, offset) = stack.send(event).await;
         let mut value = stack.encoder.encode(event);
         value.extend([0, 0, 0]); // what the stream finds out: nothing
+        let (partition_text, offset_text) = (partition.to_string(), offset.to_string());
         let headers = vec![
-            (SOURCE_PARTITION, partition.to_string()),
-            (SOURCE_OFFSET, offset.to_string()),
-            (SOURCE_APPEND_TIME, "1767225600000".to_owned()),
+            (SOURCE_PARTITION, partition_text.as_str()),
+            (SOURCE_OFFSET, offset_text.as_str()),
+            (SOURCE_APPEND_TIME, "1767225600000"),
         ];
         let key = Some(event.event_id.as_bytes());
         stack.producer.send(&Outgoing { topic: &topic, partition, key, value: &value, headers }).await.unwrap();
