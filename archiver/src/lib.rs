@@ -6,11 +6,11 @@
 mod archive;
 mod buffer;
 mod catalog;
-mod columns;
+pub mod columns;
 pub mod commit;
 mod config;
 mod data_file;
-mod declared;
+pub mod declared;
 mod error;
 mod evolve;
 pub mod files;

@@ -14,6 +14,12 @@ pub struct Config {
     pub postgres_connections: u32,
     /// SQL queries under way at once.
     pub concurrency: usize,
+    /// SQL queries that may wait for their turn; more are turned away.
+    pub sql_queue: usize,
+    /// Seconds that a query of the priority `batch` may wait; interactive ones wait as long as they may take.
+    pub sql_batch_wait_s: u64,
+    /// Memory for events that are not archived yet, of all projects, in MiB. With 0 SQL sees archived events only.
+    pub sql_tail_mb: usize,
     /// Seconds that a SQL query may take.
     pub sql_timeout_s: u64,
     /// Memory that one SQL query may take for sorts, joins and groups, in MiB.
@@ -33,6 +39,9 @@ impl Default for Config {
             port: 4002,
             postgres_connections: 16,
             concurrency: 4,
+            sql_queue: 16,
+            sql_batch_wait_s: 300,
+            sql_tail_mb: 256,
             sql_timeout_s: 30,
             sql_memory_mb: 512,
             sql_max_rows: 100_000,

@@ -1,10 +1,11 @@
 //! The query service: metrics, sessions and SQL over HTTP, each only for the caller's own project.
 
-mod archive;
 mod carts;
 mod config;
+mod events;
 mod freshness;
 mod hot;
+mod keys;
 mod metrics;
 mod money;
 mod postgres;
@@ -47,7 +48,7 @@ pub async fn run(
         definitions,
         keys: Keys::new(pool.clone()).with_environment(connections.api_keys.as_deref())?,
         freshness: freshness::Freshness::new(connections.kafka.clone(), pool.clone()),
-        sql: sql::Engine::new(&config, &connections)?,
+        sql: sql::Engine::new(&config, &connections, redis.clone())?,
         pool,
         redis,
     };

@@ -8,13 +8,12 @@ use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection, QueryRejection};
 use axum::extract::{FromRequestParts, Path, Query, Request, State};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use axum::{Json, Router};
 use chrono::Utc;
-use serde::Deserialize;
 use sqlx::PgPool;
 use tidemill_common::auth::{Keys, Scope, credential};
 use tidemill_common::problem::Problem;
@@ -128,25 +127,27 @@ async fn session(State(service): Shared, Caller(project): Caller, id: Name) -> A
     Ok(Json(in_time(answer).await?).into_response())
 }
 
-async fn query(State(service): Shared, Caller(project): Caller, params: Params) -> Answer {
+async fn query(State(service): Shared, Caller(project): Caller, params: Params, headers: HeaderMap) -> Answer {
     let Query(params) = params.map_err(unreadable)?;
-    let sql = params.get("sql").ok_or_else(|| sql::missing("the parameter 'sql' is missing"))?;
-    run_sql(&service, &project, sql).await
+    let request = sql::Request::of_params(&params, accept(&headers))?;
+    service.sql.run(&project, request).await
 }
 
-async fn post_query(State(service): Shared, Caller(project): Caller, body: Result<Bytes, BytesRejection>) -> Answer {
-    #[derive(Deserialize)]
-    struct Body {
-        sql: String,
-    }
-    let body = body.map_err(|error| sql::missing(&error.to_string()))?;
-    let body: Body = serde_json::from_slice(&body).map_err(|error| sql::missing(&error.to_string()))?;
-    run_sql(&service, &project, &body.sql).await
+async fn post_query(
+    State(service): Shared,
+    Caller(project): Caller,
+    params: Params,
+    headers: HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Answer {
+    let Query(params) = params.map_err(unreadable)?;
+    let body = body.map_err(unreadable)?;
+    let request = sql::Request::of_body(&body, &params, accept(&headers))?;
+    service.sql.run(&project, request).await
 }
 
-async fn run_sql(service: &Service, project: &Project, sql: &str) -> Answer {
-    let answer = service.sql.run(project, sql).await?;
-    Ok(([(header::CONTENT_TYPE, "application/json")], answer).into_response())
+fn accept(headers: &HeaderMap) -> Option<&str> {
+    headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok())
 }
 
 /// A path or parameters that are not text.

@@ -44,6 +44,14 @@ pub fn write(event: &EventRef<'_>, out: &mut Vec<u8>) {
 
 /// The event that all of the bytes stand for. Its texts stay where they are.
 pub fn read(datum: &[u8]) -> Result<EventRef<'_>, BadDatum> {
+    match read_first(datum)? {
+        (event, []) => Ok(event),
+        _ => Err(BadDatum::LeftOver),
+    }
+}
+
+/// The event that the first bytes stand for, and the bytes behind it.
+pub fn read_first(datum: &[u8]) -> Result<(EventRef<'_>, &[u8]), BadDatum> {
     let mut rest = Rest(datum);
     let event = EventRef {
         event_id: rest.text()?,
@@ -57,7 +65,7 @@ pub fn read(datum: &[u8]) -> Result<EventRef<'_>, BadDatum> {
         client_address: rest.optional(Rest::text)?,
         user_agent: rest.optional(Rest::text)?,
     };
-    if rest.0.is_empty() { Ok(event) } else { Err(BadDatum::LeftOver) }
+    Ok((event, rest.0))
 }
 
 /// A union with `null` as its first branch.

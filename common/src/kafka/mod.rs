@@ -1,6 +1,7 @@
 //! Kafka clients: settings, a producer that awaits delivery, a consumer group whose positions come from the
-//! views, and reads of the past.
+//! views, reads of the past, and followers of what comes.
 
+mod follow;
 mod group;
 mod history;
 mod producer;
@@ -12,6 +13,7 @@ use std::sync::Arc;
 use rdkafka::ClientConfig;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 
+pub use follow::{Followed, Follower};
 pub use group::{GroupConsumer, GroupEvent, InHand, Room};
 pub use history::{History, Span};
 pub use producer::{Deliveries, Delivery, Outgoing, Producer, Sending};

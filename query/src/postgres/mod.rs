@@ -2,6 +2,7 @@
 
 mod definitions;
 mod ledger;
+mod relations;
 mod rollups;
 mod sessions;
 
@@ -13,8 +14,9 @@ use tidemill_common::problem::Problem;
 
 pub use definitions::{declare, undeclare};
 pub use ledger::{Entry, ledger};
+pub use relations::{Comparison, Condition, Kind, RELATIONS, Relation, Scan, Value};
 pub use rollups::{Rollup, Series, counts_by_value, event_types, overflowing_days, rollups};
-pub use sessions::{COLUMNS, Comparison, Condition, Interval, Kind, Scan, Value, active, intervals, is_known};
+pub use sessions::{Interval, active, intervals, is_known};
 
 /// The reads of one request may take this long.
 const READS: Duration = Duration::from_secs(5);

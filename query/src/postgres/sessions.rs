@@ -1,15 +1,10 @@
-//! Sessions: those of one id, and scans for SQL.
+//! Sessions: those of one id, and those that are active.
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgPool, Postgres, QueryBuilder};
+use sqlx::{PgPool, QueryBuilder};
 use tidemill_common::projects::Project;
 use tidemill_stream::fold::sessions::slot;
-use tidemill_stream::session_key;
 
-/// The session id; sessions of a user's events without one have none. See [`tidemill_stream::session_key`].
-const SESSION_ID: &str = "CASE WHEN left(s.session_id, 1) <> E'\\x01' THEN s.session_id
-     WHEN left(s.session_id, 2) = E'\\x01\\x01' THEN substr(s.session_id, 2) END";
-const SOURCE: &str = "coalesce(s.traffic_source, 'direct')";
 const INTERVAL: &str = "SELECT s.session_id AS session_key, s.user_id, s.first_event_at, s.last_event_at, s.page_views,
      s.total_events, s.conversions, s.revenue::text AS revenue, s.is_new, s.entry_page, s.current_page,
      coalesce(s.traffic_source, 'direct') AS traffic_source, s.device_type, s.country FROM sessions s";
@@ -74,115 +69,4 @@ pub async fn is_known(pool: &PgPool, project: &Project, session_key: &str) -> Re
     .bind(session_key)
     .fetch_one(pool)
     .await
-}
-
-/// What a column of the table `sessions` holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    Text,
-    Time,
-    Integer,
-    Float,
-    /// With nine digits behind the point; from Postgres as text without the point.
-    Money,
-    Boolean,
-}
-
-/// The columns of the table `sessions`: name, kind, whether it may be null, and what it is in Postgres.
-pub const COLUMNS: [(&str, Kind, bool, &str); 18] = [
-    ("session_id", Kind::Text, true, SESSION_ID),
-    ("user_id", Kind::Text, true, "s.user_id"),
-    ("first_event_at", Kind::Time, false, "s.first_event_at"),
-    ("last_event_at", Kind::Time, false, "s.last_event_at"),
-    ("total_events", Kind::Integer, false, "s.total_events"),
-    ("page_views", Kind::Integer, false, "s.page_views"),
-    ("conversions", Kind::Integer, false, "s.conversions"),
-    ("has_conversion", Kind::Boolean, false, "s.conversions > 0"),
-    ("revenue", Kind::Money, false, "(coalesce(s.revenue, 0) * 1000000000)::numeric(38, 0)::text"),
-    ("is_new", Kind::Boolean, false, "s.is_new"),
-    ("is_bounce", Kind::Boolean, false, "s.total_events = 1"),
-    ("entry_page", Kind::Text, true, "s.entry_page"),
-    ("exit_page", Kind::Text, true, "s.current_page"),
-    ("current_page", Kind::Text, true, "s.current_page"),
-    ("traffic_source", Kind::Text, false, SOURCE),
-    ("device_type", Kind::Text, true, "s.device_type"),
-    ("country", Kind::Text, true, "s.country"),
-    ("duration_seconds", Kind::Float, false, "extract(epoch FROM s.last_event_at - s.first_event_at)::float8"),
-];
-
-/// How a column is compared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Comparison {
-    Equal,
-    Less,
-    LessOrEqual,
-    Greater,
-    GreaterOrEqual,
-}
-
-/// What a column is compared with.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Value {
-    Text(String),
-    Time(DateTime<Utc>),
-}
-
-/// A condition that Postgres checks.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Condition {
-    /// The index in [`COLUMNS`].
-    pub column: usize,
-    pub comparison: Comparison,
-    pub value: Value,
-}
-
-/// A scan of a project's sessions.
-#[derive(Debug, Clone)]
-pub struct Scan {
-    pub generation: i32,
-    pub project: String,
-    /// Indexes in [`COLUMNS`].
-    pub columns: Vec<usize>,
-    pub conditions: Vec<Condition>,
-    pub limit: Option<usize>,
-}
-
-impl Scan {
-    /// The statement that opens the cursor `scan`. With a cursor a scan that is given up (a LIMIT, a timeout)
-    /// costs no more than what has been read of it.
-    pub fn open(&self) -> QueryBuilder<Postgres> {
-        let expressions: Vec<&str> = self.columns.iter().map(|column| COLUMNS[*column].3).collect();
-        let mut query = QueryBuilder::new("DECLARE scan NO SCROLL CURSOR FOR SELECT ");
-        // Without columns only the number of rows is asked for.
-        query.push(if expressions.is_empty() { "1".to_owned() } else { expressions.join(", ") });
-        query.push(" FROM sessions s");
-        query.push(" WHERE s.generation = ").push_bind(self.generation);
-        query.push(" AND s.project = ").push_bind(self.project.clone());
-        for condition in &self.conditions {
-            let (name, _, _, expression) = COLUMNS[condition.column];
-            // The column itself, so that there is an index for it.
-            let is_id = name == "session_id";
-            query.push(" AND ").push(if is_id { "s.session_id" } else { expression }).push(
-                match condition.comparison {
-                    Comparison::Equal => " = ",
-                    Comparison::Less => " < ",
-                    Comparison::LessOrEqual => " <= ",
-                    Comparison::Greater => " > ",
-                    Comparison::GreaterOrEqual => " >= ",
-                },
-            );
-            match &condition.value {
-                Value::Text(text) if is_id => query.push_bind(session_key::of_session(text).into_owned()),
-                Value::Text(text) => query.push_bind(text.clone()),
-                Value::Time(time) => query.push_bind(*time),
-            };
-        }
-        if let Some(limit) = self.limit {
-            query.push(" LIMIT ").push_bind(i64::try_from(limit).unwrap_or(i64::MAX));
-        }
-        query
-    }
-
-    /// The statement that reads on.
-    pub const NEXT: &str = "FETCH 4096 FROM scan";
 }

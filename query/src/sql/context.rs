@@ -3,19 +3,21 @@
 use std::sync::Arc;
 
 use datafusion::catalog::{CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider};
-use datafusion::common::tree_node::TreeNode;
+use datafusion::common::tree_node::{TreeNode, TreeNodeRecursion};
 use datafusion::error::Result;
 use datafusion::execution::context::SQLOptions;
 use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
 use datafusion::execution::memory_pool::GreedyMemoryPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::execution::{SessionStateBuilder, SessionStateDefaults};
-use datafusion::logical_expr::LogicalPlan;
+use datafusion::logical_expr::{Expr, LogicalPlan, Volatility};
 use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement;
 
 use super::error::SqlError;
 use super::growth::JOINING;
+use super::json;
+use crate::events::store::{Files, Only};
 
 /// Catalog and schema of the tables, as planner messages name them.
 const CATALOG: &str = "tidemill";
@@ -141,33 +143,40 @@ const FUNCTIONS: &[&str] = &[
 /// These make one large value of many rows.
 const GATHERING: [&str; 2] = ["array_agg", "string_agg"];
 
-/// Rows that are worked on at once. Their memory is not in the pool: with the limits on text and columns, text
-/// of the query takes up to 1024 × 100 × 8 KiB.
-const BATCH: usize = 1_024;
+/// Rows that are worked on at once. Their memory is not in the pool, and each may hold all text of the query in each
+/// column: the longer the query, the fewer, so that it is at most 100 × 8 MiB.
+const BATCH: std::ops::RangeInclusive<usize> = 1_024..=8_192;
+const BATCH_TEXT: usize = 8 * 1024 * 1024;
 /// Columns of any step of a query.
 const MAX_COLUMNS: usize = 100;
 
-/// A context without tables, table functions, file formats or table factories: with them no path or URL means
-/// anything. Sorts and groups that outgrow `memory` bytes fail; nothing is spilled to disk.
-pub fn new(memory: usize) -> Result<SessionContext> {
+/// A context without tables, table functions, file formats or table factories: without them no path or URL means
+/// anything. It can read `files` and no others. Sorts and groups that outgrow `memory` bytes fail; nothing is spilled
+/// to disk. The query has `length` bytes.
+pub fn new(memory: usize, files: Option<Arc<Files>>, length: usize) -> Result<SessionContext> {
     let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled);
     let runtime = RuntimeEnvBuilder::new()
         .with_memory_pool(Arc::new(GreedyMemoryPool::new(memory)))
         .with_disk_manager_builder(disk)
+        .with_object_store_registry(Arc::new(Only(files)))
         .build_arc()?;
+    let batch = (BATCH_TEXT / length.max(1)).clamp(*BATCH.start(), *BATCH.end());
     let config = SessionConfig::new()
         .with_create_default_catalog_and_schema(false)
         .with_default_catalog_and_schema(CATALOG, SCHEMA)
         .with_information_schema(false)
-        .with_batch_size(BATCH);
+        .with_batch_size(batch);
     let mut scalars = SessionStateDefaults::default_scalar_functions();
     scalars.retain(|function| FUNCTIONS.contains(&function.name()) || JOINING.contains(&function.name()));
+    scalars.extend(json::functions());
+    let mut planners = SessionStateDefaults::default_expr_planners();
+    planners.insert(0, Arc::new(json::Operators));
     let mut aggregates = SessionStateDefaults::default_aggregate_functions();
     aggregates.retain(|function| !GATHERING.contains(&function.name()));
     let state = SessionStateBuilder::new()
         .with_config(config)
         .with_runtime_env(runtime)
-        .with_expr_planners(SessionStateDefaults::default_expr_planners())
+        .with_expr_planners(planners)
         .with_scalar_functions(scalars)
         .with_aggregate_functions(aggregates)
         .with_window_functions(SessionStateDefaults::default_window_functions())
@@ -177,6 +186,20 @@ pub fn new(memory: usize) -> Result<SessionContext> {
     catalog.register_schema(SCHEMA, Arc::new(MemorySchemaProvider::new()))?;
     context.register_catalog(CATALOG, Arc::new(catalog));
     Ok(context)
+}
+
+/// Whether the same query over the same rows may give another answer: it asks for the time, say.
+pub fn is_volatile(plan: &LogicalPlan) -> Result<bool> {
+    let mut found = false;
+    plan.apply_with_subqueries(|node| {
+        node.apply_expressions(|expr| {
+            found |= expr.exists(|expr| {
+                Ok(matches!(expr, Expr::ScalarFunction(f) if f.func.signature().volatility != Volatility::Immutable))
+            })?;
+            Ok(TreeNodeRecursion::Continue)
+        })
+    })?;
+    Ok(found)
 }
 
 /// Plans a statement and makes sure once more that it only reads.

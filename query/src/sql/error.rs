@@ -33,6 +33,17 @@ impl From<ArrowError> for SqlError {
     }
 }
 
+/// A parameter that cannot be.
+pub fn bad_request(why: &str) -> Problem {
+    Problem::new(StatusCode::BAD_REQUEST, "bad-parameter", "Bad parameter", why)
+}
+
+/// None of our formats is wanted.
+pub fn not_acceptable() -> Problem {
+    let why = "answers come as application/json, application/x-ndjson, text/csv or application/vnd.apache.arrow.stream";
+    Problem::new(StatusCode::NOT_ACCEPTABLE, "not-acceptable", "Not acceptable", why)
+}
+
 /// A request without a query.
 pub fn missing(why: &str) -> Problem {
     bad_sql(format!("{why}; send GET /v1/query?sql=… or POST /v1/query with {{\"sql\":\"…\"}}"))

@@ -11,7 +11,7 @@ use datafusion::sql::sqlparser::dialect::GenericDialect;
 use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
 
 use super::error::SqlError;
-use super::growth;
+use super::{expansion, growth};
 
 /// Longest text, in bytes.
 const MAX_TEXT: usize = 256 * 1024;
@@ -59,7 +59,11 @@ pub fn query(statement: &mut Statement) -> Result<&mut Query, SqlError> {
             Ast::Query(query) if query.visit(&mut Depth(0)).is_break() => {
                 Err(SqlError::Refused(format!("the query has expressions more than {MAX_DEPTH} operators deep")))
             }
-            Ast::Query(query) => growth::check(query).map(|()| query.as_mut()),
+            Ast::Query(query) => {
+                growth::check(query)?;
+                expansion::check(query)?;
+                Ok(query.as_mut())
+            }
             other => Err(no_query(&other.to_string())),
         },
         Statement::Explain(explain) => query(&mut explain.statement),
@@ -90,7 +94,9 @@ fn deepens(expr: &Expr) -> bool {
 
 fn no_query(text: &str) -> SqlError {
     let word = text.split_whitespace().next().unwrap_or_default();
-    SqlError::Refused(format!("{word} is not allowed; only queries are: SELECT … FROM events or sessions"))
+    SqlError::Refused(format!(
+        "{word} is not allowed; only queries are: SELECT … FROM events, sessions, metrics or daily_metrics"
+    ))
 }
 
 /// The plain names of the tables that a statement reads. Names with a schema or catalog before them are left

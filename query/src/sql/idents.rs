@@ -13,7 +13,7 @@ use datafusion::sql::sqlparser::ast::{
 };
 
 /// JSON names in lower case, and their columns.
-const COLUMNS: [(&str, &str); 26] = [
+const COLUMNS: [(&str, &str); 30] = [
     ("eventid", "event_id"),
     ("eventtype", "event_type"),
     ("eventaction", "event_action"),
@@ -40,6 +40,10 @@ const COLUMNS: [(&str, &str); 26] = [
     ("trafficsource", "traffic_source"),
     ("devicetype", "device_type"),
     ("durationseconds", "duration_seconds"),
+    ("metricname", "metric_name"),
+    ("dimensionkey", "dimension_key"),
+    ("dimensionvalue", "dimension_value"),
+    ("windowstart", "window_start"),
 ];
 
 /// The names that the caller wrote, by the columns of the answer that stand for them.

@@ -4,6 +4,10 @@
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use tidemill_common::auth;
+use tidemill_common::event::Event;
+use tidemill_common::kafka::Outgoing;
+use tidemill_common::names::processed_topic;
+use tidemill_common::verdict::{SOURCE_APPEND_TIME, SOURCE_OFFSET, SOURCE_PARTITION};
 use tidemill_query::Config;
 use tidemill_stream::sketch::UserSketch;
 use tidemill_testkit::Stack;
@@ -109,6 +113,24 @@ pub async fn new_key(stack: &Stack, project: &str, scope: &str) -> String {
         .await
         .unwrap();
     new.key
+}
+
+/// Sends events as the gateway does, and their copies as the stream does.
+pub async fn send_processed(stack: &Stack, events: &[Event]) {
+    let topic = processed_topic(&stack.project);
+    for event in events {
+        let (partition, offset) = stack.send(event).await;
+        let mut value = stack.encoder.encode(event);
+        value.extend([0, 0, 0]); // what the stream finds out: nothing
+        let (partition_text, offset_text) = (partition.to_string(), offset.to_string());
+        let headers = vec![
+            (SOURCE_PARTITION, partition_text.as_str()),
+            (SOURCE_OFFSET, offset_text.as_str()),
+            (SOURCE_APPEND_TIME, "1767225600000"),
+        ];
+        let key = Some(event.event_id.as_bytes());
+        stack.producer.send(&Outgoing { topic: &topic, partition, key, value: &value, headers }).await.unwrap();
+    }
 }
 
 /// A row of the rollups.

@@ -1,16 +1,16 @@
-//! The table `sessions`: one row per session, streamed from Postgres.
+//! A table whose rows lie in Postgres, streamed from there.
 
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanArray, Decimal128Array, Float64Array, Int64Array, RecordBatch, RecordBatchOptions, StringArray,
-    TimestampMicrosecondArray,
+    ArrayRef, BooleanArray, Date32Array, Decimal128Array, Float64Array, Int64Array, RecordBatch, RecordBatchOptions,
+    StringArray, TimestampMicrosecondArray,
 };
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use async_trait::async_trait;
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use datafusion::catalog::{Session, TableProvider};
 use datafusion::common::ScalarValue;
 use datafusion::error::{DataFusionError, Result};
@@ -23,47 +23,49 @@ use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Row};
 use tidemill_common::projects::Project;
 
-use crate::postgres::{COLUMNS, Comparison, Condition, Kind, Scan, Value};
+use crate::postgres::{Comparison, Condition, Kind, Relation, Scan, Value};
 
 /// Of money.
 const DIGITS: u8 = 38;
 const SCALE: i8 = 9;
 
-/// A project's sessions.
+/// A project's rows of a relation.
 #[derive(Debug)]
-pub struct SessionsTable {
+pub struct PostgresTable {
+    relation: &'static Relation,
     pool: PgPool,
     project: String,
     generation: i32,
     schema: SchemaRef,
 }
 
-impl SessionsTable {
-    /// The sessions of one project and no other.
-    pub fn new(pool: PgPool, project: &Project) -> Self {
-        let schema = Arc::new(schema(0..COLUMNS.len()));
-        Self { pool, project: project.id.clone(), generation: project.generation, schema }
+impl PostgresTable {
+    /// The rows of one project and no other.
+    pub fn new(relation: &'static Relation, pool: PgPool, project: &Project) -> Self {
+        let schema = Arc::new(schema(relation, 0..relation.columns.len()));
+        Self { relation, pool, project: project.id.clone(), generation: project.generation, schema }
     }
 }
 
-fn schema(columns: impl IntoIterator<Item = usize>) -> Schema {
+fn schema(relation: &Relation, columns: impl IntoIterator<Item = usize>) -> Schema {
     let field = |column: usize| {
-        let (name, kind, nullable, _) = COLUMNS[column];
-        let data_type = match kind {
+        let column = &relation.columns[column];
+        let data_type = match column.kind {
             Kind::Text => DataType::Utf8,
             Kind::Time => DataType::Timestamp(TimeUnit::Microsecond, Some("+00:00".into())),
+            Kind::Date => DataType::Date32,
             Kind::Integer => DataType::Int64,
             Kind::Float => DataType::Float64,
             Kind::Money => DataType::Decimal128(DIGITS, SCALE),
             Kind::Boolean => DataType::Boolean,
         };
-        Field::new(name, data_type, nullable)
+        Field::new(column.name, data_type, column.nullable)
     };
     Schema::new(columns.into_iter().map(field).collect::<Vec<_>>())
 }
 
 #[async_trait]
-impl TableProvider for SessionsTable {
+impl TableProvider for PostgresTable {
     fn as_any(&self) -> &dyn Any {
         self
     }
@@ -83,16 +85,18 @@ impl TableProvider for SessionsTable {
         filters: &[Expr],
         limit: Option<usize>,
     ) -> Result<Arc<dyn ExecutionPlan>> {
-        let columns = projection.cloned().unwrap_or_else(|| (0..COLUMNS.len()).collect());
-        let schema = Arc::new(schema(columns.iter().copied()));
-        let conditions = filters.iter().filter_map(condition).collect();
-        let scan = Scan { generation: self.generation, project: self.project.clone(), columns, conditions, limit };
+        let relation = self.relation;
+        let columns = projection.cloned().unwrap_or_else(|| (0..relation.columns.len()).collect());
+        let schema = Arc::new(schema(relation, columns.iter().copied()));
+        let conditions = filters.iter().filter_map(|filter| condition(relation, filter)).collect();
+        let (generation, project) = (self.generation, self.project.clone());
+        let scan = Scan { relation, generation, project, columns, conditions, limit };
         let rows = Rows { pool: self.pool.clone(), scan, schema: Arc::clone(&schema) };
         Ok(Arc::new(StreamingTableExec::try_new(schema, vec![Arc::new(rows)], None, [], false, limit)?))
     }
 
     fn supports_filters_pushdown(&self, filters: &[&Expr]) -> Result<Vec<TableProviderFilterPushDown>> {
-        let support = |filter: &&Expr| match condition(filter) {
+        let support = |filter: &&Expr| match condition(self.relation, filter) {
             Some(_) => TableProviderFilterPushDown::Exact,
             None => TableProviderFilterPushDown::Unsupported,
         };
@@ -102,7 +106,7 @@ impl TableProvider for SessionsTable {
 
 /// A filter as Postgres can check it, with the very same outcome: text only for equality, since the order of
 /// text depends on the collation.
-fn condition(filter: &Expr) -> Option<Condition> {
+fn condition(relation: &Relation, filter: &Expr) -> Option<Condition> {
     let Expr::BinaryExpr(BinaryExpr { left, op, right }) = filter else { return None };
     // The planner puts the column first.
     let (Expr::Column(column), Expr::Literal(literal, _)) = (left.as_ref(), right.as_ref()) else { return None };
@@ -114,10 +118,11 @@ fn condition(filter: &Expr) -> Option<Condition> {
         Operator::GtEq => Comparison::GreaterOrEqual,
         _ => return None,
     };
-    let column = COLUMNS.iter().position(|(name, ..)| *name == column.name)?;
-    let value = match COLUMNS[column].1 {
+    let column = relation.columns.iter().position(|there| there.name == column.name)?;
+    let value = match relation.columns[column].kind {
         Kind::Text if comparison == Comparison::Equal => Value::Text(text(literal)?),
         Kind::Time => Value::Time(time(literal)?),
+        Kind::Date => Value::Date(date(literal)?),
         _ => return None,
     };
     Some(Condition { column, comparison, value })
@@ -132,6 +137,15 @@ fn text(literal: &ScalarValue) -> Option<String> {
 fn time(literal: &ScalarValue) -> Option<DateTime<Utc>> {
     match literal {
         ScalarValue::TimestampMicrosecond(Some(micros), Some(_)) => DateTime::from_timestamp_micros(*micros),
+        _ => None,
+    }
+}
+
+fn date(literal: &ScalarValue) -> Option<NaiveDate> {
+    match literal {
+        ScalarValue::Date32(Some(days)) => {
+            NaiveDate::default().checked_add_signed(TimeDelta::try_days((*days).into())?)
+        }
         _ => None,
     }
 }
@@ -188,7 +202,7 @@ async fn next(reader: Reader, scan: &Scan, schema: &SchemaRef) -> Result<Option<
         .columns
         .iter()
         .enumerate()
-        .map(|(index, column)| array(&rows, index, COLUMNS[*column].1))
+        .map(|(index, column)| array(&rows, index, scan.relation.columns[*column].kind))
         .collect::<Result<_, _>>()?;
     let options = RecordBatchOptions::new().with_row_count(Some(rows.len()));
     let batch = RecordBatch::try_new_with_options(Arc::clone(schema), columns, &options)
@@ -207,6 +221,10 @@ fn array(rows: &[PgRow], index: usize, kind: Kind) -> Result<ArrayRef, sqlx::Err
             Arc::new(units.map_err(|error| sqlx::Error::Decode(error.into()))?)
         }
         Kind::Boolean => Arc::new(values::<bool>(rows, index)?.into_iter().collect::<BooleanArray>()),
+        Kind::Date => {
+            let day = |date: NaiveDate| (date - NaiveDate::default()).num_days() as i32;
+            Arc::new(values::<NaiveDate>(rows, index)?.into_iter().map(|date| date.map(day)).collect::<Date32Array>())
+        }
         Kind::Time => {
             let micros = values::<DateTime<Utc>>(rows, index)?.into_iter().map(|time| Some(time?.timestamp_micros()));
             Arc::new(micros.collect::<TimestampMicrosecondArray>().with_timezone("+00:00"))

@@ -1,0 +1,261 @@
+//! Keeps a project's snapshot new and its tail cut at it, as long as somebody asks.
+
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use arrow::array::RecordBatch;
+use tidemill_archiver::declared::Declared;
+use tidemill_common::kafka::topic_incarnations;
+use tidemill_common::names::events_topic;
+use tidemill_common::projects::Project;
+use tokio::sync::oneshot::error::TryRecvError;
+use tokio::sync::{oneshot, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::Shared;
+use super::reader::{Read, Source};
+use super::rows::Maker;
+use super::snapshot::Snapshot;
+use super::tail::Tail;
+
+/// How often the table is looked at. A snapshot that is older by this is no loss where there is a tail: what it
+/// lacks is there.
+const LOOK: Duration = Duration::from_secs(2);
+/// Nobody asks for so long: it ends.
+const IDLE: Duration = Duration::from_secs(60);
+const KAFKA: Duration = Duration::from_secs(5);
+
+/// What is kept of a project.
+pub struct Kept {
+    /// Of its topics.
+    pub partitions: i32,
+    state: Mutex<State>,
+    phase: watch::Sender<Phase>,
+    asked: Mutex<Instant>,
+    stop: CancellationToken,
+}
+
+#[derive(Default)]
+struct State {
+    snapshot: Option<Arc<Snapshot>>,
+    tail: Option<(String, Tail)>,
+}
+
+/// How far the keeper has got.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Phase {
+    /// There is a snapshot.
+    pub loaded: bool,
+    /// Why there is none yet.
+    pub failure: Option<String>,
+    /// How much of the tail has been read.
+    pub tail: Reach,
+}
+
+/// How much of a tail has been read.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub enum Reach {
+    /// It is being read.
+    #[default]
+    Starting,
+    /// All there is.
+    Whole,
+    /// There is more, which cannot be read now.
+    Behind,
+}
+
+impl Kept {
+    /// Nothing so far.
+    pub fn new(partitions: i32) -> Self {
+        let (state, phase, asked) = (Mutex::default(), watch::Sender::default(), Mutex::new(Instant::now()));
+        Self { partitions, state, phase, asked, stop: CancellationToken::new() }
+    }
+
+    /// Somebody asks.
+    pub fn touch(&self) {
+        *self.asked.lock().expect("no holder panics") = Instant::now();
+    }
+
+    /// How far it is, from now on.
+    pub fn phase(&self) -> watch::Receiver<Phase> {
+        self.phase.subscribe()
+    }
+
+    /// The snapshot, the rows behind it, and their fingerprint, all of one moment.
+    pub fn take(&self, with_tail: bool) -> Option<(Arc<Snapshot>, Vec<RecordBatch>, u64)> {
+        let state = self.state();
+        let snapshot = Arc::clone(state.snapshot.as_ref()?);
+        let (rows, fingerprint) = match &state.tail {
+            Some((_, tail)) if with_tail => (tail.batches(), tail.fingerprint()),
+            _ => (Vec::new(), 0),
+        };
+        Some((snapshot, rows, fingerprint))
+    }
+
+    /// Ends the keeper and its reader.
+    pub fn end(&self) {
+        self.stop.cancel();
+    }
+
+    fn is_idle(&self) -> bool {
+        self.asked.lock().expect("no holder panics").elapsed() > IDLE
+    }
+
+    fn set(&self, change: impl FnOnce(&mut Phase)) {
+        self.phase.send_if_modified(|phase| {
+            let before = phase.clone();
+            change(phase);
+            *phase != before
+        });
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().expect("no holder panics")
+    }
+}
+
+/// A project's keeper.
+pub struct Keeper {
+    pub shared: Arc<Shared>,
+    pub project: Project,
+    pub kept: Arc<Kept>,
+}
+
+/// A reader that is at work.
+struct Reading {
+    done: oneshot::Receiver<()>,
+    _stop: DropGuard,
+}
+
+impl Reading {
+    fn is_over(&mut self) -> bool {
+        !matches!(self.done.try_recv(), Err(TryRecvError::Empty))
+    }
+}
+
+impl Keeper {
+    /// Works until it is ended, or nobody has asked for a minute.
+    pub async fn run(self) {
+        let mut reading = None;
+        while !self.kept.stop.is_cancelled() && !self.is_over() {
+            match self.look().await {
+                Ok(same_rows) => {
+                    if !same_rows {
+                        reading = None;
+                    }
+                    self.kept.set(|phase| (phase.loaded, phase.failure) = (true, None));
+                }
+                Err(error) => {
+                    tracing::warn!(project = self.project.id, error, "the archive's table cannot be loaded");
+                    self.kept.set(|phase| phase.failure = Some(error));
+                }
+            }
+            let stopped = reading.as_mut().is_none_or(Reading::is_over);
+            if stopped && self.shared.most > 0 && self.kept.phase.borrow().loaded {
+                reading = self.start_reading().await;
+                if reading.is_none() {
+                    self.kept.set(|phase| phase.tail = Reach::Behind);
+                }
+            }
+            tokio::select! {
+                () = self.kept.stop.cancelled() => {}
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+        self.kept.end();
+    }
+
+    /// Ends the keeping if nobody asks; nobody can begin to at the same time.
+    fn is_over(&self) -> bool {
+        let mut all = self.shared.kept.lock().expect("no holder panics");
+        let ours = all.get(&self.project.id).is_some_and(|kept| Arc::ptr_eq(kept, &self.kept));
+        if ours && self.kept.is_idle() {
+            all.remove(&self.project.id);
+        }
+        !ours || self.kept.is_idle()
+    }
+
+    /// Takes the table's newest snapshot. False: the tail has to be read anew.
+    async fn look(&self) -> Result<bool, String> {
+        let before = self.kept.state().snapshot.clone();
+        let loaded = Snapshot::load(&self.shared.tables, &self.project.id, before.as_deref()).await;
+        let Some(snapshot) = loaded.map_err(|error| error.to_string())? else { return Ok(true) };
+        let same_columns = before.is_none_or(|before| before.schema == snapshot.schema);
+        let mut state = self.kept.state();
+        if !same_columns {
+            state.tail = None;
+        }
+        if let Some((incarnation, tail)) = &mut state.tail {
+            tail.advance(snapshot.cut(incarnation)).map_err(|error| error.to_string())?;
+        }
+        state.snapshot = Some(Arc::new(snapshot));
+        if !same_columns {
+            self.kept.set(|phase| phase.tail = Reach::Starting);
+        }
+        Ok(same_columns)
+    }
+
+    /// Starts to read the tail from where the snapshot ends. None: Kafka does not answer; later, then.
+    async fn start_reading(&self) -> Option<Reading> {
+        let (kafka, topic) = (self.shared.kafka.clone(), events_topic(&self.project.id));
+        let asked = tokio::task::spawn_blocking(move || topic_incarnations(&kafka, &[&topic], KAFKA)).await;
+        let incarnation = match asked {
+            Ok(Ok(found)) => found.into_values().next(),
+            Ok(Err(error)) => {
+                tracing::warn!(project = self.project.id, %error, "the tail cannot be read");
+                None
+            }
+            Err(_) => None, // the runtime is shutting down
+        };
+        let incarnation = incarnation?;
+        let declared = Declared::default().renewed(&self.shared.pool, &self.project.id).await;
+        let cut = {
+            let mut state = self.kept.state();
+            let snapshot = Arc::clone(state.snapshot.as_ref()?);
+            let cut = snapshot.cut(&incarnation);
+            let maker = Maker::new(Arc::clone(&snapshot.schema), declared.promotions);
+            state.tail = Some((incarnation, Tail::new(maker, cut.clone(), &self.shared.held)));
+            cut
+        };
+        self.kept.set(|phase| phase.tail = Reach::Starting);
+        let source = Source {
+            kafka: self.shared.kafka.clone(),
+            history: self.shared.history.clone(),
+            project: self.project.clone(),
+            cut,
+            held: Arc::clone(&self.shared.held),
+            most: self.shared.most,
+        };
+        let (stop, kept, (done, is_done)) = (self.kept.stop.child_token(), Arc::clone(&self.kept), oneshot::channel());
+        let cancel = stop.clone();
+        // Not on the runtime's threads: it would wait for this one when it ends.
+        let reading = move || {
+            let project = source.project.id.clone();
+            if let Err(error) = source.read(&cancel, |read| hand_over(&kept, &cancel, read)) {
+                tracing::warn!(project, %error, "the tail is read again from where the archive ends");
+            }
+            let _ = done.send(());
+        };
+        let spawned = std::thread::Builder::new().name("tail".to_owned()).spawn(reading);
+        spawned.ok().map(|_| Reading { done: is_done, _stop: stop.drop_guard() })
+    }
+}
+
+fn hand_over(kept: &Kept, cancel: &CancellationToken, read: Read) {
+    let mut state = kept.state();
+    // Under the lock: a reader that was replaced meanwhile must not add to its successor's tail.
+    if cancel.is_cancelled() {
+        return;
+    }
+    let rows = match read {
+        Read::Rows(rows) => rows,
+        Read::Whole => return kept.set(|phase| phase.tail = Reach::Whole),
+        Read::Behind => return kept.set(|phase| phase.tail = Reach::Behind),
+    };
+    if let Some((_, tail)) = &mut state.tail
+        && let Err(error) = tail.add(rows)
+    {
+        tracing::error!(%error, "rows of the tail do not fit into the table's columns");
+        cancel.cancel();
+    }
+}

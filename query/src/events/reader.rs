@@ -1,0 +1,138 @@
+//! Reads a project's processed topic into its tail, on a thread of its own, until it is told to stop.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use rdkafka::error::KafkaError;
+use tidemill_common::kafka::{Followed, Follower, History, KafkaConfig, Span, TopicPartition};
+use tidemill_common::names::{events_topic, processed_topic};
+use tidemill_common::projects::Project;
+use tokio_util::sync::CancellationToken;
+
+use super::rows::Row;
+use super::tail::Cut;
+
+/// Brokers' clocks may differ by this much, in milliseconds.
+const MARGIN_MS: i64 = 60_000;
+/// A partition's first record that is not archived is looked for among so many offsets: logs have gaps.
+const GAP: i64 = 64;
+/// Rows are handed over when nothing more comes at once, or when there are this many.
+const BATCH: usize = 2_048;
+const WAIT: Duration = Duration::from_millis(100);
+/// Brokers that could not be reached are asked again after this time.
+const LOST: Duration = Duration::from_secs(1);
+/// Records that wait in the client, in KiB.
+const CLIENT_KB: usize = 8_192;
+
+/// What a tail is read from, and how far it may grow.
+pub struct Source {
+    pub kafka: KafkaConfig,
+    pub history: History,
+    pub project: Project,
+    /// Up to where the archive is.
+    pub cut: Cut,
+    /// The bytes that all tails hold.
+    pub held: Arc<AtomicUsize>,
+    /// How many they may hold. Then nothing is read until the archive has moved on.
+    pub most: usize,
+}
+
+/// What the reader comes by.
+pub enum Read {
+    /// Rows, in any order.
+    Rows(Vec<Row>),
+    /// All that was there has been handed over.
+    Whole,
+    /// There is more than may be held, or the brokers cannot be reached.
+    Behind,
+}
+
+impl Source {
+    /// Reads until `cancel`, and hands over what it finds.
+    pub fn read(&self, cancel: &CancellationToken, mut each: impl FnMut(Read)) -> Result<(), KafkaError> {
+        let starts = self.starts(cancel)?;
+        let topic = processed_topic(&self.project.id);
+        let follower = Follower::new(&self.kafka, &topic, &starts, CLIENT_KB)?;
+        let mut open: BTreeSet<i32> = starts.into_keys().collect();
+        let (mut rows, mut lost) = (Vec::new(), None::<Instant>);
+        while !cancel.is_cancelled() {
+            if self.held.load(Ordering::Relaxed) >= self.most {
+                each(Read::Behind);
+                std::thread::sleep(WAIT);
+                continue;
+            }
+            let wait = if rows.is_empty() { WAIT } else { Duration::ZERO };
+            let followed = follower.next(wait)?;
+            let is_record = matches!(followed, Some(Followed::Record(_)));
+            match followed {
+                Some(Followed::Record(record)) => {
+                    let (partition, offset) = (record.partition, record.offset);
+                    match Row::of(record) {
+                        Ok(row) => rows.push(row),
+                        Err(reason) => {
+                            tracing::warn!(topic, partition, offset, reason, "a record is no processed event")
+                        }
+                    }
+                }
+                Some(Followed::End(partition)) => drop(open.remove(&partition)),
+                Some(Followed::Lost) => {
+                    lost.get_or_insert_with(Instant::now);
+                    each(Read::Behind);
+                }
+                None => {}
+            }
+            if rows.len() >= BATCH || (!rows.is_empty() && !is_record) {
+                each(Read::Rows(std::mem::take(&mut rows)));
+            }
+            // The client does not say that it has found them again.
+            if lost.is_some_and(|since| since.elapsed() > LOST) {
+                lost = self.history.ping().is_err().then(Instant::now);
+            }
+            if open.is_empty() && rows.is_empty() && lost.is_none() {
+                each(Read::Whole);
+            }
+        }
+        Ok(())
+    }
+
+    /// Where to begin in each partition: before the copy of the first record that is not archived. Its copy was
+    /// appended after it, and so were those of all that follow it.
+    fn starts(&self, cancel: &CancellationToken) -> Result<BTreeMap<i32, i64>, KafkaError> {
+        let of = |topic: &str| -> Vec<TopicPartition> {
+            let topic: Arc<str> = topic.into();
+            (0..self.project.partitions)
+                .map(|partition| TopicPartition { topic: Arc::clone(&topic), partition })
+                .collect()
+        };
+        let (events, copies) = (of(&events_topic(&self.project.id)), of(&processed_topic(&self.project.id)));
+        // The copies' ends first: what is copied from now on comes behind them.
+        let copied = self.history.bounds(&copies)?;
+        let logged = self.history.bounds(&events)?;
+        let mut starts: BTreeMap<i32, i64> = copied.iter().map(|(at, (_, end))| (at.partition, *end)).collect();
+        let mut spans = Vec::new();
+        for at in events {
+            let Some(&(low, high)) = logged.get(&at) else { continue };
+            let next = self.cut.get(&at.partition).map_or(low, |next| low.max(*next));
+            if next < high {
+                spans.push(Span { at, from: next, to: high.min(next + GAP) });
+            }
+        }
+        let mut times: BTreeMap<i32, i64> = BTreeMap::new();
+        self.history.read(&spans, cancel, |record| {
+            times.entry(record.partition).or_insert(record.append_ms);
+            Ok::<(), KafkaError>(())
+        })?;
+        let asked = spans.iter().filter_map(|span| {
+            let at = TopicPartition { topic: Arc::clone(&copies.first()?.topic), partition: span.at.partition };
+            Some((at, times.get(&span.at.partition).map_or(0, |time| time - MARGIN_MS)))
+        });
+        let asked: Vec<_> = asked.collect();
+        if !asked.is_empty() {
+            let found = self.history.offsets_at(&asked)?;
+            starts.extend(found.into_iter().map(|(at, offset)| (at.partition, offset)));
+        }
+        Ok(starts)
+    }
+}

@@ -1,0 +1,6 @@
+//! The Redis keys of the query service's own.
+
+/// An answer, by the hash of what was asked.
+pub fn query(project: &str, hash: &str) -> String {
+    format!("query:{project}:{hash}")
+}
