@@ -233,9 +233,11 @@ impl Worker {
             let Some(shown) = self.projector.shown(&live.place).filter(|shown| *shown > live.projected) else {
                 continue;
             };
-            live.projected = shown;
-            // While there are batches, they tell the ledger; and would keep us waiting for its rows.
-            if shown == live.next && self.under_way.is_none() {
+            // While there are batches, they tell the ledger; and one under way would keep us waiting for its rows.
+            if shown < live.next {
+                live.projected = shown;
+            } else if self.under_way.is_none() {
+                live.projected = shown;
                 marks.push((live.place.clone(), shown));
             }
         }
