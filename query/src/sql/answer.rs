@@ -96,7 +96,7 @@ enum To {
     Json(JsonWriter<Out, JsonArray>),
     Ndjson(JsonWriter<Out, LineDelimited>),
     Csv(CsvWriter<Out>),
-    Arrow(StreamWriter<Out>),
+    Arrow(Box<StreamWriter<Out>>),
 }
 
 impl Writer {
@@ -120,7 +120,7 @@ impl Writer {
                 writer.write(&RecordBatch::new_empty(Arc::clone(schema)))?;
                 To::Csv(writer)
             }
-            Format::Arrow => To::Arrow(StreamWriter::try_new(out.clone(), schema)?),
+            Format::Arrow => To::Arrow(Box::new(StreamWriter::try_new(out.clone(), schema)?)),
         };
         Ok(Self { out, to })
     }
