@@ -95,7 +95,7 @@ struct Writer {
 enum To {
     Json(JsonWriter<Out, JsonArray>),
     Ndjson(JsonWriter<Out, LineDelimited>),
-    Csv(CsvWriter<Out>),
+    Csv(Box<CsvWriter<Out>>),
     Arrow(Box<StreamWriter<Out>>),
 }
 
@@ -118,7 +118,7 @@ impl Writer {
                 let mut writer = arrow_csv::WriterBuilder::new().build(out.clone());
                 // The line of names, should there be no rows.
                 writer.write(&RecordBatch::new_empty(Arc::clone(schema)))?;
-                To::Csv(writer)
+                To::Csv(Box::new(writer))
             }
             Format::Arrow => To::Arrow(Box::new(StreamWriter::try_new(out.clone(), schema)?)),
         };
