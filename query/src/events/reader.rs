@@ -20,6 +20,8 @@ const MARGIN_MS: i64 = 60_000;
 const GAP: i64 = 64;
 /// Rows are handed over when nothing more comes at once, or when there are this many.
 const BATCH: usize = 2_048;
+/// … or so many bytes of them: what is not handed over is not counted.
+const BATCH_BYTES: usize = 256 * 1024;
 const WAIT: Duration = Duration::from_millis(100);
 /// Brokers that could not be reached are asked again after this time.
 const LOST: Duration = Duration::from_secs(1);
@@ -56,7 +58,7 @@ impl Source {
         let topic = processed_topic(&self.project.id);
         let follower = Follower::new(&self.kafka, &topic, &starts, CLIENT_KB)?;
         let mut open: BTreeSet<i32> = starts.into_keys().collect();
-        let (mut rows, mut lost) = (Vec::new(), None::<Instant>);
+        let (mut rows, mut bytes, mut lost) = (Vec::new(), 0, None::<Instant>);
         while !cancel.is_cancelled() {
             if self.held.load(Ordering::Relaxed) >= self.most {
                 each(Read::Behind);
@@ -69,6 +71,7 @@ impl Source {
             match followed {
                 Some(Followed::Record(record)) => {
                     let (partition, offset) = (record.partition, record.offset);
+                    bytes += record.value.len();
                     match Row::of(record) {
                         Ok(row) => rows.push(row),
                         Err(reason) => {
@@ -83,7 +86,8 @@ impl Source {
                 }
                 None => {}
             }
-            if rows.len() >= BATCH || (!rows.is_empty() && !is_record) {
+            if rows.len() >= BATCH || bytes >= BATCH_BYTES || (!rows.is_empty() && !is_record) {
+                bytes = 0;
                 each(Read::Rows(std::mem::take(&mut rows)));
             }
             // The client does not say that it has found them again.
