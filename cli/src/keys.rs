@@ -1,12 +1,15 @@
 //! `tidemill keys`
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow};
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
+use serde_json::json;
 use tidemill_common::auth;
 use tidemill_common::config::Connections;
 
+use crate::audit;
+use crate::consent::Consent;
 use crate::output::Output;
 use crate::store::{self, Key};
 
@@ -37,6 +40,8 @@ pub enum Command {
     Revoke {
         /// The key's first characters, as `tidemill keys list` shows them
         prefix: String,
+        #[command(flatten)]
+        consent: Consent,
     },
 }
 
@@ -67,18 +72,31 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
             let expires_at = expires.map(|expires| Utc::now() + expires);
             let scopes = names(&scope);
             let new = auth::generate();
-            if !store::insert_key(&mut db, &new, &project, &scopes, rate_limit, expires_at).await? {
-                bail!("there is no project {project:?}; make it with 'tidemill projects create {project}'");
-            }
+            let plan =
+                json!({"prefix": new.prefix, "scopes": scopes, "rate_limit": rate_limit, "expires_at": expires_at});
+            let entry = audit::begin(&mut db, "keys create", Some(&project), &plan).await?;
+            let inserted = match store::insert_key(&mut db, &new, &project, &scopes, rate_limit, expires_at).await {
+                Ok(false) => {
+                    Err(anyhow!("there is no project {project:?}; make it with 'tidemill projects create {project}'"))
+                }
+                inserted => inserted,
+            };
+            entry.end(&mut db, inserted).await?;
             let created = Created { key: new.key, prefix: new.prefix, project, scopes, rate_limit, expires_at };
             output.thing(&created, &["key", "prefix", "project", "scopes", "rate_limit", "expires_at"])
         }
         Command::List { project } => output.things(&store::keys(&mut db, project.as_deref()).await?, &FIELDS),
-        Command::Revoke { prefix } => {
-            let revoked: Key = store::revoke_key(&mut db, &prefix)
-                .await?
+        Command::Revoke { prefix, consent } => {
+            let known = store::keys(&mut db, None).await?.into_iter().find(|key| key.prefix == prefix);
+            let mut key: Key = known
                 .with_context(|| format!("there is no key with the prefix {prefix:?}; see 'tidemill keys list'"))?;
-            output.thing(&revoked, &FIELDS)
+            let question = format!("Make key {prefix} of project {} useless for ever?", key.project);
+            if consent.given(&question)? {
+                let entry = audit::begin(&mut db, "keys revoke", Some(&key.project), &key).await?;
+                let revoked = store::revoke_key(&mut db, &prefix).await;
+                key = entry.end(&mut db, revoked).await?;
+            }
+            output.thing(&key, &FIELDS)
         }
     }
 }

@@ -1,6 +1,8 @@
 //! The one binary: it runs the services and is the operators' tool. This file only parses and dispatches.
 
 mod archive;
+mod audit;
+mod consent;
 mod keys;
 mod loadgen;
 mod migrate;
@@ -19,6 +21,7 @@ use clap::{Parser, Subcommand};
 use tidemill_common::config::Settings;
 use tidemill_common::telemetry::start_logging;
 
+use crate::consent::Declined;
 use crate::output::Output;
 use crate::services::Service;
 
@@ -31,7 +34,12 @@ const OPERATOR_LOG: &str = "error,rdkafka=off,librdkafka=off";
 const SETTINGS: &str = "\
 Settings come from environment variables, over the TOML file that TIDEMILL_CONFIG names:
   KAFKA_BROKERS, DATABASE_URL, REDIS_URL, SCHEMA_REGISTRY_URL, WAREHOUSE_URL, LOG_LEVEL, PORT, SPOOL_DIR,
-  others as TIDEMILL_<SECTION>__<NAME>, e.g. TIDEMILL_ARCHIVER__COMMIT_INTERVAL_MS.";
+  others as TIDEMILL_<SECTION>__<NAME>, e.g. TIDEMILL_ARCHIVER__COMMIT_INTERVAL_MS.
+
+Exit codes: 0 done, 1 failed, 2 a mistake in the command line, 3 nothing changed because nobody said yes.
+Changes are entered in the table `audit`, by the name in TIDEMILL_OPERATOR or else the login's.";
+/// The exit code of a change that was not agreed to.
+const DECLINED: u8 = 3;
 
 /// Tidemill: event analytics on Kafka.
 #[derive(Parser)]
@@ -93,7 +101,7 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
-            ExitCode::FAILURE
+            if error.is::<Declined>() { DECLINED.into() } else { ExitCode::FAILURE }
         }
     }
 }

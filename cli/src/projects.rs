@@ -3,6 +3,7 @@
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use serde::Serialize;
+use serde_json::json;
 use tidemill_common::codec::EVENT_SCHEMA;
 use tidemill_common::config::Connections;
 use tidemill_common::names::{ProjectId, events_topic, processed_topic};
@@ -10,6 +11,7 @@ use tidemill_common::registry::Registry;
 use tidemill_stream::emit::PROCESSED_SCHEMA;
 use tidemill_topics::{Change, Partitions};
 
+use crate::audit;
 use crate::output::Output;
 use crate::store::{self, Project};
 use crate::topics::{Applied, Declared, Target};
@@ -80,10 +82,11 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
         }
         Command::Quota { id, quota: Quota(quota) } => {
             let mut db = store::connect(&connections.database_url).await?;
-            let project = store::set_quota(&mut db, &id, quota)
-                .await?
-                .with_context(|| format!("there is no project {id:?}; see 'tidemill projects list'"))?;
-            output.thing(&project, &FIELDS)
+            let entry = audit::begin(&mut db, "projects quota", Some(&id), &json!({ "quota": quota })).await?;
+            let project = store::set_quota(&mut db, &id, quota).await.and_then(|project| {
+                project.with_context(|| format!("there is no project {id:?}; see 'tidemill projects list'"))
+            });
+            output.thing(&entry.end(&mut db, project).await?, &FIELDS)
         }
         Command::List => {
             let mut db = store::connect(&connections.database_url).await?;
@@ -113,23 +116,32 @@ async fn create(
     if known.is_none() {
         refuse_other_partitions(&changes)?;
     }
-    target.cluster.apply(&changes).await?;
-    register_schemas(&id, connections).await?;
-    let created = known.is_none() && store::insert_project(&mut db, id.as_str(), partitions).await?;
-    if quota.is_some() {
-        store::set_quota(&mut db, id.as_str(), quota).await?;
+    let applied = Applied::new(&changes);
+    let entry = audit::begin(&mut db, "projects create", Some(id.as_str()), &applied).await?;
+    let made = async {
+        target.cluster.apply(&changes).await?;
+        register_schemas(&id, connections).await?;
+        let created = known.is_none() && store::insert_project(&mut db, id.as_str(), partitions).await?;
+        if quota.is_some() {
+            store::set_quota(&mut db, id.as_str(), quota).await?;
+        }
+        let kept = store::project(&mut db, id.as_str()).await?.context("the project's row vanished; try again")?;
+        if kept.partitions() != partitions {
+            bail!(
+                "project {id} was created with other partition counts by someone else just now; run this again to see"
+            );
+        }
+        Ok((created, kept))
     }
-    let kept = store::project(&mut db, id.as_str()).await?.context("the project's row vanished; try again")?;
-    if kept.partitions() != partitions {
-        bail!("project {id} was created with other partition counts by someone else just now; run this again to see");
-    }
+    .await;
+    let (created, kept) = entry.end(&mut db, made).await?;
     Ok(Created {
         project: kept.id,
         partitions: kept.partitions,
         dlq_partitions: kept.dlq_partitions,
         quota_per_second: kept.quota_per_second,
         created,
-        applied: Applied::new(&changes),
+        applied,
     })
 }
 

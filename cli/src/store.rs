@@ -142,9 +142,9 @@ pub async fn keys(db: &mut PgConnection, project: Option<&str>) -> anyhow::Resul
     sqlx::query_as(KEYS).bind(project).fetch_all(db).await.map_err(explain)
 }
 
-/// The revoked key, if there is one with this prefix.
-pub async fn revoke_key(db: &mut PgConnection, prefix: &str) -> anyhow::Result<Option<Key>> {
-    sqlx::query_as(REVOKE_KEY).bind(prefix).fetch_optional(db).await.map_err(explain)
+/// The key with this prefix, revoked.
+pub async fn revoke_key(db: &mut PgConnection, prefix: &str) -> anyhow::Result<Key> {
+    sqlx::query_as(REVOKE_KEY).bind(prefix).fetch_one(db).await.map_err(explain)
 }
 
 /// What an error means for the one who typed the command.

@@ -33,6 +33,7 @@ impl Scratch {
         Command::new(env!("CARGO_BIN_EXE_tidemill"))
             .args(arguments)
             .env("DATABASE_URL", &self.connections.database_url)
+            .env("TIDEMILL_OPERATOR", "the operator")
             .output()
             .unwrap()
     }
@@ -170,10 +171,38 @@ async fn keys_are_shown_once_and_kept_as_hashes() {
     let listed = scratch.json(&["keys", "list", project]);
     assert_eq!(listed.as_array().unwrap().len(), 2);
     assert!(!listed.to_string().contains(key));
-    let revoked = scratch.json(&["keys", "revoke", prefix]);
+    let unasked = scratch.run(&["keys", "revoke", prefix]);
+    assert_eq!(unasked.status.code(), Some(3), "there is nobody to ask");
+    assert!(text(&unasked.stderr).contains("--yes"));
+    assert!(scratch.json(&["keys", "revoke", prefix, "--dry-run"])["revoked_at"].is_null());
+    let revoked = scratch.json(&["keys", "revoke", prefix, "--yes"]);
     assert!(revoked["revoked_at"].is_string());
-    assert_eq!(scratch.json(&["keys", "revoke", prefix]), revoked, "the first time counts");
+    assert_eq!(scratch.json(&["keys", "revoke", prefix, "--yes"]), revoked, "the first time counts");
     assert!(scratch.error(&["keys", "revoke", "tm_nobody's"]).contains("tidemill keys list"));
+}
+
+#[tokio::test]
+async fn every_change_leaves_a_row_with_who_what_and_how_it_ended() {
+    let scratch = Scratch::new();
+    let project = scratch.project.as_str();
+    scratch.json(&["migrate"]);
+    scratch.error(&["keys", "create", project, "--scope", "write"]);
+    let mut db = scratch.insert_project().await;
+    let key = scratch.json(&["keys", "create", project, "--scope", "write"]);
+    scratch.json(&["projects", "quota", project, "50"]);
+    scratch.json(&["keys", "revoke", key["prefix"].as_str().unwrap(), "--dry-run"]);
+    scratch.json(&["keys", "revoke", key["prefix"].as_str().unwrap(), "--yes"]);
+
+    let rows = "SELECT who, command, project, plan, outcome FROM audit WHERE ended_at IS NOT NULL ORDER BY id";
+    let rows: Vec<(String, String, String, Value, String)> = sqlx::query_as(rows).fetch_all(&mut db).await.unwrap();
+    let commands: Vec<_> = rows.iter().map(|(_, command, ..)| command.as_str()).collect();
+    assert_eq!(commands, ["keys create", "keys create", "projects quota", "keys revoke"], "no row for a dry run");
+    assert!(rows.iter().all(|(who, _, of, ..)| who == "the operator" && of == project));
+    assert!(rows[0].4.starts_with("failed: there is no project"), "{}", rows[0].4);
+    assert!(rows[1..].iter().all(|(.., outcome)| outcome == "done"));
+    assert_eq!(rows[2].3["quota"], 50);
+    let secret = key["key"].as_str().unwrap();
+    assert!(rows.iter().all(|(.., plan, _)| !plan.to_string().contains(secret)), "no secrets in the book");
 }
 
 #[tokio::test]
