@@ -28,11 +28,6 @@ pub enum Declined {
 }
 
 impl Consent {
-    /// Whether only the plan is wanted.
-    pub fn dry_run(self) -> bool {
-        self.dry_run
-    }
-
     /// Whether to go ahead with the plan, which `question` sums up: "Discard 12 dead letters?". False for `--dry-run`.
     ///
     /// # Errors

@@ -5,7 +5,8 @@ use std::io;
 use std::path::Path;
 
 /// A file or folder that cannot be read.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{path} cannot be read: {error}")]
 pub struct Unreadable {
     /// Which one.
     pub path: String,

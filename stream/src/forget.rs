@@ -28,36 +28,33 @@ const LOCK_KEYS: &str = "
     UPDATE session_keys k SET version = k.version + 1 FROM his
     WHERE (k.generation, k.project, k.session_id) = (his.generation, his.project, his.session_id)";
 
+const SESSIONS: &str = "
+    WITH own AS (
+        DELETE FROM sessions WHERE project = $1 AND session_id = $3 AND user_id = $2 RETURNING 1
+    ), others AS (
+        UPDATE sessions SET user_id = NULL, user_at = NULL, is_new = false
+        WHERE project = $1 AND user_id = $2 AND session_id <> $3 RETURNING 1
+    )
+    SELECT 1 FROM own UNION ALL SELECT 1 FROM others";
+
 /// Removes a user: his events, his name in sessions, his sessions that had no other name, when he was first seen. He
 /// is new when he comes again. Copies in Redis go within half an hour of his last event.
 pub async fn user(db: &mut PgConnection, project: &str, user: &str) -> Result<Removed, sqlx::Error> {
+    let key = &*session_key::of_user(user);
     let mut transaction = db.begin().await?;
-    let key = session_key::of_user(user);
-    let mut removed = Removed::default();
-    let steps = [
-        ("DELETE FROM users WHERE project = $1 AND user_id = $2 AND $3 <> ''", Some(&mut removed.first_seen)),
-        (LOCK_KEYS, None),
-        ("DELETE FROM cart_events WHERE project = $1 AND $2 <> '' AND session_id = $3", None),
-        (
-            "WITH own AS (
-                 DELETE FROM sessions WHERE project = $1 AND session_id = $3 AND user_id = $2 RETURNING 1
-             ), others AS (
-                 UPDATE sessions SET user_id = NULL, user_at = NULL, is_new = false
-                 WHERE project = $1 AND user_id = $2 AND session_id <> $3 RETURNING 1
-             )
-             SELECT 1 FROM own UNION ALL SELECT 1 FROM others",
-            Some(&mut removed.sessions),
-        ),
-        ("DELETE FROM session_keys WHERE project = $1 AND $2 <> '' AND session_id = $3", None),
-        ("DELETE FROM raw_events WHERE project = $1 AND user_id = $2 AND $3 <> ''", Some(&mut removed.raw_events)),
-    ];
-    for (statement, count) in steps {
-        let query = sqlx::query(statement).bind(project).bind(user).bind(&key);
-        let rows = query.execute(&mut *transaction).await?.rows_affected();
-        if let Some(count) = count {
-            *count = rows;
-        }
-    }
+    let db = &mut *transaction;
+    let first_seen = run(db, "DELETE FROM users WHERE project = $1 AND user_id = $2", &[project, user]).await?;
+    run(db, LOCK_KEYS, &[project, user, key]).await?;
+    run(db, "DELETE FROM cart_events WHERE project = $1 AND session_id = $2", &[project, key]).await?;
+    let sessions = run(db, SESSIONS, &[project, user, key]).await?;
+    run(db, "DELETE FROM session_keys WHERE project = $1 AND session_id = $2", &[project, key]).await?;
+    let raw_events = run(db, "DELETE FROM raw_events WHERE project = $1 AND user_id = $2", &[project, user]).await?;
     transaction.commit().await?;
-    Ok(removed)
+    Ok(Removed { raw_events, sessions, first_seen })
+}
+
+/// How many rows a statement came to.
+async fn run(db: &mut PgConnection, statement: &'static str, binds: &[&str]) -> Result<u64, sqlx::Error> {
+    let query = binds.iter().fold(sqlx::query(statement), |query, bind| query.bind(*bind));
+    Ok(query.execute(db).await?.rows_affected())
 }

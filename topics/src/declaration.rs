@@ -48,13 +48,8 @@ pub struct Partitions {
 #[derive(Debug, thiserror::Error)]
 pub enum DeclareError {
     /// A file or the folder cannot be read.
-    #[error("{path} cannot be read: {error}; --dir must name a folder with topic declarations (*.yaml)")]
-    Unreadable {
-        /// Which one.
-        path: String,
-        /// What the system said.
-        error: std::io::Error,
-    },
+    #[error("{0}; --dir must name a folder with topic declarations (*.yaml)")]
+    Unreadable(#[from] Unreadable),
     /// A file does not say what it should.
     #[error("{file}: {problem}")]
     Invalid {
@@ -66,12 +61,6 @@ pub enum DeclareError {
     /// Nobody declared this size class.
     #[error("there is no size class {0:?}; declared are: {1}")]
     UnknownSize(String, String),
-}
-
-impl From<Unreadable> for DeclareError {
-    fn from(Unreadable { path, error }: Unreadable) -> Self {
-        Self::Unreadable { path, error }
-    }
 }
 
 /// One file.
@@ -133,7 +122,7 @@ impl Declarations {
         let texts = yaml_files(folder)?;
         if texts.is_empty() {
             let (path, error) = (folder.display().to_string(), std::io::Error::other("there is no *.yaml in it"));
-            return Err(DeclareError::Unreadable { path, error });
+            return Err(Unreadable { path, error }.into());
         }
         Self::parse(texts)
     }

@@ -38,13 +38,8 @@ pub struct Snapshot {
 #[derive(Debug, thiserror::Error)]
 pub enum DefinitionError {
     /// A file or the folder cannot be read.
-    #[error("{path} cannot be read: {error}; metrics_dir must name a folder with declared metrics (*.yaml)")]
-    Unreadable {
-        /// Which one.
-        path: String,
-        /// What the system said.
-        error: std::io::Error,
-    },
+    #[error("{0}; metrics_dir must name a folder with declared metrics (*.yaml)")]
+    Unreadable(#[from] Unreadable),
     /// A file does not say what it should.
     #[error("{file}: {problem}")]
     Invalid {
@@ -63,12 +58,6 @@ pub enum DefinitionError {
         /// What is wrong.
         problem: BadDeclaration,
     },
-}
-
-impl From<Unreadable> for DefinitionError {
-    fn from(Unreadable { path, error }: Unreadable) -> Self {
-        Self::Unreadable { path, error }
-    }
 }
 
 #[derive(Deserialize)]

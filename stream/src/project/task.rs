@@ -1,0 +1,374 @@
+//! The projection's task: what is due when, and what is done about a Redis or a Postgres that has come back older.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use tidemill_common::failpoint::hit;
+use tokio::sync::mpsc;
+
+use super::again::{Again, Step};
+use super::compare::Suspects;
+use super::guard::Guard;
+use super::pending::{Key, Pending, Positions};
+use super::writer::{ProjectError, Writer};
+use super::{Intervals, Note, Progress, marks};
+use crate::ledger::{self, Place};
+use crate::store::Touched;
+use crate::timeline::{self, Timeline};
+
+/// Keys of a round, but for windows, that are written before looking at anything else.
+const STEP: usize = 4_000;
+/// Between two rounds of writes while the worker is behind: what is read now is old, and the time better spent on what
+/// is newer.
+const ROUND_BEHIND: Duration = Duration::from_secs(2);
+/// After a failure Redis is left alone this long.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How often it is made sure that neither Redis nor Postgres has come back older.
+const CHECK: Duration = Duration::from_secs(2);
+/// Above so many keys it is cheaper to project all that is live again than to remember what has changed.
+const MOST_KEYS: usize = 300_000;
+/// What is left at the end gets this long.
+const LAST: Duration = Duration::from_secs(3);
+
+/// The task.
+pub struct Projection {
+    pub(super) writer: Writer,
+    intervals: Intervals,
+    progress: Arc<Progress>,
+    pub(super) pending: Pending,
+    pub(super) guard: Guard,
+    timeline: Timeline,
+    /// Written, but not said to be.
+    written: Positions,
+    /// Projects to be projected again. True: what we have forgotten, so no other's work will do.
+    pub(super) queue: BTreeMap<String, bool>,
+    again: Option<Again>,
+    pub(super) suspects: Suspects,
+    /// The last project of the last audit.
+    pub(super) audited: String,
+    /// Whether the worker is.
+    behind: bool,
+    last_round: Instant,
+    last_windows: Instant,
+    check_at: Instant,
+    again_at: Instant,
+    audit_at: Instant,
+    pub(super) second_look_at: Option<Instant>,
+    retry_at: Instant,
+    failing: bool,
+}
+
+impl Projection {
+    /// With nothing to project.
+    pub(super) fn new(writer: Writer, intervals: Intervals, progress: Arc<Progress>) -> Self {
+        let now = Instant::now();
+        Self {
+            writer,
+            intervals,
+            progress,
+            pending: Pending::default(),
+            guard: Guard::default(),
+            timeline: Timeline::default(),
+            written: Positions::new(),
+            queue: BTreeMap::new(),
+            again: None,
+            suspects: Suspects::new(),
+            audited: String::new(),
+            behind: false,
+            last_round: now - intervals.round,
+            last_windows: now - intervals.round,
+            check_at: now,
+            again_at: now,
+            audit_at: now + intervals.audit,
+            second_look_at: None,
+            retry_at: now,
+            failing: false,
+        }
+    }
+
+    /// Runs until nobody has anything to say any more.
+    pub(super) async fn run(mut self, mut notes: mpsc::UnboundedReceiver<Note>) {
+        loop {
+            let wake = tokio::time::Instant::from_std(self.wake());
+            tokio::select! {
+                biased;
+                note = notes.recv() => match note {
+                    Some(note) => self.take(note).await,
+                    None => return,
+                },
+                () = tokio::time::sleep_until(wake) => {}
+            }
+            while let Ok(note) = notes.try_recv() {
+                self.take(note).await;
+            }
+            self.turn().await;
+        }
+    }
+
+    /// When there is something to do next, if the worker says nothing.
+    fn wake(&self) -> Instant {
+        let mut wake = self.check_at.min(self.audit_at);
+        wake = self.second_look_at.into_iter().fold(wake, Instant::min);
+        if !self.pending.is_empty() {
+            wake = wake.min(self.write_at());
+        }
+        if self.again.is_some() || !self.queue.is_empty() {
+            wake = wake.min(self.again_at);
+        }
+        wake.max(self.retry_at)
+    }
+
+    /// When there is something to write or to say next: at once while a round is under way.
+    fn write_at(&self) -> Instant {
+        let windows = self.pending.has_windows().then(|| self.last_windows + self.interval());
+        let others = self.pending.has_others().then(|| self.last_round + self.interval());
+        let next = if self.pending.in_round() { None } else { windows.into_iter().chain(others).min() };
+        next.unwrap_or(self.last_round)
+    }
+
+    fn interval(&self) -> Duration {
+        if self.behind { ROUND_BEHIND.max(self.intervals.round) } else { self.intervals.round }
+    }
+
+    async fn take(&mut self, note: Note) {
+        match note {
+            Note::Live { epoch, partitions, touched, all_of } => {
+                if self.timeline.epoch.is_none_or(|ours| ours < epoch) {
+                    self.enter(epoch);
+                }
+                let ends = partitions.iter().map(|(place, position)| (place.clone(), position.next)).collect();
+                if self.timeline.epoch == Some(epoch) {
+                    for (place, position) in partitions {
+                        self.timeline.reached(&place, position.next);
+                        self.guard.live(place, position);
+                    }
+                    self.check_at = Instant::now();
+                }
+                self.forget(all_of);
+                self.note(epoch, touched, ends);
+            }
+            Note::Batch { epoch, touched, ends, behind } => {
+                self.behind = behind;
+                self.note(epoch, touched, ends);
+            }
+            Note::Gone(places) => {
+                for place in places {
+                    self.guard.gone(&place);
+                    self.progress.shown().remove(&place);
+                }
+            }
+            Note::Finish(done) => {
+                let _ = tokio::time::timeout(LAST, self.finish()).await;
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn note(&mut self, epoch: i64, touched: Touched, mut ends: Vec<(Place, i64)>) {
+        if self.timeline.epoch == Some(epoch) {
+            for (place, next) in &ends {
+                self.timeline.reached(place, *next);
+                self.guard.reached(place, *next);
+            }
+        } else {
+            ends.clear(); // positions in another history
+        }
+        self.pending.note(Key::all(touched), ends);
+        if self.pending.len() > MOST_KEYS {
+            tracing::warn!("too much waits for redis; all that is live will be projected again");
+            self.forget(self.guard.projects());
+            self.written.extend(self.pending.clear());
+        }
+        metrics::gauge!("tidemill_stream_unprojected_keys").set(self.pending.len() as f64);
+    }
+
+    /// Anything of these projects may be missing in Redis, and only we know.
+    pub(super) fn forget(&mut self, projects: impl IntoIterator<Item = String>) {
+        for project in projects {
+            if let Some(again) = self.again.as_mut().filter(|again| again.project == project) {
+                again.stale = true;
+            }
+            self.queue.insert(project, true);
+        }
+    }
+
+    /// Goes on in another epoch: positions of the one before mean nothing any more.
+    pub(super) fn enter(&mut self, epoch: i64) {
+        if !self.timeline.enter(epoch) {
+            return;
+        }
+        self.pending.forget_positions();
+        self.written.clear();
+        self.guard = Guard::default();
+        self.again = None;
+        self.progress.shown().clear();
+        self.progress.epoch.store(epoch, Ordering::Relaxed);
+    }
+
+    /// Does what is due; after a failure, later.
+    async fn turn(&mut self) {
+        if Instant::now() < self.retry_at {
+            return;
+        }
+        match self.work().await {
+            Ok(()) if self.failing => tracing::info!("redis is level again"),
+            Ok(()) => {}
+            Err(error) => {
+                if !self.failing {
+                    tracing::warn!(%error, keys = self.pending.len(), "redis lags behind; trying again until it is level");
+                }
+                self.failing = true;
+                self.retry_at = Instant::now() + PAUSE;
+                return;
+            }
+        }
+        self.failing = false;
+    }
+
+    async fn work(&mut self) -> Result<(), ProjectError> {
+        let now = Instant::now();
+        // First, since what is written from here on would hide what it looks for.
+        if now >= self.check_at {
+            self.check().await?;
+            self.check_at = Instant::now() + CHECK;
+        }
+        if now >= self.write_at() {
+            self.flush(false).await?;
+        }
+        if now >= self.again_at {
+            self.go_on_again().await?;
+        }
+        if now >= self.audit_at {
+            self.audit_at = now + self.intervals.audit;
+            self.audit().await?;
+        }
+        if self.second_look_at.is_some_and(|at| now >= at) {
+            self.second_look_at = None;
+            self.second_look().await?;
+        }
+        Ok(())
+    }
+
+    async fn finish(&mut self) -> Result<(), ProjectError> {
+        while self.timeline.epoch.is_some() && !self.pending.is_empty() {
+            self.flush(true).await?;
+        }
+        Ok(())
+    }
+
+    /// Takes what is due, whatever it is with `all`.
+    fn due(&mut self, all: bool) -> Vec<(Key, u64)> {
+        let (now, interval, mut keys) = (Instant::now(), self.interval(), Vec::new());
+        if all || now >= self.last_windows + interval {
+            keys = self.pending.take_windows();
+            if !keys.is_empty() {
+                self.last_windows = now;
+            }
+        }
+        if !self.pending.in_round() && (all || now >= self.last_round + interval) {
+            self.pending.begin_round();
+            if self.pending.in_round() {
+                self.last_round = now;
+            }
+        }
+        keys.extend(self.pending.take_step(STEP));
+        keys
+    }
+
+    /// Writes what is due.
+    async fn flush(&mut self, all: bool) -> Result<(), ProjectError> {
+        let Some(epoch) = self.timeline.epoch else { return Ok(()) };
+        for (project, ours) in &self.queue {
+            // Said before the positions: should we end, the next one will know.
+            if *ours && self.guard.is_whole(project) {
+                marks::broken(&self.writer.redis, project).await?;
+            }
+        }
+        let keys = self.due(all);
+        let began = self.guard.to_begin();
+        let writes = async {
+            if !keys.is_empty() {
+                marks::begin(&self.writer.redis, epoch, &began).await?;
+            }
+            self.writer.write(keys.iter().map(|(key, _)| key)).await
+        };
+        if let Err(error) = writes.await {
+            self.pending.put_back(keys);
+            return Err(error);
+        }
+        if !keys.is_empty() {
+            let _ = hit("stream.projected").await; // only to abort or pause: an error here would say nothing new
+            self.guard.has_begun(began);
+            metrics::counter!("tidemill_stream_projected_keys_total").increment(keys.len() as u64);
+        }
+        self.written.extend(self.pending.written());
+        marks::show(&self.writer.redis, epoch, &self.written).await?;
+        let mut shown = self.progress.shown();
+        for (place, next) in self.written.drain() {
+            if self.guard.show(&place, next) {
+                shown.insert(place, next);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether Redis or Postgres have come back with less than they had.
+    async fn check(&mut self) -> Result<(), ProjectError> {
+        let (Some(epoch), places) = (self.timeline.epoch, self.guard.places()) else { return Ok(()) };
+        if places.is_empty() {
+            return Ok(());
+        }
+        let held = marks::read(&self.writer.redis, &places).await;
+        let standing = ledger::look(&self.writer.pool, &places).await?;
+        // Without Redis, too: what we know ourselves says something.
+        let older = self.guard.older_postgres(&self.timeline, held.as_ref().ok(), &standing);
+        if let Some((above, reason)) = older {
+            let raised = timeline::raise(&self.writer.pool, standing.epoch, above, &reason).await?;
+            self.enter(raised);
+            return Ok(()); // the worker reads the ledger anew, and says so
+        }
+        if standing.epoch > epoch {
+            self.enter(standing.epoch);
+            return Ok(());
+        }
+        let look = self.guard.redis(epoch, &held?);
+        for project in &look.older {
+            tracing::warn!(project, "redis has come back older than it was; projecting again");
+            marks::broken(&self.writer.redis, project).await?;
+        }
+        self.written.extend(look.unsaid);
+        for project in look.not_whole {
+            self.queue.entry(project).or_insert(false);
+        }
+        // What another worker has done need not be done again.
+        let guard = &self.guard;
+        self.queue.retain(|project, ours| *ours || !guard.is_whole(project));
+        Ok(())
+    }
+
+    /// Projects the next stretch of what has to be projected again.
+    async fn go_on_again(&mut self) -> Result<(), ProjectError> {
+        if self.again.is_none() {
+            let (Some(project), Some(epoch)) = (self.queue.keys().next(), self.timeline.epoch) else { return Ok(()) };
+            let whole = self.guard.whole(epoch);
+            self.again = Again::begin(&self.writer.redis, project, epoch, whole).await?;
+            if self.again.is_none() {
+                self.again_at = Instant::now() + PAUSE; // another worker is at it
+                self.check_at = self.again_at;
+                return Ok(());
+            }
+        }
+        let Some(again) = &mut self.again else { return Ok(()) };
+        match again.step(&self.writer).await? {
+            Step::More => return Ok(()),
+            Step::Done if again.stale => {}
+            Step::Done => drop(self.queue.remove(&again.project)),
+            Step::Lost => tracing::warn!(project = again.project, "redis has lost what was being projected again"),
+        }
+        self.again = None;
+        self.check_at = Instant::now();
+        Ok(())
+    }
+}
