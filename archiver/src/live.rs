@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use iceberg::table::Table;
 use tidemill_common::codec::DecodeError;
+use tidemill_common::failpoint::existed;
 use tidemill_common::kafka::Record;
 use tidemill_common::projects::Project;
 use tidemill_common::seen::fingerprint;
@@ -82,7 +83,8 @@ impl Live {
         match verdict {
             Some(Verdict::Valid(decoded)) => {
                 let event = decoded.event();
-                if seen.sight(fingerprint(event.event_id), at.offset, at.append_ms)? {
+                let first = seen.sight(fingerprint(event.event_id), at.offset, at.append_ms)?;
+                if first && !existed("archive-existence", event.event_id) {
                     self.buffer.add(&event, &decoded.datum(), at, now);
                 } else {
                     let project = self.project.id.clone();

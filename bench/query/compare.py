@@ -24,8 +24,9 @@ import redis
 from pyiceberg.catalog.sql import SqlCatalog
 
 
-def questions(table):
+def questions(table, files):
     """Name and SQL, the same text for both; about what the table holds."""
+    user = duckdb.execute("SELECT max(user_id) FROM read_parquet(?)", [files[0]]).fetchone()[0]
     latest = max(row["upper_bound"] for row in bounds(table))
     day = latest.replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=1)
     span = f"occurred_at >= TIMESTAMPTZ '{day:%F}T00:00:00Z' AND occurred_at < TIMESTAMPTZ '{day + timedelta(days=1):%F}T00:00:00Z'"
@@ -35,7 +36,7 @@ def questions(table):
         " FROM events GROUP BY 1",
         "top_20_paths": "SELECT properties->>'page' AS path, count(*) AS views FROM events WHERE event_type = 'page_view'"
         " OR event_type = 'product_view' GROUP BY 1 ORDER BY views DESC, path LIMIT 20",
-        "one_users_events": "SELECT event_id, event_type, occurred_at, properties FROM events WHERE user_id = 'user-4711'"
+        "one_users_events": f"SELECT event_id, event_type, occurred_at, properties FROM events WHERE user_id = '{user}'"
         " ORDER BY occurred_at, event_id",
         "revenue_by_country_and_week": "SELECT properties->>'country' AS country, date_trunc('week', occurred_at) AS week,"
         " sum(CAST(properties->>'revenue' AS DECIMAL(18, 2))) AS revenue FROM events WHERE event_type = 'purchase' GROUP BY 1, 2",
@@ -168,7 +169,7 @@ def main():
     duck = DuckDb(files)
     print(f"\n{len(files)} files\n{'':30}{'tidemill ms':>14}{'DuckDB ms':>14}{'wanted':>14}")
     measured = []
-    for name, sql in questions(table).items():
+    for name, sql in questions(table, files).items():
         if options.only and name not in options.only:
             continue
         for heat in ("cold", "warm"):

@@ -6,8 +6,9 @@
 //! debug builds only: in a release build [`hit`] and [`mutant`] are constants, and [`arm`] refuses to start a process
 //! that is asked for either.
 
-use std::sync::OnceLock;
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use metrics::counter;
@@ -103,6 +104,12 @@ pub async fn hit(name: &'static str) -> Result<(), Injected> {
 /// Whether this mutant is planted.
 pub fn mutant(name: &str) -> bool {
     cfg!(debug_assertions) && PLANTED.get().is_some_and(|planted| planted == name)
+}
+
+/// What a mutant of this name does: dedupe by mere existence, which takes a redelivery for a copy.
+pub fn existed(name: &str, event_id: &str) -> bool {
+    static SEEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+    mutant(name) && !SEEN.lock().expect("no holder panics").insert(event_id.to_owned())
 }
 
 impl Point {

@@ -46,14 +46,15 @@ pub enum Pick {
 }
 
 impl Pick {
-    fn takes(&self, name: &str, short: bool) -> bool {
+    /// Whether it takes a row of this name, or what is caught by one.
+    fn takes(&self, name: &str, row: &str, short: bool) -> bool {
         let matches = |pattern: &String| match pattern.strip_suffix('*') {
             Some(start) => name.starts_with(start),
             None => name == pattern,
         };
         match self {
-            Self::Stream => !name.starts_with(ARCHIVE),
-            Self::Archive => name.starts_with(ARCHIVE),
+            Self::Stream => !row.starts_with(ARCHIVE),
+            Self::Archive => row.starts_with(ARCHIVE),
             Self::Short => short,
             Self::Named(patterns) => patterns.iter().any(matches),
         }
@@ -69,9 +70,9 @@ pub fn names() -> Vec<String> {
 /// Runs what is picked, one after the other.
 pub async fn run(pick: &Pick, options: &Options) -> anyhow::Result<Summary> {
     let (all, began) = (rows::all(), Instant::now());
-    let picked: Vec<&Row> = all.iter().filter(|row| pick.takes(&row.name, row.short)).collect();
+    let picked: Vec<&Row> = all.iter().filter(|row| pick.takes(&row.name, &row.name, row.short)).collect();
     let mutants: Vec<&Mutant> =
-        MUTANTS.iter().filter(|m| pick.takes(&format!("{MUTANT}{}", m.name), m.short)).collect();
+        MUTANTS.iter().filter(|m| pick.takes(&format!("{MUTANT}{}", m.name), m.row, m.short)).collect();
     if picked.is_empty() && mutants.is_empty() {
         bail!("no row has such a name; there are: {}", names().join(", "));
     }
@@ -183,9 +184,13 @@ mod tests {
     #[test]
     fn rows_are_picked_by_name() {
         let pick = Pick::Named(vec!["clean".to_owned(), "abort:*".to_owned()]);
-        assert!(pick.takes("clean", false) && pick.takes("abort:stream.sent", false));
-        assert!(!pick.takes("cleaner", false) && !pick.takes("errors", true));
-        assert!(Pick::Short.takes("errors", true) && !Pick::Short.takes("errors", false));
+        assert!(pick.takes("clean", "clean", false) && pick.takes("abort:stream.sent", "abort:stream.sent", false));
+        assert!(!pick.takes("cleaner", "cleaner", false) && !pick.takes("mutant:a", "clean", true));
+        assert!(
+            Pick::Archive.takes("mutant:a", "archive:clean", false)
+                && !Pick::Stream.takes("mutant:a", "archive:b", false)
+        );
+        assert!(Pick::Short.takes("errors", "errors", true) && !Pick::Short.takes("errors", "errors", false));
     }
 
     #[test]

@@ -1,14 +1,13 @@
 //! What becomes of each record of a batch: a stray, a dead letter, a copy, or a first sight that counts.
 
-use std::collections::{BTreeSet, HashMap};
-use std::sync::Mutex;
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use rdkafka::error::KafkaError;
 use tidemill_common::codec::{DecodeError, Decoder, schema_id};
 use tidemill_common::event::EventRef;
-use tidemill_common::failpoint::{Injected, mutant};
+use tidemill_common::failpoint::{Injected, existed};
 use tidemill_common::kafka::Record;
 use tidemill_common::projects::Project;
 use tidemill_common::registry::RegistryError;
@@ -159,7 +158,7 @@ impl Sorter {
             Verdict::Valid(decoded) => {
                 let event = decoded.event();
                 let first = seen.sight(fingerprint(event.event_id), record.offset, record.append_ms)?;
-                if first && !existed(event.event_id) {
+                if first && !existed("existence", event.event_id) {
                     let Record { partition, offset, append_ms, .. } = *record;
                     let origin = Origin { partition, offset, append_ms };
                     // What the enricher alone reads need not be kept.
@@ -227,10 +226,4 @@ impl Sorter {
     fn give_up(&self, id: u32, since: Instant) -> Option<Verdict<'static>> {
         (since.elapsed() >= self.unknown_wait).then(|| Verdict::Rejected(Rejection::unknown_schema(id)))
     }
-}
-
-/// A planted mutant for the drills: dedupe by mere existence, which takes a redelivery for a copy.
-fn existed(event_id: &str) -> bool {
-    static SEEN: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
-    mutant("existence") && !SEEN.lock().expect("no holder panics").insert(event_id.to_owned())
 }

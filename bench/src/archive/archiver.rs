@@ -23,8 +23,9 @@ pub async fn run(place: &Place, topic: &Topic, commit_ms: u64) -> anyhow::Result
     let ended = ended_cpu_seconds()?;
     let archiver = Archiver::start(place, &fresh, topic, commit_ms).await?;
     let (table, events) = (table(&fresh, topic), topic.expected.events);
-    let warm = until(&table, (events as f64 * WARM_UP) as u64).await?;
-    let warm = Moment { at: Instant::now(), rows: warm.rows, cpu: cpu_seconds(archiver.server.pid())? };
+    // What it has read and not yet written is to its disadvantage: writing it comes later.
+    let rows = archiver.has_read(&table, (events as f64 * WARM_UP) as u64).await?;
+    let warm = Moment { at: Instant::now(), rows, cpu: cpu_seconds(archiver.server.pid())? };
     let (held, at, peak_mb) = archiver.finish(&table, events).await?;
     let done = Moment { at, rows: held.rows, cpu: ended_cpu_seconds()? - ended };
     ensure!(held.rows == events, "the archive holds {} rows instead of {events}", held.rows);
@@ -56,19 +57,25 @@ impl Archiver {
         Ok(Self { server, address })
     }
 
-    /// Waits until it has read all rows, then tells it to end, upon which it commits what it has: waiting for an
-    /// interval to pass would say nothing about it. Gives what the table holds then, the moment when that showed, and
-    /// the most memory in MB.
-    pub async fn finish(self, table: &Table<'_>, rows: u64) -> anyhow::Result<(Holds, Instant, f64)> {
-        let (begun, pid) = (Instant::now(), self.server.pid());
+    /// Waits until it has read so many rows, committed or not; gives how many it has read then.
+    async fn has_read(&self, table: &Table<'_>, rows: u64) -> anyhow::Result<u64> {
+        let begun = Instant::now();
         loop {
             let read = table.holds().await?.rows + crate::http::metric(self.address, BUFFERED).await? as u64;
             if read >= rows {
-                break;
+                return Ok(read);
             }
             ensure!(begun.elapsed() < STALLED, "the archiver has read {read} of {rows} rows");
             tokio::time::sleep(LOOK).await;
         }
+    }
+
+    /// Waits until it has read all rows, then tells it to end, upon which it commits what it has: waiting for an
+    /// interval to pass would say nothing about it. Gives what the table holds then, the moment when that showed, and
+    /// the most memory in MB.
+    pub async fn finish(self, table: &Table<'_>, rows: u64) -> anyhow::Result<(Holds, Instant, f64)> {
+        let pid = self.server.pid();
+        self.has_read(table, rows).await?;
         let peak = peak_mb(pid)?;
         let shown = async {
             let held = until(table, rows).await?;

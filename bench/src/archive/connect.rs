@@ -30,6 +30,9 @@ const CATALOG: &str = "
 pub struct Settings<'a> {
     /// The JVM's heap, as `-Xmx` takes it.
     pub heap: &'a str,
+    /// Records that a task takes at once at most. Between two times it waits for its control topic, for up to a second:
+    /// few make it slow, many need heap.
+    pub poll: u32,
     /// How often it commits, in milliseconds.
     pub commit_ms: u64,
 }
@@ -94,7 +97,7 @@ fn start(
         std::fs::write(&path, text).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(path)
     };
-    let worker = write("worker.properties", worker(place, folder)?)?;
+    let worker = write("worker.properties", worker(place, settings, folder)?)?;
     let sink = write("sink.properties", sink(place, fresh, topic, settings, name)?)?;
     let mut java = Command::new(&place.java);
     java.args([format!("-Xms{0}", settings.heap), format!("-Xmx{0}", settings.heap)])
@@ -109,7 +112,7 @@ fn control(name: &str) -> String {
     format!("control-{name}")
 }
 
-fn worker(place: &Place, folder: &Path) -> anyhow::Result<Vec<(&'static str, String)>> {
+fn worker(place: &Place, settings: &Settings<'_>, folder: &Path) -> anyhow::Result<Vec<(&'static str, String)>> {
     Ok(vec![
         ("bootstrap.servers", place.brokers.clone()),
         ("listeners", format!("http://{}", free_address()?)),
@@ -117,8 +120,8 @@ fn worker(place: &Place, folder: &Path) -> anyhow::Result<Vec<(&'static str, Str
         ("value.converter", "org.apache.kafka.connect.converters.ByteArrayConverter".to_owned()),
         ("offset.storage.file.filename", folder.join("offsets").display().to_string()),
         ("plugin.discovery", "only_scan".to_owned()),
-        // More than its default of 500 saves it CPU.
-        ("consumer.max.poll.records", "5000".to_owned()),
+        ("consumer.max.poll.records", settings.poll.to_string()),
+        ("consumer.max.partition.fetch.bytes", (8 * 1024 * 1024).to_string()),
     ])
 }
 

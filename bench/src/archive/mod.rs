@@ -147,7 +147,7 @@ impl Options {
         figures: &mut Figures,
     ) -> anyhow::Result<()> {
         let topic = || topic.context("all but the limit read a topic");
-        let connect = |heap| connect::Settings { heap, commit_ms: self.commit_ms };
+        let connect = |heap, poll| connect::Settings { heap, poll, commit_ms: self.commit_ms };
         match subject {
             Subject::Limit => {
                 let limit = self.limit().await?;
@@ -156,14 +156,14 @@ impl Options {
                 figures.add("limit_bytes_per_row", limit.bytes_per_row);
             }
             Subject::Connect => {
-                let archived = connect::run(&self.place, topic()?, &connect(&self.heap), round).await?;
+                let archived = connect::run(&self.place, topic()?, &connect(&self.heap, 50_000), round).await?;
                 figures.add("connect_us", archived.cpu_us);
                 figures.add("connect_eps", archived.per_second);
                 figures.add("connect_bytes_per_row", archived.bytes_per_row);
                 figures.add("connect_files", archived.files as f64);
             }
             Subject::ConnectMemory => {
-                let archived = connect::run(&self.place, topic()?, &connect(&self.smallest_heap), round).await?;
+                let archived = connect::run(&self.place, topic()?, &connect(&self.smallest_heap, 5_000), round).await?;
                 figures.add("connect_rss_mb", archived.peak_mb);
             }
             Subject::Archive => {

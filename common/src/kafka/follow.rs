@@ -54,6 +54,7 @@ impl Follower {
             .set("auto.offset.reset", "error")
             .set("enable.partition.eof", "true")
             .set("queued.max.messages.kbytes", buffer_kb.to_string())
+            .set("fetch.queue.backoff.ms", "20")
             .set("fetch.wait.max.ms", "250");
         let consumer: BaseConsumer<Quiet> = config.create_with_context(Quiet)?;
         let mut list = TopicPartitionList::new();

@@ -190,6 +190,8 @@ impl GroupConsumer {
             .set("auto.offset.reset", "error")
             .set("topic.metadata.refresh.interval.ms", "5000")
             .set("queued.max.messages.kbytes", "16384")
+            // How long nothing is fetched once that is full. A second, the client's default, is many times what it lasts.
+            .set("fetch.queue.backoff.ms", "20")
             // While records come one by one, an answer for each would keep the broker busy.
             .set("fetch.min.bytes", "65536")
             .set("fetch.wait.max.ms", "50");

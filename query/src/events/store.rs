@@ -23,6 +23,8 @@ use url::Url;
 use xxhash_rust::xxh3::xxh3_128;
 
 const NAME: &str = "archive";
+/// A gap of so many bytes is read with what lies around it: one read is sooner there than two.
+const READ_THROUGH: u64 = 512 * 1024;
 
 /// Files by the paths that the planner knows them by.
 pub struct Files {
@@ -75,7 +77,7 @@ impl ObjectStore for Files {
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
         // Neighbours in one go; the parts at the same time.
-        let parts = object_store::coalesce_ranges(ranges, |range| self.read(location, range), 64 * 1024);
+        let parts = object_store::coalesce_ranges(ranges, |range| self.read(location, range), READ_THROUGH);
         parts.await
     }
 
