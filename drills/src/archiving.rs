@@ -64,7 +64,8 @@ impl Archiving {
 
     /// Starts an archiver of one of the row's groups, with more settings.
     pub fn archiver(&mut self, group: &str, settings: &[(&str, &str)]) -> anyhow::Result<Process> {
-        let mut more = vec![("TIDEMILL_ARCHIVER__COMMIT_INTERVAL_MS", COMMIT_MS)];
+        let mut more: Vec<(&str, &str)> = self.drill.planted();
+        more.push(("TIDEMILL_ARCHIVER__COMMIT_INTERVAL_MS", COMMIT_MS));
         more.extend(settings);
         self.drill.service("archiver", group, &more)
     }

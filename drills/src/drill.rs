@@ -93,10 +93,14 @@ impl Drill {
 
     /// Starts a stream worker of one of the row's groups, with more settings.
     pub fn worker(&mut self, group: &str, settings: &[(&str, &str)]) -> anyhow::Result<Process> {
-        let mut more: Vec<(&str, &str)> =
-            self.options.mutant.map(|mutant| ("TIDEMILL_MUTANT", mutant)).into_iter().collect();
+        let mut more: Vec<(&str, &str)> = self.planted();
         more.extend(settings);
         self.service("stream", group, &more)
+    }
+
+    /// The settings of what is being drilled that plant the mutant, if there is to be one.
+    pub fn planted(&self) -> Vec<(&'static str, &'static str)> {
+        self.options.mutant.map(|mutant| ("TIDEMILL_MUTANT", mutant)).into_iter().collect()
     }
 
     /// Starts a worker and waits until it counts all partitions.

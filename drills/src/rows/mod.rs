@@ -50,7 +50,7 @@ pub struct Mutant {
 }
 
 /// The planted mutants.
-pub const MUTANTS: [Mutant; 7] = [
+pub const MUTANTS: [Mutant; 6] = [
     // The ledger is committed before what it stands for.
     Mutant { name: "commit-first", row: "abort:stream.folded", short: false },
     // Dedupe takes whatever was seen for a copy, wherever it stood.
@@ -63,8 +63,6 @@ pub const MUTANTS: [Mutant; 7] = [
     Mutant { name: "archive-existence", row: "archive:errors", short: false },
     // Rows go into the table wherever its positions stand.
     Mutant { name: "no-archive-fencing", row: "archive:racing", short: false },
-    // A commit that ended with an error is taken for one that has not happened.
-    Mutant { name: "believed-catalog", row: "archive:commit-unknown", short: false },
 ];
 
 /// All rows, in the order in which they are run.
