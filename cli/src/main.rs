@@ -24,6 +24,7 @@ use tidemill_common::telemetry::start_logging;
 use crate::consent::Declined;
 use crate::output::Output;
 use crate::services::Service;
+use crate::topics::Differs;
 
 /// The services' memory stays flat under load with it, and small allocations cost half.
 #[global_allocator]
@@ -36,10 +37,13 @@ Settings come from environment variables, over the TOML file that TIDEMILL_CONFI
   KAFKA_BROKERS, DATABASE_URL, REDIS_URL, SCHEMA_REGISTRY_URL, WAREHOUSE_URL, LOG_LEVEL, PORT, SPOOL_DIR,
   others as TIDEMILL_<SECTION>__<NAME>, e.g. TIDEMILL_ARCHIVER__COMMIT_INTERVAL_MS.
 
-Exit codes: 0 done, 1 failed, 2 a mistake in the command line, 3 nothing changed because nobody said yes.
+Exit codes: 0 done, 1 failed, 2 a mistake in the command line, 3 nothing changed because nobody said yes,
+4 a check found something to do.
 Changes are entered in the table `audit`, by the name in TIDEMILL_OPERATOR or else the login's.";
 /// The exit code of a change that was not agreed to.
 const DECLINED: u8 = 3;
+/// The exit code of a check that found something to do.
+const DIFFERS: u8 = 4;
 
 /// Tidemill: event analytics on Kafka.
 #[derive(Parser)]
@@ -101,7 +105,11 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
-            if error.is::<Declined>() { DECLINED.into() } else { ExitCode::FAILURE }
+            match error {
+                error if error.is::<Declined>() => DECLINED.into(),
+                error if error.is::<Differs>() => DIFFERS.into(),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }

@@ -113,13 +113,14 @@ async fn create(
     let partitions = partitions(known.as_ref(), size, &target)?;
     let topics = target.declarations.project(&id, partitions, target.replication);
     let changes = target.plan(&topics).await?;
+    let missing: Vec<Change> = changes.iter().filter(|c| matches!(c, Change::Create(_))).cloned().collect();
     if known.is_none() {
         refuse_other_partitions(&changes)?;
     }
     let applied = Applied::new(&changes);
     let entry = audit::begin(&mut db, "projects create", Some(id.as_str()), &applied).await?;
     let made = async {
-        target.cluster.apply(&changes).await?;
+        target.cluster.apply(&missing).await?;
         register_schemas(&id, connections).await?;
         let created = known.is_none() && store::insert_project(&mut db, id.as_str(), partitions).await?;
         if quota.is_some() {
@@ -168,14 +169,17 @@ fn partitions(known: Option<&Project>, size: Option<&str>, target: &Target) -> a
 /// A new project must not be told partition counts that its topics do not have.
 fn refuse_other_partitions(changes: &[Change]) -> anyhow::Result<()> {
     for change in changes {
-        if let Change::Drift { topic, setting, declared, found } = change
-            && setting == "partitions"
-        {
-            bail!(
-                "topic {topic} exists already, with {found} partitions where {declared} are wanted; \
-                 choose the --size that fits, another id, or delete the topic"
-            );
-        }
+        let (topic, found, declared) = match change {
+            Change::Drift { topic, setting, found, declared, .. } if setting == "partitions" => {
+                (topic, found.clone(), declared.clone())
+            }
+            Change::Grow { topic, from, to } => (topic, from.to_string(), to.to_string()),
+            _ => continue,
+        };
+        bail!(
+            "topic {topic} exists already, with {found} partitions where {declared} are wanted; choose the --size that \
+             fits, another id, or delete the topic"
+        );
     }
     Ok(())
 }

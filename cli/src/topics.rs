@@ -8,16 +8,33 @@ use tidemill_common::config::Connections;
 use tidemill_common::names::ProjectId;
 use tidemill_topics::{Change, Cluster, Declarations, Topic, plan, replication};
 
-use crate::output::Output;
+use crate::audit;
+use crate::consent::Consent;
+use crate::output::{Output, json_line};
 use crate::store;
+
+const STEP: [&str; 6] = ["action", "topic", "setting", "from", "to", "note"];
 
 #[derive(Subcommand)]
 pub enum Command {
-    /// Create the declared topics that are missing: the metrics' and every project's
+    /// Show how the cluster differs from the declared topics: the metrics' and every project's
+    Plan {
+        /// End with exit code 4 when there is something to do
+        #[arg(long)]
+        check: bool,
+        #[command(flatten)]
+        declared: Declared,
+    },
+    /// Make the cluster as declared: create topics, change their settings, add partitions
     ///
-    /// Topics that exist are left as they are; where they differ from their declaration, that is reported.
-    /// Running it again changes nothing.
-    Apply(Declared),
+    /// Nothing is ever deleted. Partitions of events are left as they are, since each event has its home by their
+    /// number; so is what Kafka cannot change. Running it again changes nothing.
+    Apply {
+        #[command(flatten)]
+        consent: Consent,
+        #[command(flatten)]
+        declared: Declared,
+    },
 }
 
 /// Which declarations to use, and how many copies to keep.
@@ -47,18 +64,98 @@ pub struct Target {
     pub replication: Option<i32>,
 }
 
+/// A line of the plan.
+#[derive(Serialize)]
+struct Step {
+    action: &'static str,
+    topic: String,
+    setting: Option<String>,
+    from: Option<String>,
+    to: Option<String>,
+    /// What it deletes, or why it is left.
+    note: Option<&'static str>,
+}
+
+#[derive(Serialize)]
+struct Planned {
+    /// Whether it was done.
+    applied: bool,
+    plan: Vec<Step>,
+}
+
+/// There is something to do, and somebody wanted to know: exit code 4.
+#[derive(Debug, thiserror::Error)]
+#[error("the cluster is not as declared; see 'tidemill topics apply'")]
+pub struct Differs;
+
 pub async fn run(command: Command, connections: &Connections, output: Output) -> anyhow::Result<()> {
-    let Command::Apply(declared) = command;
+    match command {
+        Command::Plan { check, declared } => {
+            let (_, changes) = difference(&declared, connections).await?;
+            show(&changes, false, output)?;
+            if check && changes.iter().any(Change::is_to_do) { Err(Differs.into()) } else { Ok(()) }
+        }
+        Command::Apply { consent, declared } => {
+            let (target, changes) = difference(&declared, connections).await?;
+            let to_do = changes.iter().filter(|change| change.is_to_do()).count();
+            if to_do == 0 {
+                return show(&changes, false, output);
+            }
+            if matches!(output, Output::Table) {
+                show(&changes, false, output)?;
+            }
+            let applied = consent.given(&format!("Make these {to_do} changes?"))?;
+            if applied {
+                let mut db = store::connect(&connections.database_url).await?;
+                let lines: Vec<String> = changes.iter().map(Change::to_string).collect();
+                let entry = audit::begin(&mut db, "topics apply", None, &lines).await?;
+                let done = target.cluster.apply(&changes).await.map_err(anyhow::Error::from);
+                entry.end(&mut db, done).await?;
+            }
+            match output {
+                Output::Json => show(&changes, applied, output),
+                Output::Table => Ok(()),
+            }
+        }
+    }
+}
+
+/// What all declared topics lack.
+async fn difference(declared: &Declared, connections: &Connections) -> anyhow::Result<(Target, Vec<Change>)> {
     let mut db = store::connect(&connections.database_url).await?;
-    let target = Target::new(&declared, connections).await?;
+    let target = Target::new(declared, connections).await?;
     let mut topics = target.declarations.shared(target.replication);
     for project in store::projects(&mut db).await?.into_iter().filter(|project| project.deleted_at.is_none()) {
         let id = ProjectId::parse(&project.id)?;
         topics.extend(target.declarations.project(&id, project.partitions(), target.replication));
     }
     let changes = target.plan(&topics).await?;
-    target.cluster.apply(&changes).await?;
-    output.thing(&Applied::new(&changes), &["topics_created", "drift"])
+    Ok((target, changes))
+}
+
+fn show(changes: &[Change], applied: bool, output: Output) -> anyhow::Result<()> {
+    let plan: Vec<Step> = changes.iter().map(Step::of).collect();
+    match output {
+        Output::Json => json_line(&Planned { applied, plan }),
+        Output::Table => output.things(&plan, &STEP),
+    }
+}
+
+impl Step {
+    fn of(change: &Change) -> Self {
+        let note = change.note();
+        let (action, topic, setting, from, to) = match change.clone() {
+            Change::Create(topic) => ("create", topic.name, None, None, None),
+            Change::Set { topic, setting, from, to } => ("set", topic, Some(setting), Some(from), Some(to)),
+            Change::Grow { topic, from, to } => {
+                ("grow", topic, Some("partitions".to_owned()), Some(from.to_string()), Some(to.to_string()))
+            }
+            Change::Drift { topic, setting, found, declared, .. } => {
+                ("leave", topic, Some(setting), Some(found), Some(declared))
+            }
+        };
+        Self { action, topic, setting, from, to, note }
+    }
 }
 
 impl Target {
@@ -83,7 +180,7 @@ impl Applied {
         for change in changes {
             match change {
                 Change::Create(topic) => applied.topics_created.push(topic.name.clone()),
-                Change::Drift { .. } => applied.drift.push(change.to_string()),
+                _ => applied.drift.push(change.to_string()),
             }
         }
         applied

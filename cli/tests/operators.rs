@@ -129,10 +129,35 @@ async fn a_project_is_created_once_with_everything_it_needs() {
     let answer = reqwest::Client::new().post(url).json(&body).send().await.unwrap();
     assert_eq!(answer.status(), 409, "the subject is kept backward compatible");
 
-    let applied = scratch.json(&["topics", "apply"]);
+    scratch.json(&["topics", "apply", "--yes"]);
+    let planned = scratch.json(&["topics", "plan", "--check"]);
     // The topics that no project owns may be older than this test.
-    let of_project = applied["drift"].as_array().unwrap().iter().find(|line| line.as_str().unwrap().contains(project));
-    assert_eq!(of_project, None, "the projects' own partition counts are what is declared");
+    let of_project = |step: &&Value| step["topic"].as_str().unwrap().ends_with(project);
+    assert_eq!(planned["plan"].as_array().unwrap().iter().find(of_project), None, "its topics are as declared");
+}
+
+#[tokio::test]
+async fn a_changed_declaration_is_planned_and_then_applied() {
+    let scratch = Scratch::new();
+    let project = scratch.project.as_str();
+    scratch.json(&["migrate"]);
+    scratch.json(&["projects", "create", project, "--size", "small", "--replication", "1"]);
+    let folder = std::env::temp_dir().join(format!("tidemill-{project}"));
+    std::fs::create_dir_all(&folder).unwrap();
+    let declared = std::fs::read_to_string("../topics/project.yaml").unwrap().replace("604800000", "3600000");
+    std::fs::write(folder.join("project.yaml"), declared).unwrap();
+    let dir = ["--dir", folder.to_str().unwrap()];
+
+    let check = scratch.run(&[&["topics", "plan", "--check"][..], &dir].concat());
+    assert_eq!(check.status.code(), Some(4), "{}", text(&check.stderr));
+    let shown = text(&check.stdout);
+    assert!(shown.contains("retention.ms") && shown.contains("deletes"), "{shown}");
+    assert_eq!(scratch.run(&[&["topics", "apply"][..], &dir].concat()).status.code(), Some(3), "nobody said yes");
+    let planned = scratch.json(&[&["topics", "apply", "--dry-run"][..], &dir].concat());
+    assert_eq!((&planned["applied"], &planned["plan"][0]["from"]), (&Value::from(false), &Value::from("604800000")));
+    assert_eq!(scratch.json(&[&["topics", "apply", "--yes"][..], &dir].concat())["applied"], true);
+    assert_eq!(scratch.json(&[&["topics", "plan", "--check"][..], &dir].concat())["plan"], serde_json::json!([]));
+    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[tokio::test]

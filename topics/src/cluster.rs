@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{
-    AdminClient, AdminOptions, NewTopic, OwnedResourceSpecifier, ResourceSpecifier, TopicReplication,
+    AdminClient, AdminOptions, AlterConfig, ConfigSource, NewPartitions, NewTopic, OwnedResourceSpecifier,
+    ResourceSpecifier, TopicReplication, TopicResult,
 };
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
@@ -17,6 +18,7 @@ use crate::{Change, Existing, Topic};
 const TIMEOUT: Duration = Duration::from_secs(15);
 /// How long created topics may take to get their leaders.
 const LEADERS: Duration = Duration::from_secs(30);
+const LOOK: &str = "look at the brokers' logs";
 const POLL: Duration = Duration::from_millis(50);
 
 /// A cluster. Cheap to clone.
@@ -37,13 +39,17 @@ pub enum ClusterError {
         /// What the client said.
         error: KafkaError,
     },
-    /// A topic was not created.
-    #[error("topic {topic} was not created: {code}; with too few brokers, pass a lower --replication")]
+    /// A topic was not created or changed.
+    #[error("topic {topic} {what}: {code}; {hint}")]
     Refused {
         /// Its name.
         topic: String,
+        /// What did not happen.
+        what: &'static str,
         /// Kafka's reason.
         code: RDKafkaErrorCode,
+        /// What may help.
+        hint: &'static str,
     },
     /// Created topics are not to be used yet.
     #[error("topics without a leader after {} s: {topics}; look at the brokers' logs", LEADERS.as_secs())]
@@ -88,20 +94,45 @@ impl Cluster {
         Ok(topics)
     }
 
-    /// Creates what is to be created and waits until all of it can be used. Drift is left as it is.
+    /// Does what is to be done, and waits until created topics can be used. Drift is left as it is.
     pub async fn apply(&self, changes: &[Change]) -> Result<(), ClusterError> {
-        let created: Vec<&Topic> = changes
-            .iter()
-            .filter_map(|change| match change {
-                Change::Create(topic) => Some(topic),
-                Change::Drift { .. } => None,
-            })
-            .collect();
+        let (mut created, mut settings, mut grown) =
+            (Vec::new(), BTreeMap::<&str, Vec<(&str, &str)>>::new(), Vec::new());
+        for change in changes {
+            match change {
+                Change::Create(topic) => created.push(topic),
+                Change::Set { topic, setting, to, .. } => settings.entry(topic).or_default().push((setting, to)),
+                Change::Grow { topic, to, .. } => grown.push(NewPartitions::new(topic, *to as usize)),
+                Change::Drift { .. } => {}
+            }
+        }
+        for (topic, settings) in settings {
+            self.set(topic, &settings).await?;
+        }
+        if !grown.is_empty() {
+            let grown = self.admin.create_partitions(&grown, &options()).await;
+            let results = grown.map_err(|error| self.unavailable(error))?.into_iter().map(|result| result.map(drop));
+            all_done(results, "did not get its partitions", LOOK)?;
+        }
         if created.is_empty() {
             return Ok(());
         }
         self.create(&created).await?;
         self.await_leaders(&created).await
+    }
+
+    /// Kafka's client can only replace all of a topic's own settings, so those that stay are given again.
+    async fn set(&self, topic: &str, settings: &[(&str, &str)]) -> Result<(), ClusterError> {
+        let described = self.admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options()).await;
+        let own = described.map_err(|error| self.unavailable(error))?.into_iter().flatten().flat_map(|r| r.entries);
+        let own = own.filter(|entry| entry.source == ConfigSource::DynamicTopic);
+        let mut all: BTreeMap<String, String> = own.filter_map(|entry| Some((entry.name, entry.value?))).collect();
+        all.extend(settings.iter().map(|&(setting, to)| (setting.to_owned(), to.to_owned())));
+        let alter = AlterConfig::new(ResourceSpecifier::Topic(topic));
+        let alter = all.iter().fold(alter, |alter, (setting, to)| alter.set(setting, to));
+        let altered = self.admin.alter_configs([&alter], &options()).await.map_err(|error| self.unavailable(error))?;
+        let results = altered.into_iter().map(|r| r.map(drop).map_err(|(_, code)| (topic.to_owned(), code)));
+        all_done(results, "did not get its settings", "correct its declaration")
     }
 
     async fn create(&self, topics: &[&Topic]) -> Result<(), ClusterError> {
@@ -113,15 +144,10 @@ impl Cluster {
             })
             .collect();
         let results = self.admin.create_topics(&new, &options()).await.map_err(|error| self.unavailable(error))?;
-        for result in results {
-            match result {
-                Ok(topic) => tracing::debug!(topic, "created"),
-                // Somebody else applies the same declarations.
-                Err((topic, RDKafkaErrorCode::TopicAlreadyExists)) => tracing::debug!(topic, "exists by now"),
-                Err((topic, code)) => return Err(ClusterError::Refused { topic, code }),
-            }
-        }
-        Ok(())
+        // Somebody else may apply the same declarations.
+        let exists = |result: &TopicResult| matches!(result, Err((_, RDKafkaErrorCode::TopicAlreadyExists)));
+        let results = results.into_iter().filter(|result| !exists(result)).map(|result| result.map(drop));
+        all_done(results, "was not created", "with too few brokers, pass a lower --replication")
     }
 
     /// Creation is answered before the brokers have taken the partitions over.
@@ -166,6 +192,15 @@ impl Cluster {
     fn unavailable(&self, error: KafkaError) -> ClusterError {
         ClusterError::Unavailable { brokers: self.brokers.clone(), error }
     }
+}
+
+fn all_done(
+    results: impl Iterator<Item = Result<(), (String, RDKafkaErrorCode)>>,
+    what: &'static str,
+    hint: &'static str,
+) -> Result<(), ClusterError> {
+    let refused = |(topic, code)| ClusterError::Refused { topic, what, code, hint };
+    results.map(|result| result.map_err(refused)).collect()
 }
 
 fn options() -> AdminOptions {

@@ -30,6 +30,8 @@ pub struct Topic {
     pub partitions: i32,
     /// How many brokers hold each of them.
     pub replication: i32,
+    /// Whether a record's partition follows from its key, so that their number must not change by itself.
+    pub homes: bool,
     /// Its settings by Kafka's names; what is not here is the broker's default.
     pub config: BTreeMap<String, String>,
 }
@@ -163,6 +165,7 @@ impl Declarations {
             name: metrics_topic(metric),
             partitions: 1,
             replication: replication.unwrap_or(1),
+            homes: false,
             config: BTreeMap::new(),
         })
     }
@@ -193,7 +196,8 @@ impl Declarations {
                 let settings = file.config.iter().chain(&template.config);
                 let mut config: BTreeMap<_, _> = settings.map(|(key, value)| (key.clone(), value.text())).collect();
                 config.insert(MIN_INSYNC.to_owned(), min_insync.clone());
-                topics.push(Topic { name, partitions, replication, config });
+                let homes = matches!(template.partitions, Count::OfProject(ProjectCount::Events));
+                topics.push(Topic { name, partitions, replication, homes, config });
             }
         }
         topics

@@ -80,22 +80,28 @@ async fn created_topics_can_be_written_at_once() {
 }
 
 #[tokio::test]
-async fn drift_is_told_and_left_alone() {
+async fn settings_are_changed_and_others_kept() {
+    let scratch = Scratch::new();
+    scratch.cluster.apply(&scratch.plan(&scratch.topics).await).await.unwrap();
+    let mut wanted = scratch.topics.clone();
+    wanted[0].config.insert("retention.ms".to_owned(), "86400000".to_owned());
+    let dlq = wanted.iter_mut().find(|topic| !topic.homes).unwrap();
+    dlq.partitions += 1;
+    let changes = scratch.plan(&wanted).await;
+    assert!(matches!(&changes[..], [Change::Set { .. }, Change::Grow { .. }]), "{changes:?}");
+    scratch.cluster.apply(&changes).await.unwrap();
+    assert_eq!(scratch.plan(&wanted).await, [], "what was not changed is as before");
+}
+
+#[tokio::test]
+async fn homes_are_never_moved() {
     let scratch = Scratch::new();
     scratch.cluster.apply(&scratch.plan(&scratch.topics).await).await.unwrap();
     let mut wanted = scratch.topics[0].clone();
+    assert!(wanted.homes);
     wanted.partitions += 1;
-    wanted.config.insert("retention.ms".to_owned(), "1000".to_owned());
-    let wanted = [wanted];
-    let changes = scratch.plan(&wanted).await;
-    let settings: Vec<&str> = changes
-        .iter()
-        .map(|change| match change {
-            Change::Drift { setting, .. } => setting.as_str(),
-            Change::Create(topic) => panic!("{} exists", topic.name),
-        })
-        .collect();
-    assert_eq!(settings, ["partitions", "retention.ms"]);
+    let changes = scratch.plan(&[wanted]).await;
+    assert!(matches!(&changes[..], [Change::Drift { .. }]), "{changes:?}");
     scratch.cluster.apply(&changes).await.unwrap();
     assert_eq!(scratch.plan(&scratch.topics).await, [], "nothing was changed");
 }
