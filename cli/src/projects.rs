@@ -1,9 +1,12 @@
 //! `tidemill projects`
 
+mod delete;
+
 use anyhow::{Context, bail};
 use clap::Subcommand;
 use serde::Serialize;
 use serde_json::json;
+use sqlx::PgConnection;
 use tidemill_common::codec::EVENT_SCHEMA;
 use tidemill_common::config::Connections;
 use tidemill_common::names::{ProjectId, events_topic, processed_topic};
@@ -12,12 +15,21 @@ use tidemill_stream::emit::PROCESSED_SCHEMA;
 use tidemill_topics::{Change, Partitions};
 
 use crate::audit;
+use crate::consent::Consent;
 use crate::output::Output;
 use crate::store::{self, Project};
 use crate::topics::{Applied, Declared, Target};
 
-const FIELDS: [&str; 7] =
-    ["id", "partitions", "dlq_partitions", "quota_per_second", "generation", "created_at", "deleted_at"];
+const FIELDS: [&str; 8] = [
+    "id",
+    "partitions",
+    "dlq_partitions",
+    "quota_per_second",
+    "generation",
+    "created_at",
+    "suspended_at",
+    "deleted_at",
+];
 const CREATED: [&str; 7] =
     ["project", "partitions", "dlq_partitions", "quota_per_second", "created", "topics_created", "drift"];
 
@@ -45,6 +57,28 @@ pub enum Command {
         /// Events per second, or none
         #[arg(value_name = "N|none", value_parser = quota)]
         quota: Quota,
+    },
+    /// Take no more events of a project over HTTP, within seconds; what there is stays, and can be read
+    Suspend {
+        /// The project's id
+        id: String,
+        #[command(flatten)]
+        consent: Consent,
+    },
+    /// Take events of a suspended project again
+    Resume {
+        /// The project's id
+        id: String,
+    },
+    /// Delete a project for ever: its keys, its topics with all events, its schemas, all it has in Postgres
+    ///
+    /// Its archive stays: drop the table `tidemill.<id>.events` with any engine. Running it again completes what was
+    /// cut short. The id is never used again.
+    Delete {
+        /// The project's id
+        id: String,
+        #[command(flatten)]
+        consent: Consent,
     },
     /// List all projects
     List,
@@ -88,11 +122,39 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
             });
             output.thing(&entry.end(&mut db, project).await?, &FIELDS)
         }
+        Command::Suspend { id, consent } => {
+            let mut db = store::connect(&connections.database_url).await?;
+            let known = existing(&mut db, &id).await?;
+            if consent.given(&format!("Take no more events of {id}?"))? {
+                suspend(&mut db, &id, true).await?;
+            }
+            output.thing(&store::project(&mut db, &known.id).await?, &FIELDS)
+        }
+        Command::Resume { id } => {
+            let mut db = store::connect(&connections.database_url).await?;
+            existing(&mut db, &id).await?;
+            suspend(&mut db, &id, false).await?;
+            output.thing(&store::project(&mut db, &id).await?, &FIELDS)
+        }
+        Command::Delete { id, consent } => delete::run(&id, consent, connections, output).await,
         Command::List => {
             let mut db = store::connect(&connections.database_url).await?;
             output.things(&store::projects(&mut db).await?, &FIELDS)
         }
     }
+}
+
+async fn suspend(db: &mut PgConnection, id: &str, suspended: bool) -> anyhow::Result<()> {
+    let command = if suspended { "projects suspend" } else { "projects resume" };
+    let entry = audit::begin(db, command, Some(id), &json!({ "suspended": suspended })).await?;
+    let done = store::suspend(db, id, suspended).await;
+    entry.end(db, done).await
+}
+
+/// A project that was not deleted.
+async fn existing(db: &mut PgConnection, id: &str) -> anyhow::Result<Project> {
+    let known = store::project(db, id).await?.filter(|project| project.deleted_at.is_none());
+    known.with_context(|| format!("there is no project {id:?}; see 'tidemill projects list'"))
 }
 
 /// The row comes last: whoever sees it finds everything else in place.

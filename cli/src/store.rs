@@ -10,14 +10,19 @@ use sqlx::{ConnectOptions, PgConnection};
 use tidemill_common::auth::NewKey;
 use tidemill_topics::Partitions;
 
-const PROJECT: &str = "SELECT id, partitions, dlq_partitions, quota_per_second, generation, created_at, deleted_at \
-     FROM projects WHERE id = $1";
-const PROJECTS: &str = "SELECT id, partitions, dlq_partitions, quota_per_second, generation, created_at, deleted_at \
-     FROM projects ORDER BY id";
+const PROJECT: &str = "SELECT id, partitions, dlq_partitions, quota_per_second, generation, created_at, \
+     suspended_at, deleted_at FROM projects WHERE id = $1";
+const PROJECTS: &str = "SELECT id, partitions, dlq_partitions, quota_per_second, generation, created_at, \
+     suspended_at, deleted_at FROM projects ORDER BY id";
 const INSERT_PROJECT: &str = "INSERT INTO projects (id, partitions, dlq_partitions) VALUES ($1, $2, $3) \
      ON CONFLICT (id) DO NOTHING";
 const SET_QUOTA: &str = "UPDATE projects SET quota_per_second = $2 WHERE id = $1 AND deleted_at IS NULL \
-     RETURNING id, partitions, dlq_partitions, quota_per_second, generation, created_at, deleted_at";
+     RETURNING id, partitions, dlq_partitions, quota_per_second, generation, created_at, suspended_at, deleted_at";
+/// Suspending again leaves the first time as it is.
+const SUSPEND: &str =
+    "UPDATE projects SET suspended_at = CASE WHEN $2 THEN coalesce(suspended_at, now()) END WHERE id = $1";
+/// As does deleting again.
+const DELETE: &str = "UPDATE projects SET deleted_at = coalesce(deleted_at, now()) WHERE id = $1";
 const ARCHIVE_DAYS: &str = "SELECT archive_days FROM projects WHERE id = $1 AND deleted_at IS NULL";
 const SET_ARCHIVE_DAYS: &str =
     "UPDATE projects SET archive_days = $2 WHERE id = $1 AND deleted_at IS NULL RETURNING archive_days";
@@ -43,6 +48,7 @@ pub struct Project {
     pub quota_per_second: Option<i32>,
     pub generation: i32,
     pub created_at: DateTime<Utc>,
+    pub suspended_at: Option<DateTime<Utc>>,
     pub deleted_at: Option<DateTime<Utc>>,
 }
 
@@ -107,6 +113,16 @@ pub async fn insert_project(db: &mut PgConnection, id: &str, partitions: Partiti
 /// The project with its new quota, if there is one.
 pub async fn set_quota(db: &mut PgConnection, id: &str, quota: Option<i32>) -> anyhow::Result<Option<Project>> {
     sqlx::query_as(SET_QUOTA).bind(id).bind(quota).fetch_optional(db).await.map_err(explain)
+}
+
+/// Has a project take no events over HTTP, or take them again.
+pub async fn suspend(db: &mut PgConnection, id: &str, suspended: bool) -> anyhow::Result<()> {
+    sqlx::query(SUSPEND).bind(id).bind(suspended).execute(db).await.map(drop).map_err(explain)
+}
+
+/// Ends a project: its keys are useless from then on.
+pub async fn delete_project(db: &mut PgConnection, id: &str) -> anyhow::Result<()> {
+    sqlx::query(DELETE).bind(id).execute(db).await.map(drop).map_err(explain)
 }
 
 /// For how many days a project's events are archived, if there is such a project; none: for ever.

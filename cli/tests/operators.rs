@@ -264,6 +264,34 @@ async fn a_projects_quota_is_set_and_taken_away() {
     assert_eq!(scratch.run(&["projects", "quota", project, "0"]).status.code(), Some(2));
 }
 
+#[tokio::test]
+async fn a_project_is_suspended_resumed_and_deleted() {
+    let scratch = Scratch::new();
+    let project = scratch.project.as_str();
+    scratch.json(&["migrate"]);
+    scratch.json(&["projects", "create", project, "--size", "small", "--replication", "1"]);
+    assert!(scratch.json(&["projects", "suspend", project, "--dry-run"])["suspended_at"].is_null());
+    let suspended = scratch.json(&["projects", "suspend", project, "--yes"]);
+    assert!(suspended["suspended_at"].is_string());
+    assert_eq!(scratch.json(&["projects", "suspend", project, "--yes"]), suspended, "the first time counts");
+    assert!(scratch.json(&["projects", "resume", project])["suspended_at"].is_null());
+
+    let mut db = scratch.database().await;
+    let insert = "INSERT INTO users (generation, project, user_id, first_event_at) SELECT 0, $1, 'u' || i, now() FROM generate_series(1, 20001) i";
+    sqlx::query(insert).bind(project).execute(&mut db).await.unwrap();
+    scratch.json(&["keys", "create", project, "--scope", "write"]);
+    assert_eq!(scratch.run(&["projects", "delete", project]).status.code(), Some(3), "nobody said yes");
+    let planned = scratch.json(&["projects", "delete", project, "--dry-run"]);
+    assert_eq!((planned["topics"].as_array().unwrap().len(), &planned["rows"]), (3, &Value::Null));
+    let deleted = scratch.json(&["projects", "delete", project, "--yes"]);
+    assert_eq!((&deleted["applied"], &deleted["rows"]), (&Value::from(true), &Value::from(20_002)), "users and a key");
+    let url = format!("{}/subjects/{}-value/versions", scratch.connections.registry_url, events_topic(project));
+    assert_eq!(reqwest::get(url).await.unwrap().status(), 404);
+    assert!(scratch.error(&["projects", "create", project]).contains("never used again"));
+    assert_eq!(scratch.json(&["projects", "delete", project, "--yes"])["rows"], 0, "there is nothing left");
+    assert!(scratch.error(&["projects", "suspend", project, "--yes"]).contains("there is no project"));
+}
+
 #[test]
 fn mistakes_on_the_command_line_exit_with_2() {
     for arguments in [&["fly"][..], &["keys", "create", "shop"], &["loadgen", "--key", "k", "--duplicates", "2"]] {

@@ -30,13 +30,14 @@ use crate::projects::SchemaMode;
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Whether a key is revoked is judged by the clock that wrote when.
 const BY_PREFIX: &str = "SELECT k.hash, k.project, p.partitions, p.quota_per_second, k.scopes, k.rate_limit, k.expires_at, \
-     k.revoked_at IS NOT NULL AND k.revoked_at <= now() AS revoked, p.schema_mode, p.schemas_changed_at \
+     k.revoked_at IS NOT NULL AND k.revoked_at <= now() AS revoked, p.suspended_at IS NOT NULL AS suspended, \
+     p.schema_mode, p.schemas_changed_at \
      FROM api_keys k JOIN projects p ON p.id = k.project AND p.deleted_at IS NULL WHERE k.prefix = $1";
 
 /// The same for a key from the environment, which only needs its project.
 const PROJECT: &str = "SELECT $1::bytea AS hash, id AS project, partitions, quota_per_second, \
      $2::text[] AS scopes, NULL::integer AS rate_limit, NULL::timestamptz AS expires_at, false AS revoked, \
-     schema_mode, schemas_changed_at FROM projects WHERE id = $3 AND deleted_at IS NULL";
+     suspended_at IS NOT NULL AS suspended, schema_mode, schemas_changed_at FROM projects WHERE id = $3 AND deleted_at IS NULL";
 
 /// What a key allows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,15 +85,21 @@ pub struct ApiKey {
     pub schema_mode: SchemaMode,
     /// When the project's JSON Schemas last changed, in microseconds since 1970.
     pub schemas_changed: i64,
+    /// Whether the project takes no events.
+    pub suspended: bool,
     hash: [u8; 32],
     expires_at: Option<DateTime<Utc>>,
     revoked: bool,
 }
 
 impl ApiKey {
-    /// Refuses a caller whose key lacks a scope.
+    /// Refuses a caller whose key lacks a scope, or whose project takes no events.
     pub fn require(&self, scope: Scope) -> Result<(), AuthError> {
-        if self.scopes.contains(&scope) { Ok(()) } else { Err(AuthError::Forbidden(scope)) }
+        match scope {
+            _ if !self.scopes.contains(&scope) => Err(AuthError::Forbidden(scope)),
+            Scope::Write if self.suspended => Err(AuthError::Suspended),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -114,6 +121,9 @@ pub enum AuthError {
     /// It is good, but not for this.
     #[error("this API key lacks the scope '{}'; use a key that has it", .0.as_str())]
     Forbidden(Scope),
+    /// Its project takes no events for now.
+    #[error("this project is suspended and takes no events; keep them until 'tidemill projects resume'")]
+    Suspended,
     /// Postgres cannot be asked, and the key is not known from before.
     #[error("API keys cannot be looked up: {0}")]
     Unavailable(String),
@@ -124,6 +134,9 @@ impl From<AuthError> for Problem {
         match error {
             AuthError::Unavailable(cause) => Self::unavailable("the store of API keys", cause),
             AuthError::Forbidden(_) => forbidden(error.to_string()),
+            AuthError::Suspended => {
+                Self::new(StatusCode::FORBIDDEN, "project-suspended", "Suspended", error.to_string())
+            }
             _ => Self::new(StatusCode::UNAUTHORIZED, "unauthorized", "Not authenticated", error.to_string())
                 .field("Authorization"),
         }
@@ -254,6 +267,7 @@ struct Row {
     quota_per_second: Option<i32>,
     expires_at: Option<DateTime<Utc>>,
     revoked: bool,
+    suspended: bool,
     schema_mode: String,
     schemas_changed_at: DateTime<Utc>,
 }
@@ -271,6 +285,7 @@ impl Row {
             quota: self.quota_per_second.and_then(rate),
             schema_mode: SchemaMode::parse(&self.schema_mode).unwrap_or_default(),
             schemas_changed: self.schemas_changed_at.timestamp_micros(),
+            suspended: self.suspended,
             hash: self.hash.try_into().ok()?,
             expires_at: self.expires_at,
             revoked: self.revoked,
@@ -295,6 +310,7 @@ mod tests {
             quota: None,
             schema_mode: SchemaMode::Off,
             schemas_changed: 0,
+            suspended: false,
             hash: new.hash,
             expires_at: None,
             revoked: false,
@@ -323,6 +339,9 @@ mod tests {
         assert!(matches!(reader.require(Scope::Write), Err(AuthError::Forbidden(Scope::Write))));
         let both = ApiKey { scopes: vec![Scope::Read, Scope::Write], ..reader };
         assert!(both.require(Scope::Write).is_ok());
+        let suspended = ApiKey { suspended: true, ..both };
+        assert!(suspended.require(Scope::Read).is_ok());
+        assert!(matches!(suspended.require(Scope::Write), Err(AuthError::Suspended)));
     }
 
     #[test]

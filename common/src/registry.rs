@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use reqwest::StatusCode;
 use schema_registry_converter::async_impl::schema_registry::{SrSettings, get_schema_by_id, post_schema};
 use schema_registry_converter::error::SRCError;
 use schema_registry_converter::schema_registry_common::{SchemaType, SuppliedSchema};
@@ -48,6 +49,15 @@ impl Registry {
         let rule = serde_json::json!({ "compatibility": "BACKWARD" });
         let answer = self.http.put(format!("{}/config/{subject}", self.url)).json(&rule).send().await;
         answer.and_then(reqwest::Response::error_for_status).map(drop).map_err(unreachable)
+    }
+
+    /// Removes a subject, if there is one. Its schemas keep their ids, so what was written can still be read.
+    pub async fn remove(&self, subject: &str) -> Result<(), RegistryError> {
+        let answer = self.http.delete(format!("{}/subjects/{subject}", self.url)).send().await.map_err(unreachable)?;
+        match answer.status() {
+            StatusCode::NOT_FOUND => Ok(()),
+            _ => answer.error_for_status().map(drop).map_err(unreachable),
+        }
     }
 
     /// Asks for an answer.

@@ -170,6 +170,30 @@ async fn revoked_and_expired_keys_stop_working_within_five_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_project_takes_no_events_until_it_is_resumed() {
+    let gateway = Gateway::start().await;
+    let stack = &gateway.stack;
+    let key = create_key(stack, &stack.project, &["write"], None).await;
+    let number = std::sync::atomic::AtomicU32::new(0);
+    let send = || {
+        let id = format!("e-{}", number.fetch_add(1, std::sync::atomic::Ordering::Relaxed));
+        let (key, gateway) = (&key, &gateway);
+        async move { gateway.post_as(key, &event(&id)).await }
+    };
+    assert_eq!(send().await.status, 202);
+    for (to, status, problem) in [("now()", 403, "project-suspended"), ("NULL", 202, "")] {
+        let sql = format!("UPDATE projects SET suspended_at = {to} WHERE id = $1");
+        sqlx::query(sqlx::AssertSqlSafe(sql)).bind(&stack.project).execute(&stack.pool).await.unwrap();
+        let limit = std::time::Duration::from_secs(5);
+        eventually_within(limit, to, || async {
+            let answer = send().await;
+            answer.status == status && (problem.is_empty() || answer.problem() == problem)
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_limit_counts_events() {
     let gateway = Gateway::start().await;
     let stack = &gateway.stack;

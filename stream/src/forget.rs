@@ -1,9 +1,11 @@
-//! Removes from Postgres what says who a user was. What is counted stays.
+//! Removes what says who a user was, while what is counted stays; or all that there is of a project.
 
 use serde::Serialize;
-use sqlx::{Connection, PgConnection};
+use sqlx::{AssertSqlSafe, Connection, PgConnection};
+use tidemill_common::names::events_topic;
+use tidemill_common::redis::{Redis, RedisFailure};
 
-use crate::session_key;
+use crate::{keys, session_key};
 
 /// What was removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -51,6 +53,49 @@ pub async fn user(db: &mut PgConnection, project: &str, user: &str) -> Result<Re
     let raw_events = run(db, "DELETE FROM raw_events WHERE project = $1 AND user_id = $2", &[project, user]).await?;
     transaction.commit().await?;
     Ok(Removed { raw_events, sessions, first_seen })
+}
+
+/// Tables with rows of projects, but for what says that there was one.
+const TABLES: &str = "
+    SELECT c.oid::regclass::text FROM pg_class c
+    JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'project' AND NOT a.attisdropped
+    WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relnamespace = current_schema()::regnamespace
+      AND c.relname <> 'audit'
+    ORDER BY 1";
+/// Rows that go in one transaction.
+const CHUNK: i64 = 20_000;
+
+/// Removes all rows of a project, some at a time; calls `each` with how many have gone. Its own row stays, since its
+/// id is never used again. It can be run again. No worker may write any more: its topics must be gone.
+pub async fn project(db: &mut PgConnection, project: &str, mut each: impl FnMut(u64)) -> Result<(), sqlx::Error> {
+    let tables: Vec<String> = sqlx::query_scalar(TABLES).fetch_all(&mut *db).await?;
+    for table in tables {
+        // Postgres gives the name, quoted.
+        let delete = format!(
+            "DELETE FROM {table} WHERE project = $1 AND (tableoid, ctid) IN \
+             (SELECT tableoid, ctid FROM {table} WHERE project = $1 LIMIT $2)"
+        );
+        loop {
+            let rows = sqlx::query(AssertSqlSafe(delete.clone())).bind(project).bind(CHUNK).execute(&mut *db).await?;
+            each(rows.rows_affected());
+            if rows.rows_affected() < CHUNK as u64 {
+                break;
+            }
+        }
+    }
+    let topic = events_topic(project);
+    for table in ["gaps", "ledger"] {
+        let delete = AssertSqlSafe(format!("DELETE FROM {table} WHERE topic = $1"));
+        each(sqlx::query(delete).bind(&topic).execute(&mut *db).await?.rows_affected());
+    }
+    Ok(())
+}
+
+/// Removes the one key of a project in Redis that does not go by itself.
+pub async fn seen_users(redis: &Redis, project: &str) -> Result<(), RedisFailure> {
+    let mut unlink = redis::pipe();
+    unlink.cmd("UNLINK").arg(keys::seen_users(project)).ignore();
+    redis.run(&unlink).await
 }
 
 /// How many rows a statement came to.

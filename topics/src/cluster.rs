@@ -135,6 +135,14 @@ impl Cluster {
         all_done(results, "did not get its settings", "correct its declaration")
     }
 
+    /// Deletes topics, and all that is in them, if they are there.
+    pub async fn delete(&self, names: &[&str]) -> Result<(), ClusterError> {
+        let results = self.admin.delete_topics(names, &options()).await.map_err(|error| self.unavailable(error))?;
+        let gone = |result: &TopicResult| matches!(result, Err((_, RDKafkaErrorCode::UnknownTopicOrPartition)));
+        let results = results.into_iter().filter(|result| !gone(result)).map(|result| result.map(drop));
+        all_done(results, "was not deleted", LOOK)
+    }
+
     async fn create(&self, topics: &[&Topic]) -> Result<(), ClusterError> {
         let new: Vec<NewTopic<'_>> = topics
             .iter()
