@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use arrow::array::{
-    ArrayRef, BooleanBuilder, Float64Builder, Int32Builder, Int64Builder, RecordBatch, StringBuilder,
+    ArrayRef, BooleanBuilder, Float64Builder, Int32Builder, Int64Builder, RecordBatch, StringArray, StringBuilder,
     TimestampMicrosecondBuilder, new_null_array,
 };
 use arrow::datatypes::{DataType, Field, SchemaRef};
@@ -81,7 +81,7 @@ impl Columns {
 impl Column {
     fn finish(&mut self, rows: usize) -> ArrayRef {
         match self {
-            Self::Text(_, builder) | Self::Promoted(_, Promoted::Text(builder)) => Arc::new(builder.finish()),
+            Self::Text(_, builder) | Self::Promoted(_, Promoted::Text(builder)) => Arc::new(finish_text(builder, rows)),
             Self::Time(_, builder) | Self::Promoted(_, Promoted::Time(builder)) => Arc::new(builder.finish()),
             Self::Partition(builder) => Arc::new(builder.finish()),
             Self::Offset(builder) | Self::Promoted(_, Promoted::Long(builder)) => Arc::new(builder.finish()),
@@ -90,6 +90,12 @@ impl Column {
             Self::Null(kind) => new_null_array(kind, rows),
         }
     }
+}
+
+/// The next batch will be much like this one: with room for it at once, nothing is copied while it grows.
+fn finish_text(builder: &mut StringBuilder, rows: usize) -> StringArray {
+    let bytes = builder.values_slice().len();
+    std::mem::replace(builder, StringBuilder::with_capacity(rows, bytes + bytes / 8)).finish()
 }
 
 impl Promoted {

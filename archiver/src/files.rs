@@ -20,8 +20,8 @@ use crate::promotions::Promotions;
 use crate::rows::Rows;
 use crate::table::DIVIDED_BY;
 
-/// Rows become columns so many at a time.
-const BATCH: usize = 8_192;
+/// Rows become columns so many at a time: few enough to stay in the processor's cache.
+const BATCH: usize = 2_048;
 
 /// The files of one commit.
 pub struct Files {

@@ -49,8 +49,7 @@ impl Rows {
         let event_type = self.types.number(event.event_type);
         if self.datums.last().is_none_or(|piece| piece.len() + datum.len() > PIECE) {
             // Most days have few rows, and the first piece grows with them.
-            let room = if self.datums.is_empty() { datum.len() } else { PIECE.max(datum.len()) };
-            self.datums.push(Vec::with_capacity(room));
+            self.datums.push(if self.datums.is_empty() { Vec::new() } else { pieces::take() });
         }
         let piece = self.datums.len() - 1;
         let (start, len) = (self.datums[piece].len() as u32, datum.len() as u32);
@@ -89,6 +88,40 @@ impl Rows {
         let mut keys: Vec<(u32, i64, u32)> = self.rows.iter().enumerate().map(key).collect();
         keys.sort_unstable();
         keys.into_iter().map(|(_, _, index)| index).collect()
+    }
+}
+
+impl Drop for Rows {
+    fn drop(&mut self) {
+        self.datums.drain(..).for_each(pieces::give_back);
+    }
+}
+
+/// Pieces that are used again: given back to the system, each would be cleared page by page before it is filled.
+mod pieces {
+    use std::sync::{Mutex, MutexGuard};
+
+    use super::PIECE;
+
+    /// Most that are kept.
+    const KEPT: usize = 64;
+
+    static FREE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+
+    pub fn take() -> Vec<u8> {
+        free().pop().unwrap_or_else(|| Vec::with_capacity(PIECE))
+    }
+
+    pub fn give_back(mut piece: Vec<u8>) {
+        let mut free = free();
+        if piece.capacity() == PIECE && free.len() < KEPT {
+            piece.clear();
+            free.push(piece);
+        }
+    }
+
+    fn free() -> MutexGuard<'static, Vec<Vec<u8>>> {
+        FREE.lock().expect("no holder panics")
     }
 }
 
