@@ -187,8 +187,8 @@ impl Sorter {
         sorted: &mut Sorted,
     ) -> Result<(), Transient> {
         let Live { place, project, seen, .. } = live;
-        match (verdict, letter) {
-            (Verdict::Valid(decoded), letter) => {
+        match verdict {
+            Verdict::Valid(decoded) => {
                 let event = decoded.event();
                 let first = seen.sight(fingerprint(event.event_id), record.offset, record.append_ms)?;
                 let counts = first && !existed("existence", event.event_id);
@@ -209,11 +209,11 @@ impl Sorter {
                 }
             }
             // Its letter waits for it at home.
-            (Verdict::Stray { home }, _) => {
+            Verdict::Stray { home } => {
                 sorted.strays += 1;
                 sorted.emissions.push(emit::stray(record, home));
             }
-            (Verdict::Rejected(rejection), letter) => self.refuse(record, rejection, letter, live, sorted),
+            Verdict::Rejected(rejection) => self.refuse(record, rejection, letter, live, sorted),
         }
         Ok(())
     }
