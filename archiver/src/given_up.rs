@@ -2,7 +2,7 @@
 //! good, though they might be read by the time that we come to them; and one that is sent through again counts only if
 //! the stream found its letter open.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 
 use sqlx::PgPool;
 use tidemill_common::codec::schema_id;
@@ -33,7 +33,7 @@ pub struct Log<'a> {
 /// What the stream had made of a topic when we last asked.
 #[derive(Default)]
 pub struct GivenUp {
-    passed: HashMap<i32, Passed>,
+    passed: BTreeMap<i32, Passed>,
     /// Schemas that were asked for before that. The stream gives up nothing whose schema the registry knows.
     schemas: HashSet<u32>,
     /// The last one that was asked for: neighbours mostly have the same.
@@ -50,22 +50,21 @@ impl GivenUp {
         log: Log<'_>,
         next: &BTreeMap<i32, i64>,
     ) -> Result<Fate, sqlx::Error> {
-        let schema = schema_id(&record.value).ok();
-        let new = schema != self.last && schema.is_some_and(|schema| !self.schemas.contains(&schema));
-        let asked = match self.known(record) {
+        let (schema, known) = (schema_id(&record.value).ok(), self.known(record));
+        match known {
             Some(fate @ (Fate::Dead | Fate::Read)) => return Ok(fate),
-            Some(Fate::Open) => !new,
-            Some(Fate::Undecided) | None => false,
-        };
-        if !asked {
+            Some(Fate::Open) if schema == self.last => return Ok(Fate::Open),
+            _ => {}
+        }
+        if known != Some(Fate::Open) || schema.is_some_and(|schema| !self.schemas.contains(&schema)) {
             self.ask(pool, log, next).await?;
         }
         let fate = self.known(record).unwrap_or(Fate::Undecided);
         // It is judged now, and then the registry is known to know its schema.
-        if new && fate != Fate::Undecided {
+        if fate != Fate::Undecided {
             self.schemas.extend(schema);
+            self.last = schema;
         }
-        self.last = schema.filter(|schema| self.schemas.contains(schema));
         Ok(fate)
     }
 

@@ -102,7 +102,7 @@ pub async fn passed(
     topic: &str,
     incarnation: &str,
     from: &BTreeMap<i32, i64>,
-) -> Result<HashMap<i32, Passed>, sqlx::Error> {
+) -> Result<BTreeMap<i32, Passed>, sqlx::Error> {
     // One statement, so that both answers are of one moment.
     let sql = format!(
         "SELECT w.partition, coalesce(l.next_offset, 0), ARRAY({DEAD})

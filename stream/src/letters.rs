@@ -5,7 +5,7 @@
 //! between records of one batch; if not, the batch is dropped and read again. So what is kept here of decisions that are on
 //! their way to Postgres may be forgotten at any time: that costs a batch, nothing else.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sqlx::{PgPool, Row};
 use tidemill_common::dead_letters::{LetterId, REDRIVE_OF, digest, redrive_of};
@@ -62,12 +62,12 @@ impl Letters {
         records: &[Record],
         project: &str,
         place: &Place,
-    ) -> Result<HashMap<i64, Redriven>, sqlx::Error> {
+    ) -> Result<BTreeMap<i64, Redriven>, sqlx::Error> {
         let named = |record: &&Record| record.headers.iter().any(|(name, _)| name == REDRIVE_OF);
         let redriven = records.iter().filter(named);
         let redriven: Vec<_> = redriven.filter_map(|record| Some((record, redrive_of(record)?))).collect();
         if redriven.is_empty() {
-            return Ok(HashMap::new());
+            return Ok(BTreeMap::new());
         }
         let letters = self.read(&place.topic, redriven.iter().map(|(_, letter)| letter).collect()).await?;
         let is_of = |record: &Record, letter: &Letter| letter.digest == digest(record.key.as_deref(), &record.value);

@@ -242,6 +242,14 @@ async fn a_header_alone_gives_nothing_and_takes_nothing() {
     assert_eq!(counted(&stack).await, 5);
     let rows = dlq::list(&stack.pool, &only, 1).await.unwrap();
     assert_eq!((rows[0].state.as_str(), rows[0].why.as_deref()), ("discarded", Some("a test")));
+
+    // Bytes that are not the letter's are not sent, wherever they stand.
+    sqlx::query("UPDATE dead_letters SET state = 'open', digest = '' WHERE state = 'discarded'")
+        .execute(&stack.pool)
+        .await
+        .unwrap();
+    let report = redrive(&stack, &of_project(&stack)).await;
+    assert_eq!((report.sent, report.gone), (0, 1));
     running.stop().await;
 }
 
