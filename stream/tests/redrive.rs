@@ -91,6 +91,7 @@ fn state(name: &str, attempts: i32, count: i64) -> (String, i32, i64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn letters_count_once_however_often_they_are_sent() {
+    metrics();
     let stack = Stack::new().await;
     // So short that copies are forgotten between the steps: only the letter can tell.
     sqlx::query("UPDATE projects SET dedupe_window_ms = 1").execute(&stack.pool).await.unwrap();
@@ -112,6 +113,8 @@ async fn letters_count_once_however_often_they_are_sent() {
     let refused = Outcomes { refused: 20, ..Outcomes::default() };
     assert_eq!(report, Report { sent: 20, gone: 0, outcomes: refused });
     assert_eq!(states(&stack).await, [state("open", 2, 20)]);
+    let shown = format!("tidemill_dead_letters_open{{project=\"{}\",reason=\"unknown-schema\"}} 20", stack.project);
+    assert!(metrics().render().contains(&shown), "the worker has counted them when it began");
     running.stop().await;
 
     // Sent while nobody is there; and again, since a run may have been killed before it noted that.

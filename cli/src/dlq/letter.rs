@@ -9,7 +9,7 @@ use tidemill_common::kafka::Record;
 use tidemill_common::registry::Registry;
 use tidemill_stream::dlq::{self, DeadLetter, Filter, Try, remedy};
 
-use super::Desk;
+use super::desk::{Bar, Desk};
 use crate::output::Output;
 use crate::store::explain;
 
@@ -68,7 +68,7 @@ pub async fn show(desk: &Desk, at: (i32, i64), registry: Registry, output: Outpu
     let letter = letters.into_iter().next().with_context(|| {
         format!("{} has no dead letter {partition}:{offset}; see 'tidemill dlq list --records'", desk.project())
     })?;
-    let bar = super::Bar::new();
+    let bar = Bar::new();
     let record = desk.redriver.show(&letter).await;
     bar.0.finish_and_clear();
     let record = match record? {

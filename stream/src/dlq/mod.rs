@@ -1,5 +1,6 @@
 //! Dead letters, as operators handle them: looked at, sent through again ([`redrive`]), discarded.
 
+mod notes;
 pub mod payload;
 pub mod redrive;
 pub mod watch;
@@ -95,14 +96,7 @@ const MATCHES: &str = r#"
     AND ($4::text IS NULL OR d.state = $4) AND ($5::timestamptz IS NULL OR d.created_at >= $5)
     AND ($6::timestamptz IS NULL OR d.created_at < $6) AND ($7::int IS NULL OR d.partition = $7)
     AND ($8::bigint IS NULL OR d."offset" = $8)"#;
-/// Was sent, and the stream has not said what it is: it has not come to it, or is just sending it home.
-const UNDER_WAY: &str = r#"
-    (d.state = 'open' AND d.sent_attempts IS NOT DISTINCT FROM d.attempts
-     AND (d.sent_at > now() - interval '1 minute'
-          OR EXISTS (SELECT 1 FROM ledger l JOIN projects p ON p.generation = l.generation
-                     WHERE p.id = d.project AND l.view = 'stream' AND l.topic = d.topic AND l.partition = d.partition
-                       AND l.topic_incarnation = d.sent_incarnation AND l.next_offset <= d.sent_offset)))"#;
-
+/// Binds a filter to a query.
 macro_rules! bind {
     ($query:expr, $filter:expr) => {
         $query

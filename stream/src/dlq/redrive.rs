@@ -9,7 +9,7 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use rdkafka::error::KafkaError;
 use serde::Serialize;
-use sqlx::{PgPool, Row};
+use sqlx::PgPool;
 use tidemill_common::dead_letters::{LetterId, REDRIVE_OF};
 use tidemill_common::kafka::{History, KafkaConfig, Outgoing, Producer, Record, topic_incarnations};
 use tidemill_common::names::events_topic;
@@ -17,8 +17,9 @@ use tidemill_common::projects::Project;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
 
+pub use super::notes::{Outcomes, Plan, plan};
 use super::payload::{self, Wanted, Wants, in_dlq, in_log};
-use super::{DeadLetter, Filter, MATCHES, UNDER_WAY, bind};
+use super::{DeadLetter, Filter, notes};
 
 const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
 /// Records that were found and wait to be sent.
@@ -47,30 +48,6 @@ pub enum RedriveError {
     /// A thread of ours ended.
     #[error("the reader of dead letters ended abruptly: {0}")]
     Ended(#[from] tokio::task::JoinError),
-}
-
-/// What a redrive with a filter would do.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct Plan {
-    /// Letters to send.
-    pub letters: i64,
-    /// Open letters that were sent already; the stream has yet to say what they are.
-    pub under_way: i64,
-}
-
-/// What has become of the letters of a run.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, sqlx::FromRow)]
-pub struct Outcomes {
-    /// They count now.
-    pub counted: i64,
-    /// A copy had counted.
-    pub duplicate: i64,
-    /// Refused again.
-    pub refused: i64,
-    /// Discarded meanwhile.
-    pub discarded: i64,
-    /// The stream has not come to them.
-    pub under_way: i64,
 }
 
 /// How a run went.
@@ -104,16 +81,6 @@ pub struct Redriver {
     pub project: Project,
 }
 
-/// What a redrive with this filter would do. Letters that are not open are none of its business.
-pub async fn plan(pool: &PgPool, filter: &Filter) -> Result<Plan, sqlx::Error> {
-    let sql = format!(
-        "SELECT count(*) FILTER (WHERE NOT {UNDER_WAY}), count(*) FILTER (WHERE {UNDER_WAY})
-         FROM dead_letters d WHERE {MATCHES} AND d.state = 'open'"
-    );
-    let row = bind!(sqlx::query(sqlx::AssertSqlSafe(sql)), filter).fetch_one(pool).await?;
-    Ok(Plan { letters: row.try_get(0)?, under_way: row.try_get(1)? })
-}
-
 impl Redriver {
     /// Sends the letters that match, at most `rate` a second, then waits up to `wait` for what the stream makes of them.
     /// The filter has to name the project.
@@ -125,7 +92,7 @@ impl Redriver {
         mut step: impl FnMut(Step),
     ) -> Result<Report, RedriveError> {
         let incarnation = self.incarnation().await?;
-        let wants = self.wants(filter).await?;
+        let wants = notes::wants(&self.pool, filter).await?;
         let total = wants.values().map(Vec::len).sum::<usize>() as i64;
         let started: DateTime<Utc> = sqlx::query_scalar("SELECT now()").fetch_one(&self.pool).await?;
         let (found, to_send) = mpsc::channel(AHEAD);
@@ -154,23 +121,6 @@ impl Redriver {
         let asked = topic.clone();
         let ask = move || topic_incarnations(&kafka, &[&asked], KAFKA_TIMEOUT);
         tokio::task::spawn_blocking(ask).await??.remove(&topic).ok_or(RedriveError::NoTopic(topic))
-    }
-
-    /// The letters that are open and not on their way.
-    async fn wants(&self, filter: &Filter) -> Result<Wants, sqlx::Error> {
-        let sql = format!(
-            r#"SELECT d.topic_incarnation, d.partition, d."offset", d.attempts, d.digest, d.created_at
-               FROM dead_letters d WHERE {MATCHES} AND d.state = 'open' AND NOT {UNDER_WAY}"#
-        );
-        let mut wants = Wants::new();
-        for row in bind!(sqlx::query(sqlx::AssertSqlSafe(sql)), filter).fetch_all(&self.pool).await? {
-            let id = LetterId { incarnation: row.try_get(0)?, partition: row.try_get(1)?, offset: row.try_get(2)? };
-            let created_ms = row.try_get::<DateTime<Utc>, _>(5)?.timestamp_millis();
-            let place = (id.partition, id.offset);
-            let wanted = Wanted { id, attempts: row.try_get(3)?, digest: row.try_get(4)?, created_ms };
-            wants.entry(place).or_default().push(wanted);
-        }
-        Ok(wants)
     }
 
     /// Looks for bytes on a thread of its own; gives the letters for which there are none.
@@ -219,47 +169,12 @@ impl Redriver {
                 else => break,
             }
             if delivered.len() >= NOTED.0 || noted.elapsed() > NOTED.1 {
-                self.note(&mut delivered, incarnation).await?;
+                notes::sent(&self.pool, &self.project.id, &mut delivered, incarnation).await?;
                 noted = Instant::now();
             }
         }
-        self.note(&mut delivered, incarnation).await?;
+        notes::sent(&self.pool, &self.project.id, &mut delivered, incarnation).await?;
         Ok(sent)
-    }
-
-    /// Notes where letters stand now, so that nobody sends them again before the stream has come to them.
-    async fn note(&self, delivered: &mut Vec<(Wanted, i64)>, incarnation: &str) -> Result<(), sqlx::Error> {
-        if delivered.is_empty() {
-            return Ok(());
-        }
-        // In the one order of all locks.
-        delivered.sort_by(|(a, _), (b, _)| a.id.cmp(&b.id));
-        sqlx::query(
-            r#"WITH sent AS (
-                   SELECT d.topic, d.topic_incarnation, d.partition, d."offset", w.attempts, w.sent_offset
-                   FROM dead_letters d
-                   JOIN unnest($2::text[], $3::int[], $4::bigint[], $5::int[], $6::bigint[])
-                        AS w(incarnation, partition, "offset", attempts, sent_offset)
-                     ON d.topic_incarnation = w.incarnation AND d.partition = w.partition AND d."offset" = w."offset"
-                   WHERE d.topic = $1
-                   ORDER BY d.topic_incarnation COLLATE "C", d.partition, d."offset" FOR UPDATE OF d)
-               UPDATE dead_letters d
-               SET sent_incarnation = $7, sent_offset = s.sent_offset, sent_attempts = s.attempts, sent_at = now()
-               FROM sent s
-               WHERE d.topic = s.topic AND d.topic_incarnation = s.topic_incarnation AND d.partition = s.partition
-                 AND d."offset" = s."offset""#,
-        )
-        .bind(events_topic(&self.project.id))
-        .bind(delivered.iter().map(|(wanted, _)| &*wanted.id.incarnation).collect::<Vec<_>>())
-        .bind(delivered.iter().map(|(wanted, _)| wanted.id.partition).collect::<Vec<_>>())
-        .bind(delivered.iter().map(|(wanted, _)| wanted.id.offset).collect::<Vec<_>>())
-        .bind(delivered.iter().map(|(wanted, _)| wanted.attempts).collect::<Vec<_>>())
-        .bind(delivered.iter().map(|(_, offset)| *offset).collect::<Vec<_>>())
-        .bind(incarnation)
-        .execute(&self.pool)
-        .await?;
-        delivered.clear();
-        Ok(())
     }
 
     async fn outcomes(
@@ -271,18 +186,7 @@ impl Redriver {
     ) -> Result<Outcomes, sqlx::Error> {
         let deadline = Instant::now() + wait;
         loop {
-            let outcomes: Outcomes = sqlx::query_as(
-                "SELECT count(*) FILTER (WHERE state = 'counted') AS counted,
-                        count(*) FILTER (WHERE state = 'duplicate') AS duplicate,
-                        count(*) FILTER (WHERE state = 'discarded') AS discarded,
-                        count(*) FILTER (WHERE state = 'open' AND attempts > sent_attempts) AS refused,
-                        count(*) FILTER (WHERE state = 'open' AND attempts = sent_attempts) AS under_way
-                 FROM dead_letters WHERE project = $1 AND sent_at >= $2",
-            )
-            .bind(&self.project.id)
-            .bind(started)
-            .fetch_one(&self.pool)
-            .await?;
+            let outcomes = notes::outcomes(&self.pool, &self.project.id, started).await?;
             step(Step::Decided(sent - outcomes.under_way, sent));
             if outcomes.under_way == 0 || Instant::now() >= deadline {
                 return Ok(outcomes);
