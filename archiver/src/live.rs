@@ -16,10 +16,9 @@ use tidemill_common::verdict::{Verdict, judge};
 use crate::buffer::Buffer;
 use crate::declared::Declared;
 use crate::error::ArchiveError;
-use crate::given_up::GivenUp;
+use crate::given_up::{Fate, GivenUp, Log};
 use crate::prepare::{Prepared, Seen, Shared};
 use crate::rows::At;
-use crate::sql::{Fate, fate};
 use crate::writing::{Batch, Writing};
 
 /// How often a record that cannot be judged is tried again.
@@ -60,8 +59,14 @@ impl Live {
         if !expected || self.held.contains_key(&record.partition) {
             return Ok(());
         }
-        if self.given_up.has(&record, &shared.pool, &self.seen.incarnation).await? {
-            return self.pass(&record, None, now);
+        let log = Log { project: &self.project.id, topic: &self.topic, incarnation: &self.seen.incarnation };
+        match self.given_up.fate(&record, &shared.pool, log, &self.next).await? {
+            Fate::Dead => return self.pass(&record, None, now),
+            Fate::Undecided => {
+                self.hold(record, now);
+                return Ok(());
+            }
+            Fate::Open | Fate::Read => {}
         }
         match judged(&self.project, &record, shared).await {
             Ok(verdict) => self.pass(&record, Some(verdict), now)?,
@@ -69,11 +74,15 @@ impl Live {
                 let (partition, offset) = (record.partition, record.offset);
                 tracing::warn!(topic = %self.topic, partition, offset, %error, "a record cannot be read yet, its partition waits");
                 self.given_up.ask_again(&record);
-                self.held.insert(partition, record);
-                self.held_at = now;
+                self.hold(record, now);
             }
         }
         Ok(())
+    }
+
+    fn hold(&mut self, record: Record, now: Instant) {
+        self.held.insert(record.partition, record);
+        self.held_at = now;
     }
 
     /// Goes past a record. What the stream gave up has no verdict and leaves nothing.
@@ -172,14 +181,15 @@ impl Live {
         if self.held.is_empty() || self.held_at.elapsed() < HELD_RETRY {
             return Ok(Vec::new());
         }
+        // The stream first: what it could read before we ask the registry, we can read too. And what it has given up
+        // stays a dead letter, even when the registry knows the schema by now.
+        let log = Log { project: &self.project.id, topic: &self.topic, incarnation: &self.seen.incarnation };
+        self.given_up.ask(&shared.pool, log, &self.next).await?;
         let mut released = Vec::new();
         for (partition, record) in self.held.clone() {
-            // The stream first: what it could read before we ask the registry, we can read too. And what it
-            // has given up stays a dead letter, even when the registry knows the schema by now.
-            let fate =
-                fate(&shared.pool, &self.project.id, &self.topic, &self.seen.incarnation, partition, record.offset);
-            let fate = fate.await?;
+            let fate = self.given_up.known(&record).unwrap_or(Fate::Undecided);
             let verdict = match fate {
+                Fate::Undecided => continue,
                 Fate::Dead => None,
                 Fate::Open | Fate::Read => match judged(&self.project, &record, shared).await {
                     Ok(verdict) => Some(verdict),

@@ -8,7 +8,6 @@ use iceberg::table::Table;
 use sqlx::PgPool;
 use tidemill_common::codec::Decoder;
 use tidemill_common::config::Connections;
-use tidemill_common::dead_letters::unknown_schemas;
 use tidemill_common::http::Health;
 use tidemill_common::kafka::{History, KafkaConfig, TopicPartition, topic_incarnations};
 use tidemill_common::projects::{self, Project};
@@ -45,10 +44,12 @@ impl Shared {
     /// Clients that connect when they are first used.
     pub fn new(config: Config, connections: &Connections, health: &Health) -> anyhow::Result<Self> {
         let history = History::new(connections.kafka.clone());
+        let pool = tidemill_common::postgres::pool(&connections.database_url, 4)?;
         let limits = Limits { flush_ms: config.checkpoint_interval_ms, buffered: SIGHTINGS, ..Limits::default() };
         let filler = Filler {
             history: history.clone(),
             decoder: Decoder::new(Registry::new(&connections.registry_url)?),
+            pool: pool.clone(),
             stores: SeenStores::open(&config.seen_dir, limits)?,
             checkpoints: config.checkpoint_url.as_deref().map(Checkpoints::new).transpose()?,
             health: health.clone(),
@@ -57,7 +58,7 @@ impl Shared {
         Ok(Self {
             config: Arc::new(config),
             kafka: connections.kafka.clone(),
-            pool: tidemill_common::postgres::pool(&connections.database_url, 4)?,
+            pool,
             tables: Tables::new(connections),
             history,
             filler,
@@ -103,7 +104,6 @@ pub async fn prepare(
         let start = start(positions.get(&at.partition), &incarnation, bounds);
         starts.insert(at.partition, resolve(at, start, shared.config.on_gap)?);
     }
-    let mut dead = unknown_schemas(&shared.pool, &topic, &incarnation).await?;
     let mut known = if known.incarnation == incarnation { known.stores } else { HashMap::new() };
     let fills = starts.iter().map(|(&partition, &next)| Fill {
         key: StoreKey { topic: topic.to_string(), incarnation: incarnation.clone(), partition },
@@ -111,7 +111,6 @@ pub async fn prepare(
         again_from: next,
         partitions: project.partitions,
         window_ms: project.dedupe_window_ms,
-        dead: dead.remove(&TopicPartition { topic: topic.clone(), partition }).unwrap_or_default(),
         seen: known.remove(&partition),
     });
     let fills: Vec<Fill> = fills.collect();

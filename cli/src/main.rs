@@ -3,6 +3,7 @@
 mod archive;
 mod audit;
 mod consent;
+mod dlq;
 mod keys;
 mod loadgen;
 mod migrate;
@@ -89,6 +90,9 @@ enum Command {
     /// The archive: maintenance, retention, and deletion of a user's events
     #[command(subcommand)]
     Archive(archive::Command),
+    /// Dead letters: records that were no events, until they are sent through again or discarded
+    #[command(subcommand)]
+    Dlq(dlq::Command),
     /// Send e-commerce-like traffic with current timestamps to a gateway
     ///
     /// Visitors of a shop: sessions of up to some minutes with page views, searches, carts and purchases. What
@@ -136,6 +140,7 @@ async fn operate(command: Command, output: Output) -> anyhow::Result<()> {
         Command::Spool(spool) => spool::run(spool, output),
         Command::Schemas(command) => schemas::run(command, &connections, output).await,
         Command::Archive(command) => archive::run(command, &connections, output).await,
+        Command::Dlq(command) => dlq::run(command, &connections, output).await,
         Command::Loadgen(args) => loadgen::run(args).await,
         Command::Ingest | Command::Stream | Command::Archiver | Command::Query => Ok(()), // dispatched before
     }

@@ -1,11 +1,14 @@
 //! The log as it stands: every record of a project's events topic, decoded.
 
-use tidemill_common::codec::{DecodeError, Decoder};
+use tidemill_common::codec::{DecodeError, Decoder, schema_id};
 use tidemill_common::event::Event;
 use tidemill_common::kafka::Record;
 use tidemill_common::names::events_topic;
 use tidemill_common::registry::Registry;
 use tidemill_testkit::Stack;
+
+/// A schema that was registered when all records under it had been refused; those that are sent through again came later.
+pub const LATE_SCHEMA: u32 = 4_000_000;
 
 /// One record.
 #[derive(Debug, Clone)]
@@ -18,6 +21,8 @@ pub struct Line {
     pub key: String,
     /// Where it stood before, when it is a stray that was sent home.
     pub origin: Option<Origin>,
+    /// Whether it is a dead letter that was sent through again.
+    pub redriven: bool,
     /// The event in it, or the reason why there is none.
     pub content: Result<Event, &'static str>,
 }
@@ -36,7 +41,10 @@ pub async fn read(stack: &Stack) -> anyhow::Result<Vec<Line>> {
     let decoder = Decoder::new(Registry::new(&stack.connections.registry_url)?);
     let mut lines = Vec::new();
     for record in stack.records(&events_topic(&stack.project)).await {
+        let redriven = header(&record, "redrive-of").is_some();
+        let too_early = schema_id(&record.value).ok() == Some(LATE_SCHEMA) && !redriven;
         let content = match decoder.decode(&record.value).await {
+            Ok(_) if too_early => Err("unknown-schema"),
             Ok(event) => Ok(event),
             Err(DecodeError::Framing) => Err("not-avro"),
             Err(DecodeError::Datum { .. }) => Err("bad-datum"),
@@ -48,6 +56,7 @@ pub async fn read(stack: &Stack) -> anyhow::Result<Vec<Line>> {
             append_ms: record.append_ms,
             key: text(record.key.as_deref().unwrap_or_default()),
             origin: origin(&record),
+            redriven,
             content,
         });
     }

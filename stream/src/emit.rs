@@ -7,14 +7,17 @@ use std::sync::Arc;
 use chrono::{DateTime, SecondsFormat, Utc};
 use rdkafka::error::KafkaError;
 use tidemill_common::codec::{Decoded, Encoder};
+use tidemill_common::dead_letters::REDRIVE_OF;
 use tidemill_common::home::home_partition;
 use tidemill_common::kafka::{Outgoing, Producer, Record, Sending};
 use tidemill_common::names::{dlq_topic, processed_topic};
+use tidemill_common::projects::Project;
 use tidemill_common::registry::{Registry, RegistryError};
 use tidemill_common::verdict::{Rejection, TOO_LARGE};
 pub use tidemill_common::verdict::{SOURCE_APPEND_TIME, SOURCE_OFFSET, SOURCE_PARTITION};
 
 use crate::enrich::Traits;
+use crate::store::Origin;
 
 /// The schema of the processed topics, as it is registered: the event's, and behind it what was found out.
 pub const PROCESSED_SCHEMA: &str = include_str!("../../schemas/processed.avsc");
@@ -27,7 +30,7 @@ pub const STAGE: &str = "stage";
 pub const REASON: &str = "reason";
 /// Header of dead letters: a sentence for people.
 pub const DETAIL: &str = "detail";
-/// Header of dead letters: how often the record has been refused. One that is sent through again bears it, too.
+/// Header of dead letters: how often the record has been refused, when it was sent through again too.
 pub const ATTEMPTS: &str = "attempts";
 /// Header of dead letters: when it was refused, RFC 3339. It differs between copies of one dead letter.
 pub const TIME: &str = "time";
@@ -73,7 +76,7 @@ impl Emitter {
             partition: record.partition,
             key: Some(event.event().event_id.as_bytes().to_vec()),
             value: encode(encoder, event, traits),
-            headers: origin(record),
+            headers: origin(record.into()),
         })
     }
 }
@@ -95,47 +98,50 @@ fn encode(encoder: &Encoder, event: &Decoded<'_>, traits: &Traits) -> Vec<u8> {
     value
 }
 
-/// A stray, sent to where all copies of its eventId meet. One that was sent before keeps its first origin.
+/// A stray, sent to where all copies of its eventId meet. One that was sent before keeps its first origin, and one that
+/// is sent through again stays so.
 pub fn stray(record: &Record, home: i32) -> Emission {
-    let kept: Vec<(&'static str, String)> = [SOURCE_PARTITION, SOURCE_OFFSET, SOURCE_APPEND_TIME]
-        .into_iter()
-        .filter_map(|name| {
-            let (_, value) = record.headers.iter().find(|(key, _)| key == name)?;
-            Some((name, String::from_utf8_lossy(value).into_owned()))
-        })
-        .collect();
+    let kept = |name: &'static str| {
+        let (_, value) = record.headers.iter().find(|(key, _)| key == name)?;
+        Some((name, String::from_utf8_lossy(value).into_owned()))
+    };
+    let first: Vec<_> = [SOURCE_PARTITION, SOURCE_OFFSET, SOURCE_APPEND_TIME].into_iter().filter_map(kept).collect();
+    let mut headers = if first.is_empty() { origin(record.into()) } else { first };
+    headers.extend(kept(REDRIVE_OF));
     Emission {
         topic: Arc::clone(&record.topic),
         partition: home,
         key: record.key.clone(),
         value: record.value.clone(),
-        headers: if kept.is_empty() { origin(record) } else { kept },
+        headers,
     }
 }
 
-/// A dead letter: the record as it came (but for one that is too large), with why, when and from where.
+/// A dead letter: the record as it came (but for one that is too large), with why, when, how often and from where: it
+/// was refused `first` there.
 pub fn dead_letter(
-    project: &str,
-    dlq_partitions: i32,
+    project: &Project,
     record: &Record,
+    first: Origin,
+    attempts: i32,
     rejection: &Rejection,
     now: DateTime<Utc>,
 ) -> Emission {
     let partition = match &record.key {
-        Some(key) => home_partition(key, dlq_partitions),
-        None => record.partition % dlq_partitions,
+        Some(key) => home_partition(key, project.dlq_partitions),
+        None => record.partition % project.dlq_partitions,
     };
-    let mut headers = origin(record);
+    let mut headers = origin(first);
     headers.push((SOURCE_TOPIC, record.topic.to_string()));
     headers.push((STAGE, rejection.stage.to_owned()));
     headers.push((REASON, rejection.reason.to_owned()));
     headers.push((DETAIL, rejection.detail.clone()));
-    headers.push((ATTEMPTS, (attempts(record) + 1).to_string()));
+    headers.push((ATTEMPTS, attempts.to_string()));
     headers.push((TIME, now.to_rfc3339_opts(SecondsFormat::Millis, true)));
     // What is too large to be sent on still stands at its origin.
     let fits = rejection.reason != TOO_LARGE;
     let (key, value) = if fits { (record.key.clone(), record.value.clone()) } else { (None, Vec::new()) };
-    Emission { topic: dlq_topic(project).into(), partition, key, value, headers }
+    Emission { topic: dlq_topic(&project.id).into(), partition, key, value, headers }
 }
 
 impl Emission {
@@ -147,17 +153,11 @@ impl Emission {
     }
 }
 
-/// How often a record was refused before it was sent through again.
-fn attempts(record: &Record) -> u32 {
-    let header = record.headers.iter().find(|(key, _)| key == ATTEMPTS);
-    header.and_then(|(_, value)| std::str::from_utf8(value).ok()?.parse().ok()).unwrap_or(0).min(u32::MAX - 1)
-}
-
-fn origin(record: &Record) -> Vec<(&'static str, String)> {
+fn origin(origin: Origin) -> Vec<(&'static str, String)> {
     vec![
-        (SOURCE_PARTITION, record.partition.to_string()),
-        (SOURCE_OFFSET, record.offset.to_string()),
-        (SOURCE_APPEND_TIME, record.append_ms.to_string()),
+        (SOURCE_PARTITION, origin.partition.to_string()),
+        (SOURCE_OFFSET, origin.offset.to_string()),
+        (SOURCE_APPEND_TIME, origin.append_ms.to_string()),
     ]
 }
 

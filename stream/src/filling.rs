@@ -92,6 +92,11 @@ impl Filling {
         step.as_of = DateTime::from_timestamp_millis(last.append_ms).unwrap_or_default();
     }
 
+    /// Whether it decides on dead letters.
+    pub fn redrives(&self) -> bool {
+        !self.sorted.redrives.is_empty()
+    }
+
     /// Whether it holds this many records.
     pub fn full(&self, size: usize) -> bool {
         self.records >= size
@@ -113,12 +118,12 @@ impl Filling {
         let next = Sorted { events: std::mem::take(&mut self.spare), ..Sorted::default() };
         let Self { sorted, sending, steps, held, .. } =
             std::mem::replace(self, Self { sorted: next, ..Self::default() });
-        let Sorted { events, dead_letters, copies, strays, .. } = sorted;
+        let Sorted { events, dead_letters, redrives, copies, strays, .. } = sorted;
         let with_projected = |(at, step): (TopicPartition, Advance)| {
             let projected = state.live.get(&at).map_or(step.start, |live| live.projected);
             Advance { projected, ..step }
         };
         let steps = steps.into_iter().map(with_projected).collect();
-        Filled { sending, batch: Batch { steps, events, dead_letters }, copies, strays, held }
+        Filled { sending, batch: Batch { steps, events, dead_letters, redrives }, copies, strays, held }
     }
 }

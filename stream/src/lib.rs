@@ -3,6 +3,7 @@
 mod apply;
 mod config;
 pub mod decimal;
+pub mod dlq;
 pub mod emit;
 pub mod enrich;
 mod filling;
@@ -11,6 +12,7 @@ pub mod forget;
 pub mod histogram;
 pub mod keys;
 pub mod ledger;
+mod letters;
 mod live;
 pub mod metric;
 mod poison;
@@ -47,6 +49,7 @@ use apply::Applier;
 pub use config::{Config, OnGap};
 use enrich::Enricher;
 use filling::Filling;
+use letters::Letters;
 use live::Preparer;
 use metric::Definitions;
 use poison::Limit;
@@ -105,6 +108,7 @@ pub async fn run(
         audit: Duration::from_millis(config.audit_interval_ms),
     };
     tokio::spawn(prune_carts(pool.clone(), shutdown.clone()));
+    tokio::spawn(dlq::watch::watch(pool.clone(), shutdown.clone()));
     let worker = Worker {
         consumer: GroupConsumer::join(
             &connections.kafka,
@@ -118,6 +122,7 @@ pub async fn run(
             filler: Filler {
                 history,
                 decoder: decoder.clone(),
+                pool: pool.clone(),
                 stores: stores.clone(),
                 checkpoints: checkpoints.clone(),
                 health: health.clone(),
@@ -129,6 +134,7 @@ pub async fn run(
         applier: Applier { store: Arc::new(store), pool: pool.clone(), producer },
         under_way: None,
         sorter: Sorter::new(
+            Letters::new(pool.clone()),
             decoder,
             emit::Emitter::new(registry),
             Enricher::new(&config.conversion_types, config.geoip_file.as_deref())?,

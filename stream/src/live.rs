@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use chrono::Utc;
 use sqlx::PgPool;
-use tidemill_common::dead_letters::unknown_schemas;
 use tidemill_common::kafka::{KafkaConfig, TopicPartition, topic_incarnations};
 use tidemill_common::names::project_of;
 use tidemill_common::projects::{self, Project};
@@ -109,7 +108,6 @@ impl Preparer {
         let positions = standing.positions;
         // Asked after the ledger, which may have been brought here meanwhile.
         let bounds = self.bounds(&places).await?;
-        let dead = self.dead_letters(&places).await?;
         let (mut again, mut behind) = (0, BTreeSet::new());
         let mut fills = Vec::new();
         let mut live = HashMap::new();
@@ -142,7 +140,6 @@ impl Preparer {
                 again_from: if again > MOST_AGAIN { position.next } else { position.projected.min(position.next) },
                 partitions: project.partitions,
                 window_ms: project.dedupe_window_ms,
-                dead: dead.get(&at).cloned().unwrap_or_default(),
                 seen: kept.map(|(_, seen)| seen),
             });
             live.insert(at, (place, project, position));
@@ -201,15 +198,6 @@ impl Preparer {
         let partitions: Vec<TopicPartition> = places.keys().cloned().collect();
         let history = self.filler.history.clone();
         Ok(blocking(move || history.bounds(&partitions)).await??)
-    }
-
-    async fn dead_letters(&self, places: &Places) -> Result<HashMap<TopicPartition, BTreeSet<i64>>, Transient> {
-        let topics: BTreeSet<_> = places.values().map(|(place, _)| (&place.topic, &place.incarnation)).collect();
-        let mut dead = HashMap::new();
-        for (topic, incarnation) in topics {
-            dead.extend(unknown_schemas(&self.pool, topic, incarnation).await?);
-        }
-        Ok(dead)
     }
 
     /// Retention may have passed the ledger's position, or the log may have lost its end: then it is for a

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use rdkafka::error::KafkaError;
 use tidemill_common::codec::{DecodeError, Decoder, schema_id};
+use tidemill_common::dead_letters::digest;
 use tidemill_common::event::EventRef;
 use tidemill_common::failpoint::{Injected, existed};
 use tidemill_common::kafka::Record;
@@ -16,12 +17,15 @@ use tidemill_common::verdict::{Rejection, Verdict, fits, judge};
 
 use crate::emit::{self, Emission, Emitter};
 use crate::enrich::Enricher;
+use crate::letters::{Letter, Letters, Redriven};
 use crate::live::Live;
 use crate::poison::{Limit, Poison};
-use crate::store::{Counted, DeadLetter, Origin};
+use crate::store::{Counted, DeadLetter, Outcome, Redrive};
 
 /// Pause between two questions for an unknown schema.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// The same where somebody sends a letter through again, and may have just registered its schema.
+const ASK_SOON: Duration = Duration::from_millis(50);
 /// From so many unknown schemas on, those that nobody has named for a while are forgotten.
 const MOST_UNKNOWN: usize = 10_000;
 const FORGET: Duration = Duration::from_secs(600);
@@ -62,6 +66,8 @@ pub struct Sorted {
     pub events: Vec<Counted>,
     /// What does not.
     pub dead_letters: Vec<DeadLetter>,
+    /// What became of records that were sent through again.
+    pub redrives: Vec<Redrive>,
     /// What is sent on.
     pub emissions: Vec<Emission>,
     /// Copies seen.
@@ -74,6 +80,7 @@ pub struct Sorted {
 struct Mark {
     events: usize,
     dead_letters: usize,
+    redrives: usize,
     emissions: usize,
     copies: u64,
     strays: u64,
@@ -81,13 +88,15 @@ struct Mark {
 
 impl Sorted {
     fn mark(&self) -> Mark {
-        let (events, dead_letters, emissions) = (self.events.len(), self.dead_letters.len(), self.emissions.len());
-        Mark { events, dead_letters, emissions, copies: self.copies, strays: self.strays }
+        let (events, dead_letters, redrives) = (self.events.len(), self.dead_letters.len(), self.redrives.len());
+        let (emissions, copies, strays) = (self.emissions.len(), self.copies, self.strays);
+        Mark { events, dead_letters, redrives, emissions, copies, strays }
     }
 
     fn go_back(&mut self, mark: &Mark) {
         self.events.truncate(mark.events);
         self.dead_letters.truncate(mark.dead_letters);
+        self.redrives.truncate(mark.redrives);
         self.emissions.truncate(mark.emissions);
         (self.copies, self.strays) = (mark.copies, mark.strays);
     }
@@ -97,6 +106,8 @@ impl Sorted {
 pub struct Sorter {
     /// Which partitions stand still because too much in them is refused.
     pub poison: Poison,
+    /// The letters of what is sent through again.
+    pub letters: Letters,
     decoder: Decoder,
     emitter: Emitter,
     enricher: Enricher,
@@ -112,8 +123,15 @@ struct Unknown {
 
 impl Sorter {
     /// A sorter that gives up on an unknown schema after `unknown_wait`, and refuses no more than `limit` allows.
-    pub fn new(decoder: Decoder, emitter: Emitter, enricher: Enricher, unknown_wait: Duration, limit: Limit) -> Self {
-        Self { poison: Poison::new(limit), decoder, emitter, enricher, unknown_wait, unknown: HashMap::new() }
+    pub fn new(
+        letters: Letters,
+        decoder: Decoder,
+        emitter: Emitter,
+        enricher: Enricher,
+        unknown_wait: Duration,
+        limit: Limit,
+    ) -> Self {
+        Self { poison: Poison::new(limit), letters, decoder, emitter, enricher, unknown_wait, unknown: HashMap::new() }
     }
 
     /// Sorts the records of a live partition, in order; gives how many. It stops before a record whose schema is not
@@ -129,27 +147,42 @@ impl Sorter {
             return Ok(taken);
         }
         sorted.go_back(&before);
+        self.letters.forget();
         Ok(0)
     }
 
     async fn sort_all(&mut self, records: &[Record], live: &mut Live, sorted: &mut Sorted) -> Result<usize, Transient> {
+        let mut redriven = self.letters.look_up(records, &live.project.id, &live.place).await?;
         for (taken, record) in records.iter().enumerate() {
-            let Some(verdict) = self.judge(record, &live.project).await? else {
+            let letter = match redriven.remove(&record.offset).map(|known| self.letters.again(known, &live.place)) {
+                Some(Redriven::Undecided) => return Ok(taken),
+                Some(Redriven::Dead) => continue,
+                Some(Redriven::Closed(letter)) => {
+                    self.decide(record, letter, Outcome::Closed, live, sorted);
+                    continue;
+                }
+                Some(Redriven::Open(letter)) => Some(letter),
+                Some(Redriven::Read) | None => None,
+            };
+            let pause = if letter.is_some() { ASK_SOON } else { ASK_AGAIN };
+            let Some(verdict) = self.judge(record, &live.project, pause).await? else {
                 // All unknown schemas behind it are asked for at the same time, not one after the other.
                 for later in &records[taken + 1..] {
-                    self.judge(later, &live.project).await?;
+                    self.judge(later, &live.project, ASK_AGAIN).await?;
                 }
                 return Ok(taken);
             };
-            self.place(record, verdict, live, sorted).await?;
+            self.place(record, verdict, letter, live, sorted).await?;
         }
         Ok(records.len())
     }
 
+    /// `letter` is the one that the record is sent through again for.
     async fn place(
         &mut self,
         record: &Record,
         verdict: Verdict<'_>,
+        letter: Option<Letter>,
         live: &mut Live,
         sorted: &mut Sorted,
     ) -> Result<(), Transient> {
@@ -158,12 +191,11 @@ impl Sorter {
             Verdict::Valid(decoded) => {
                 let event = decoded.event();
                 let first = seen.sight(fingerprint(event.event_id), record.offset, record.append_ms)?;
-                if first && !existed("existence", event.event_id) {
-                    let Record { partition, offset, append_ms, .. } = *record;
-                    let origin = Origin { partition, offset, append_ms };
+                let counts = first && !existed("existence", event.event_id);
+                if counts {
                     // What the enricher alone reads need not be kept.
                     let kept = EventRef { client_address: None, user_agent: None, ..event }.to_event();
-                    let mut counted = Counted::new(project.id.clone(), place.generation, kept, origin);
+                    let mut counted = Counted::new(project.id.clone(), place.generation, kept, record.into());
                     counted.traits = self.enricher.traits(&event, &counted.properties());
                     let processed = self.emitter.processed(&project.id, record, &decoded, &counted.traits).await?;
                     sorted.emissions.push(processed);
@@ -171,35 +203,67 @@ impl Sorter {
                 } else {
                     sorted.copies += 1;
                 }
+                if let Some(letter) = letter {
+                    let outcome = if counts { Outcome::Counted } else { Outcome::Duplicate };
+                    self.decide(record, letter, outcome, live, sorted);
+                }
             }
+            // Its letter waits for it at home.
             Verdict::Stray { home } => {
                 sorted.strays += 1;
                 sorted.emissions.push(emit::stray(record, home));
             }
-            Verdict::Rejected(rejection) => {
-                let (id, partitions) = (&project.id, project.dlq_partitions);
-                sorted.emissions.push(emit::dead_letter(id, partitions, record, &rejection, Utc::now()));
-                sorted.dead_letters.push(DeadLetter {
-                    project: project.id.clone(),
-                    topic: place.topic.clone(),
-                    incarnation: place.incarnation.clone(),
-                    partition: record.partition,
-                    offset: record.offset,
-                    append_time: DateTime::from_timestamp_millis(record.append_ms).unwrap_or_default(),
-                    stage: rejection.stage,
-                    reason: rejection.reason,
-                    detail: rejection.detail,
-                });
-            }
+            Verdict::Rejected(rejection) => self.refuse(record, rejection, letter, live, sorted),
         }
         Ok(())
     }
 
+    fn refuse(
+        &mut self,
+        record: &Record,
+        rejection: Rejection,
+        letter: Option<Letter>,
+        live: &Live,
+        sorted: &mut Sorted,
+    ) {
+        let Live { place, project, .. } = live;
+        if let Some(letter) = letter {
+            let (first, attempts) = (letter.first, letter.attempts + 1);
+            sorted.emissions.push(emit::dead_letter(project, record, first, attempts, &rejection, Utc::now()));
+            return self.decide(record, letter, Outcome::Refused(rejection), live, sorted);
+        }
+        sorted.emissions.push(emit::dead_letter(project, record, record.into(), 1, &rejection, Utc::now()));
+        sorted.dead_letters.push(DeadLetter {
+            project: project.id.clone(),
+            topic: place.topic.clone(),
+            incarnation: place.incarnation.clone(),
+            partition: record.partition,
+            offset: record.offset,
+            append_time: DateTime::from_timestamp_millis(record.append_ms).unwrap_or_default(),
+            stage: rejection.stage,
+            reason: rejection.reason,
+            detail: rejection.detail,
+            digest: digest(record.key.as_deref(), &record.value),
+        });
+    }
+
+    fn decide(&mut self, record: &Record, letter: Letter, outcome: Outcome, live: &Live, sorted: &mut Sorted) {
+        let (place, offset) = (live.place.clone(), record.offset);
+        let (id, attempts) = (letter.id.clone(), letter.attempts);
+        self.letters.decided(&place.topic, letter, &outcome);
+        sorted.redrives.push(Redrive { place, offset, letter: id, attempts, outcome });
+    }
+
     /// The verdict; none while a schema is unknown and may still come, since a registry may be late or may
-    /// have come back with less than it had.
-    async fn judge<'a>(&mut self, record: &'a Record, project: &Project) -> Result<Option<Verdict<'a>>, DecodeError> {
+    /// have come back with less than it had. It is not asked again before `pause` is over.
+    async fn judge<'a>(
+        &mut self,
+        record: &'a Record,
+        project: &Project,
+        pause: Duration,
+    ) -> Result<Option<Verdict<'a>>, DecodeError> {
         let id = if fits(record) { schema_id(&record.value).ok() } else { None };
-        let asked_lately = |unknown: &&Unknown| unknown.asked.elapsed() < ASK_AGAIN;
+        let asked_lately = |unknown: &&Unknown| unknown.asked.elapsed() < pause;
         if let Some(unknown) = id.and_then(|id| self.unknown.get(&id)).filter(asked_lately) {
             return Ok(self.give_up(id.unwrap_or_default(), unknown.since));
         }

@@ -139,6 +139,7 @@ impl Worker {
                 self.projector.gone(partitions.iter().filter_map(place).collect());
                 // Whoever gets them reads them from the ledger; all are revoked together.
                 self.filling = Filling::default();
+                self.sorter.letters.forget();
                 self.state.revoked(&partitions);
             }
             GroupEvent::Failed(error) => {
@@ -186,6 +187,9 @@ impl Worker {
                 self.retry(&filled);
                 self.consumer.commit(self.state.positions());
                 count(&filled, took);
+                if !self.filling.redrives() {
+                    self.sorter.letters.forget();
+                }
                 self.filling.recycle(filled.batch);
                 if let Err(error) = hit("stream.done").await {
                     self.fail(&error.into());
@@ -193,7 +197,8 @@ impl Worker {
             }
             Ok(None) => {
                 tracing::warn!(
-                    "the ledger stands elsewhere (another worker, or a restored database); reading it again"
+                    "the ledger or a dead letter is not as it was (another worker, an operator, or a restored database); \
+                     reading them again"
                 );
                 counter!("tidemill_stream_batches_dropped_total").increment(1);
                 self.reset();
@@ -219,6 +224,7 @@ impl Worker {
 
     fn reset(&mut self) {
         self.filling = Filling::default();
+        self.sorter.letters.forget();
         self.state.reset();
     }
 
@@ -343,5 +349,11 @@ fn count(filled: &Filled, took: Duration) {
     counter!("analytics_events_processed_total").increment(filled.batch.events.len() as u64);
     counter!("tidemill_stream_copies_total").increment(filled.copies);
     counter!("tidemill_stream_strays_total").increment(filled.strays);
-    counter!("tidemill_stream_dead_letters_total").increment(filled.batch.dead_letters.len() as u64);
+    for letter in &filled.batch.dead_letters {
+        let project = letter.project.clone();
+        counter!("tidemill_stream_dead_letters_total", "project" => project, "reason" => letter.reason).increment(1);
+    }
+    for redrive in &filled.batch.redrives {
+        counter!("tidemill_stream_redrives_total", "outcome" => redrive.outcome.as_str()).increment(1);
+    }
 }

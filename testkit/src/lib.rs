@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot set itself up must fail loudly
 
 mod countries;
+mod late_registry;
 mod own;
 mod private_redis;
 
@@ -28,6 +29,7 @@ use tidemill_common::{postgres, projects};
 use tokio_util::sync::CancellationToken;
 
 pub use countries::countries;
+pub use late_registry::LateRegistry;
 pub use own::{Cluster, Own, free_port};
 pub use private_redis::PrivateRedis;
 

@@ -7,6 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use serde_json::Value;
+use tidemill_archiver::positions;
+use tidemill_archiver::table::Tables;
 use tidemill_common::codec::Decoder;
 use tidemill_common::names::events_topic;
 use tidemill_common::registry::Registry;
@@ -29,6 +31,11 @@ pub struct Fleet {
 impl Fleet {
     /// Starts all services and waits until they are ready.
     pub async fn start(stack: Stack) -> Self {
+        Self::start_with(stack, &[]).await
+    }
+
+    /// The same with more settings.
+    pub async fn start_with(stack: Stack, settings: &[(&str, &str)]) -> Self {
         let c = &stack.connections;
         let project = &stack.project;
         let mut env: Vec<(String, String)> = [
@@ -53,6 +60,7 @@ impl Fleet {
                 format!("file://{}", folder(&format!("checkpoints-{view}"))),
             ));
         }
+        env.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let ports = SERVICES.into_iter().map(|name| (name, free_port())).collect();
         let (write_key, read_key) = (String::new(), String::new());
         let mut fleet = Self { stack, write_key, read_key, env, ports, running: BTreeMap::new() };
@@ -67,7 +75,8 @@ impl Fleet {
         fleet
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    /// The binary, with the settings of the services.
+    pub fn command(&self, args: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_tidemill"));
         command.args(args).envs(self.env.iter().map(|(name, value)| (name, value)));
         command
@@ -217,8 +226,8 @@ impl Fleet {
         events
     }
 
-    /// Waits until the stream and the archive have passed what the log holds now.
-    pub async fn views_have_passed_the_log(&self) {
+    /// Waits until the stream has passed what the log holds now.
+    pub async fn stream_has_passed_the_log(&self) {
         let end = self.stack.records(&events_topic(&self.stack.project)).await.len() as i64;
         eventually_within(Duration::from_secs(120), "the stream's ledger reaches the log's end", || async {
             let sum: i64 =
@@ -229,6 +238,26 @@ impl Fleet {
             sum == end
         })
         .await;
+    }
+
+    /// Waits until the archive has passed what the log holds now.
+    pub async fn archive_has_passed_the_log(&self) {
+        let topic = events_topic(&self.stack.project);
+        let ends = self.stack.ends(&topic).await;
+        let (tables, topic) = (Tables::new(&self.stack.connections), topic.as_str());
+        eventually_within(Duration::from_secs(120), "the archive reaches the log's end", || async {
+            let Ok(Some(table)) = tables.load(&self.stack.project).await else { return false };
+            let at = positions::read(table.metadata().properties(), topic).unwrap();
+            let passed =
+                |(partition, end): (&i32, &i64)| *end == 0 || at.get(partition).is_some_and(|at| at.next >= *end);
+            ends.iter().all(passed)
+        })
+        .await;
+    }
+
+    /// Waits until the stream and the archive have passed what the log holds now.
+    pub async fn views_have_passed_the_log(&self) {
+        self.stream_has_passed_the_log().await;
         let expected = self.in_log().await.len() as u64;
         eventually_within(Duration::from_secs(120), "the archive holds every event", || async {
             self.sql("SELECT count(*) AS n FROM events").await[0]["n"].as_u64() >= Some(expected)

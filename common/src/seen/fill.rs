@@ -1,18 +1,20 @@
 //! Completes stores, so that the records behind a position can be judged: from disk, else from a checkpoint, and
 //! the rest from the log.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use futures::StreamExt;
 use rdkafka::error::KafkaError;
+use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use super::checkpoint::{CheckpointError, Checkpoints, Manifest};
 use super::{SeenError, SeenStore, SeenStores, StoreKey, fingerprint, plan};
 use crate::codec::{DecodeError, Decoder};
+use crate::dead_letters;
 use crate::event::EventRef;
 use crate::http::Health;
 use crate::kafka::{History, Record, Span, TopicPartition};
@@ -37,6 +39,9 @@ pub enum FillError {
     /// The log could not be read.
     #[error("the log cannot be read: {0}")]
     Kafka(#[from] KafkaError),
+    /// What was given up could not be asked for.
+    #[error("postgres: {0}")]
+    Postgres(#[from] sqlx::Error),
     /// A record could not be judged.
     #[error(transparent)]
     Decode(#[from] DecodeError),
@@ -57,8 +62,6 @@ pub struct Fill {
     pub partitions: i32,
     /// The project's dedupe window.
     pub window_ms: i64,
-    /// Offsets that were given up on, whatever is known of their schemas now ([`crate::dead_letters`]).
-    pub dead: BTreeSet<i64>,
     /// The store, if it is open already.
     pub seen: Option<SeenStore>,
 }
@@ -70,6 +73,8 @@ pub struct Filler {
     pub history: History,
     /// Reads it.
     pub decoder: Decoder,
+    /// Knows what was given up there.
+    pub pool: PgPool,
     /// The stores.
     pub stores: SeenStores,
     /// Where checkpoints are, if there are any.
@@ -106,11 +111,13 @@ impl Filler {
         let spans: Vec<Span> = fillings.iter().map(Filling::span).collect();
         let index: HashMap<TopicPartition, usize> =
             fillings.iter().enumerate().map(|(i, filling)| (filling.at.clone(), i)).collect();
+        let dead = runtime.block_on(self.dead(&fillings))?;
         let mut progress = Progress::new(&self.health, &spans);
         self.history.read(&spans, cancel, |record| -> Result<(), FillError> {
             progress.step();
-            let Filling { fill, seen, missing, .. } = &mut fillings[index[&record.topic_partition()]];
-            if fill.dead.contains(&record.offset) {
+            let at = index[&record.topic_partition()];
+            let Filling { fill, seen, missing, .. } = &mut fillings[at];
+            if dead[at].contains(&record.offset) {
                 return Ok(());
             }
             let decoded = match runtime.block_on(judge(&self.decoder, &record, fill.partitions, fill.window_ms)) {
@@ -157,6 +164,30 @@ impl Filler {
             fillings.push(Filling { fill, at, seen, oldest, high, missing });
         }
         Ok(fillings)
+    }
+
+    /// What of the records to be read was given up, whatever they would be judged now.
+    async fn dead(&self, fillings: &[Filling]) -> Result<Vec<BTreeSet<i64>>, sqlx::Error> {
+        let mut topics = BTreeMap::<(&str, &str), Vec<usize>>::new();
+        for (i, Filling { fill, .. }) in fillings.iter().enumerate() {
+            topics.entry((&fill.key.topic, &fill.key.incarnation)).or_default().push(i);
+        }
+        let mut dead = vec![BTreeSet::new(); fillings.len()];
+        for ((topic, incarnation), of_topic) in topics {
+            let span = |&i: &usize| {
+                let Span { at, from, to } = fillings[i].span();
+                (at.partition, from..to)
+            };
+            let spans: Vec<_> = of_topic.iter().map(span).filter(|(_, span)| !span.is_empty()).collect();
+            let mut found = match spans.is_empty() {
+                true => HashMap::new(),
+                false => dead_letters::dead(&self.pool, topic, incarnation, &spans).await?,
+            };
+            for i in of_topic {
+                dead[i] = found.remove(&fillings[i].at.partition).unwrap_or_default();
+            }
+        }
+        Ok(dead)
     }
 
     /// Takes checkpoints where they spare much of the log.

@@ -71,7 +71,7 @@ mod tests {
 
     fn line(id: &str, offset: i64) -> Line {
         let content = Ok(event(id, "click", NOW));
-        Line { at: (0, offset), append_ms: NOW * 1_000, key: id.into(), origin: None, content }
+        Line { at: (0, offset), append_ms: NOW * 1_000, key: id.into(), origin: None, redriven: false, content }
     }
 
     #[test]

@@ -8,6 +8,7 @@ mod postgres;
 mod processes;
 mod producers;
 mod redis;
+mod redrive;
 mod steps;
 mod store;
 
@@ -73,6 +74,7 @@ pub fn all() -> Vec<Row> {
     rows.extend(store::rows());
     rows.extend(postgres::rows());
     rows.extend(redis::rows());
+    rows.extend(redrive::rows());
     rows.extend(kafka::rows());
     rows.extend(archive::rows());
     rows.extend(archive_store::rows());

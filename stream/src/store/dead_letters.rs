@@ -24,6 +24,8 @@ pub struct DeadLetter {
     pub reason: &'static str,
     /// A sentence for people.
     pub detail: String,
+    /// What its record is known by ([`tidemill_common::dead_letters::digest`]).
+    pub digest: [u8; 32],
 }
 
 /// Writes dead letters; those that are there already stay as they are. They come sorted by partition and offset, and
@@ -37,9 +39,9 @@ pub async fn insert(tx: &mut PgConnection, letters: &[DeadLetter]) -> Result<(),
     }
     sqlx::query(
         r#"INSERT INTO dead_letters
-               (project, topic, topic_incarnation, partition, "offset", append_time, stage, reason, detail)
+               (project, topic, topic_incarnation, partition, "offset", append_time, stage, reason, detail, digest)
            SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::int[], $5::bigint[], $6::timestamptz[],
-                                $7::text[], $8::text[], $9::text[])
+                                $7::text[], $8::text[], $9::text[], $10::bytea[])
            ON CONFLICT DO NOTHING"#,
     )
     .bind(column(letters, |letter| &*letter.project))
@@ -52,6 +54,7 @@ pub async fn insert(tx: &mut PgConnection, letters: &[DeadLetter]) -> Result<(),
     .bind(column(letters, |letter| letter.reason))
     // What a hostile record says must not stop the worker: Postgres cannot store U+0000.
     .bind(column(letters, |letter| letter.detail.replace('\0', "\u{fffd}")))
+    .bind(column(letters, |letter| &letter.digest[..]))
     .execute(tx)
     .await?;
     Ok(())

@@ -1,11 +1,13 @@
 //! The transaction of a batch: ledger compare-and-set, keys locked, then folded, then written.
 //!
-//! Locks are taken in one order everywhere (ledger, users, session keys with what hangs on them, rollups; each sorted,
-//! inserts too), so workers wait for each other but never in a ring. Of the rollups a whole shard is taken at once.
+//! Locks are taken in one order everywhere (ledger, dead letters, users, session keys with what hangs on them, rollups;
+//! each sorted, inserts too), so workers wait for each other but never in a ring. Of the rollups a whole shard is taken
+//! at once.
 
 pub mod carts;
 mod dead_letters;
 mod raw_events;
+mod redrives;
 mod rollups;
 mod sessions;
 mod shards;
@@ -16,9 +18,11 @@ use std::sync::{Arc, Mutex};
 use sqlx::{PgConnection, PgPool};
 use tidemill_common::event::Event;
 use tidemill_common::failpoint::{hit, mutant};
+use tidemill_common::kafka::Record;
 
 pub use dead_letters::DeadLetter;
 pub use raw_events::RawEvents;
+pub use redrives::{Outcome, Redrive};
 pub use shards::{SHARDS, Shards};
 pub use users::live_sessions;
 
@@ -74,6 +78,12 @@ pub struct Origin {
     pub append_ms: i64,
 }
 
+impl From<&Record> for Origin {
+    fn from(record: &Record) -> Self {
+        Self { partition: record.partition, offset: record.offset, append_ms: record.append_ms }
+    }
+}
+
 impl Counted {
     /// A first sight.
     pub fn new(project: String, generation: i32, event: Event, origin: Origin) -> Self {
@@ -106,6 +116,8 @@ pub struct Batch {
     pub events: Vec<Counted>,
     /// What does not.
     pub dead_letters: Vec<DeadLetter>,
+    /// What became of records that were sent through again, in their order.
+    pub redrives: Vec<Redrive>,
 }
 
 /// What a batch has changed, and Redis should show.
@@ -140,8 +152,8 @@ impl Store {
     }
 
     /// Commits a batch. `None`: some partition does not stand where the batch starts (another worker was faster,
-    /// or Postgres came back older), so nothing was changed. After an error the outcome may be unknown: read the
-    /// ledger.
+    /// or Postgres came back older), or a letter that was sent through again is not what it was, so nothing was changed.
+    /// After an error the outcome may be unknown: read the ledger.
     pub async fn commit(&self, batch: &Batch) -> Result<Option<Touched>, sqlx::Error> {
         let definitions = self.definitions.current().await?;
         if let Some(raw_events) = &self.raw_events {
@@ -156,6 +168,9 @@ impl Store {
         if mutant("commit-first") {
             tx.commit().await?;
             tx = self.pool.begin().await?;
+        }
+        if !redrives::close(&mut tx, &batch.redrives).await? {
+            return Ok(None);
         }
         let mut touched = Touched::default();
         // Generations stand side by side, so each is a batch of its own to the tables below.

@@ -193,7 +193,7 @@ async fn tables(stack: &Stack) -> Vec<String> {
     sqlx::query_scalar(
         "SELECT relname::text FROM pg_class
          WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
-           AND relname NOT IN ('projects', 'api_keys', '_sqlx_migrations') AND relname NOT LIKE 'backup%'
+           AND relname NOT IN ('projects', 'api_keys', 'audit', '_sqlx_migrations') AND relname NOT LIKE 'backup%'
          ORDER BY relname <> 'ledger', relname",
     )
     .fetch_all(&stack.pool)
