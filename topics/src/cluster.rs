@@ -203,12 +203,12 @@ impl Cluster {
 }
 
 fn all_done(
-    results: impl Iterator<Item = Result<(), (String, RDKafkaErrorCode)>>,
+    mut results: impl Iterator<Item = Result<(), (String, RDKafkaErrorCode)>>,
     what: &'static str,
     hint: &'static str,
 ) -> Result<(), ClusterError> {
     let refused = |(topic, code)| ClusterError::Refused { topic, what, code, hint };
-    results.map(|result| result.map_err(refused)).collect()
+    results.try_for_each(|result| result.map_err(refused))
 }
 
 fn options() -> AdminOptions {
