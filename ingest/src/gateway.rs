@@ -121,7 +121,7 @@ impl Gateway {
             self.tasks.spawn(drain);
         }
         tokio::spawn(self.incarnations.clone().follow(self.kafka.clone(), shutdown.clone()));
-        self.limits.start(shutdown);
+        self.limits.start(self.pool.clone(), shutdown);
         self.batches.start(shutdown);
         self.watch_kafka(health, shutdown);
         self.watch_postgres(health, shutdown);

@@ -7,6 +7,7 @@
 //!
 //! `quota:{project}` is a HASH: `tokens` that may still be leased (below zero: gateways spent on credit), `at`
 //! (microseconds, when they were counted) and, for each gateway that leases, `g:<gateway>` with its last time.
+//! `quota:{project}:{type|user}:{name}` is the same for a limit of an event type or user.
 //! `schema:{project}:{event_type}:latest@{changed}` holds the newest JSON Schema of an event type, or `NOT_FOUND`,
 //! as of the project's last registration. That time is part of the name, so that nothing has to be deleted at the
 //! next one, and a slow writer cannot put an old schema in the place of a new one.
@@ -73,6 +74,11 @@ return {lease, gateways}";
 /// The key of a project's quota.
 pub fn quota(project: &str) -> String {
     format!("quota:{project}")
+}
+
+/// By what quotas know the limit of an event type or user. No project has a name with a colon.
+pub fn named_bucket(project: &str, kind: &str, name: &str) -> String {
+    format!("{project}:{kind}:{name}")
 }
 
 /// How long a schema stands, in seconds.

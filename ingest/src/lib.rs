@@ -15,6 +15,7 @@ mod config;
 mod cors;
 mod decompress;
 mod docs;
+pub mod event_limits;
 mod event_types;
 mod flight;
 mod formats;

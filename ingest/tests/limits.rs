@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::{Gateway, PrivateRedis, Proxy, answer, create_key, event};
+use tidemill_ingest::event_limits::{self, Limited};
 use tidemill_testkit::{Stack, eventually, eventually_within};
 
 fn events(prefix: &str, number: usize) -> Value {
@@ -191,4 +192,50 @@ async fn requests_do_not_wait_for_what_is_told() {
     assert!(started.elapsed() < support::QUICK, "{:?}", started.elapsed());
     lock.rollback().await.unwrap();
     eventually("all is told later", || async { told(&gateway.stack).await.0 == 51 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_of_a_user_or_type_are_set_while_gateways_run_and_hold_over_all_of_them() {
+    let first = Gateway::start().await;
+    let second = beside(&first).await;
+    let (pool, project) = (&first.stack.pool, first.stack.project.as_str());
+    let one = async |gateway: &Gateway, event_type: &str, user: &str| {
+        let id = uuid::Uuid::new_v4().to_string();
+        gateway.post(&json!({"eventId": id, "eventType": event_type, "userId": user})).await
+    };
+    let limited = async |event_type: &str, user: &str, wanted: bool| {
+        eventually_within(Duration::from_secs(5), "gateways know within 5 s", || async {
+            let (a, b) = tokio::join!(one(&first, event_type, user), one(&second, event_type, user));
+            assert!([a.status, b.status].iter().all(|status| *status == 202 || *status == 429), "{a:?} {b:?}");
+            (a.status == 429, b.status == 429) == (wanted, wanted)
+        })
+        .await;
+    };
+    let (bot, scroll) = (Limited::User("bot".to_owned()), Limited::Type("scroll".to_owned()));
+    assert_eq!(one(&first, "view", "bot").await.status, 202);
+    event_limits::set(pool, project, &bot, 0).await.unwrap().unwrap();
+    limited("view", "bot", true).await;
+    assert_eq!(one(&first, "view", "ann").await.status, 202, "others pass");
+    let answer = one(&second, "view", "bot").await;
+    assert!(answer.retry_after.is_some() && answer.body["type"].as_str().unwrap().ends_with("limited"), "{answer:?}");
+
+    event_limits::set(pool, project, &bot, 20).await.unwrap().unwrap();
+    limited("view", "bot", false).await;
+    let (start, mut accepted) = (Instant::now(), 0);
+    while start.elapsed() < Duration::from_secs(3) {
+        let (a, b) = tokio::join!(one(&first, "view", "bot"), one(&second, "view", "bot"));
+        accepted += [a, b].iter().filter(|answer| answer.status == 202).count();
+    }
+    // Each gateway begins with a second's worth on credit.
+    let most = 20.0 * (2.0 + start.elapsed().as_secs_f64());
+    assert!((20.0..=most).contains(&(accepted as f64)), "{accepted} of {most}");
+
+    event_limits::set(pool, project, &scroll, 0).await.unwrap().unwrap();
+    limited("scroll", "ann", true).await;
+    assert_eq!(event_limits::all(pool, Some(project)).await.unwrap().len(), 2);
+    for of in [&bot, &scroll] {
+        assert!(event_limits::remove(pool, project, of).await.unwrap().is_some());
+    }
+    limited("scroll", "bot", false).await;
+    assert!(event_limits::set(pool, "nobodys", &bot, 1).await.unwrap().is_none());
 }

@@ -3,6 +3,7 @@
 
 mod headers;
 mod keyed;
+mod named;
 mod per_key;
 mod quota;
 
@@ -10,11 +11,13 @@ use std::num::NonZeroU32;
 use std::time::Duration;
 
 use axum::http::HeaderMap;
+use sqlx::PgPool;
 use tidemill_common::auth::ApiKey;
 use tidemill_common::redis::Redis;
 use tokio_util::sync::CancellationToken;
 
 use self::keyed::Keyed;
+use self::named::Named;
 use self::per_key::PerKey;
 use self::quota::Quotas;
 use crate::config::Config;
@@ -49,6 +52,7 @@ struct Inner {
     quotas: Quotas,
     event_types: Option<Keyed>,
     users: Option<Keyed>,
+    named: Named,
 }
 
 impl Limits {
@@ -59,6 +63,7 @@ impl Limits {
             quotas: Quotas::new(redis),
             event_types: Keyed::per_second(config.event_type_rate),
             users: Keyed::per_second(config.user_rate),
+            named: Named::default(),
         }))
     }
 
@@ -81,6 +86,7 @@ impl Limits {
 
     /// Takes one event of its type and of its user; else says when one could pass.
     pub fn event(&self, project: &str, event_type: &str, user: Option<&str>) -> Result<(), Duration> {
+        self.0.named.check(&self.0.quotas, project, event_type, user)?;
         if let Some(event_types) = &self.0.event_types {
             event_types.check(project, event_type)?;
         }
@@ -100,9 +106,10 @@ impl Limits {
         headers::write(key, project, answer);
     }
 
-    /// Leases tokens of quotas and forgets what need not be remembered, until shutdown.
-    pub fn start(&self, shutdown: &CancellationToken) {
-        let (leases, tidy) = (self.clone(), self.clone());
+    /// Leases tokens of quotas, follows what operators set and forgets what need not be remembered, until shutdown.
+    pub fn start(&self, pool: PgPool, shutdown: &CancellationToken) {
+        let (leases, tidy, named) = (self.clone(), self.clone(), self.clone());
+        tokio::spawn(shutdown.clone().run_until_cancelled_owned(async move { named.0.named.follow(&pool).await }));
         tokio::spawn(shutdown.clone().run_until_cancelled_owned(async move { leases.0.quotas.lease().await }));
         tokio::spawn(shutdown.clone().run_until_cancelled_owned(async move {
             loop {
