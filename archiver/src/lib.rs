@@ -16,6 +16,7 @@ mod evolve;
 pub mod files;
 pub mod forget;
 mod given_up;
+pub mod lag;
 mod live;
 pub mod maintain;
 pub mod positions;
@@ -27,12 +28,14 @@ pub mod table;
 mod worker;
 mod writing;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tidemill_common::config::Connections;
 use tidemill_common::http::{Health, Listener, serve};
 use tidemill_common::progress::{Positions, Watch};
 use tidemill_common::seen::keep_checkpoints;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Config, OnGap};
@@ -40,6 +43,9 @@ pub use error::ArchiveError;
 
 /// A position may stand still this much longer than it takes to commit.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How often it is looked how far the tables are behind.
+const LAG: Duration = Duration::from_secs(5);
 
 /// Archives until shutdown, or until a person has to decide something. Serves health and metrics meanwhile.
 pub async fn run(
@@ -65,8 +71,8 @@ pub async fn run(
     let keeping = keep_checkpoints(filler.stores.clone(), filler.checkpoints, "archiver", every, stop.clone());
     let kept = tokio::spawn(keeping);
     let patience = Duration::from_millis(shared.config.commit_interval_ms) + PATIENCE;
-    let watching = Watch { name: "archiver", history: filler.history, health: health.clone(), patience };
-    tokio::spawn(watching.run(positions, stop.clone()));
+    let watching = Watch { name: "archiver", history: filler.history, health: health.clone(), patience, every: LAG };
+    tokio::spawn(watching.run(positions, watch::Sender::new(Arc::default()), stop.clone()));
     let work = async {
         let worked = worker.run(stop.clone()).await;
         stop.cancel();

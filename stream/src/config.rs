@@ -6,6 +6,8 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 use tidemill_common::names::{EVENT_TOPICS, STREAM_GROUP};
 
+use crate::hot::Threshold;
+
 /// Settings of a stream worker.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(default)]
@@ -43,6 +45,16 @@ pub struct Config {
     pub audit_interval_ms: u64,
     /// How long a partition may stand still while the log goes on, before the worker is not ready, in milliseconds.
     pub stall_ms: u64,
+    /// How often it is looked how far the worker is behind, in milliseconds.
+    pub lag_interval_ms: u64,
+    /// A partition is hot when it is more behind than so many times the average of its topic,
+    pub hot_factor: f64,
+    /// by at least so many records,
+    pub hot_min_records: i64,
+    /// for so long, in milliseconds.
+    pub hot_after_ms: u64,
+    /// Where hot partitions are told of: a JSON object is posted to it.
+    pub hot_webhook_url: Option<String>,
     /// Event types that are conversions; in an environment variable with commas between them.
     #[serde(deserialize_with = "names")]
     pub conversion_types: Vec<String>,
@@ -87,6 +99,11 @@ impl Default for Config {
             hot_key_interval_ms: 400,
             audit_interval_ms: 60_000,
             stall_ms: 60_000,
+            lag_interval_ms: 5_000,
+            hot_factor: 2.0,
+            hot_min_records: 10_000,
+            hot_after_ms: 300_000,
+            hot_webhook_url: None,
             conversion_types: ["purchase", "order_completed", "conversion"].map(str::to_owned).into(),
             geoip_file: None,
             metrics_dir: None,
@@ -114,6 +131,12 @@ fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::E
 }
 
 impl Config {
+    /// What counts as a hot partition.
+    pub fn hot_threshold(&self) -> Threshold {
+        let after = Duration::from_millis(self.hot_after_ms);
+        Threshold { factor: self.hot_factor, records: self.hot_min_records, after }
+    }
+
     /// [`Self::batch_wait_ms`].
     pub fn batch_wait(&self) -> Duration {
         Duration::from_millis(self.batch_wait_ms)

@@ -84,7 +84,7 @@ pub async fn project(db: &mut PgConnection, project: &str, mut each: impl FnMut(
         }
     }
     let topic = events_topic(project);
-    for table in ["gaps", "ledger"] {
+    for table in ["gaps", "hot_partitions", "ledger"] {
         let delete = AssertSqlSafe(format!("DELETE FROM {table} WHERE topic = $1"));
         each(sqlx::query(delete).bind(&topic).execute(&mut *db).await?.rows_affected());
     }

@@ -7,7 +7,7 @@ use sqlx::{PgConnection, PgPool, Row};
 use tidemill_common::failpoint::mutant;
 
 /// This view's name.
-const VIEW: &str = "stream";
+pub(crate) const VIEW: &str = "stream";
 
 /// A partition's place in the ledger.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -10,7 +10,9 @@ mod filling;
 pub mod fold;
 pub mod forget;
 pub mod histogram;
+pub mod hot;
 pub mod keys;
+pub mod lag;
 pub mod ledger;
 mod letters;
 mod live;
@@ -43,12 +45,14 @@ use tidemill_common::progress::{self, Positions};
 use tidemill_common::redis::Redis;
 use tidemill_common::registry::Registry;
 use tidemill_common::seen::{Checkpoints, Filler, Limits, SeenStores, keep_checkpoints};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use apply::Applier;
 pub use config::{Config, OnGap};
 use enrich::Enricher;
 use filling::Filling;
+use hot::{Guard, Mixes, Webhook};
 use letters::Letters;
 use live::Preparer;
 use metric::Definitions;
@@ -97,12 +101,23 @@ pub async fn run(
     let store = Store::new(pool.clone(), definitions.clone(), Shards::new(SHARDS))
         .with_raw_events(raw_events)
         .with_publisher(publisher);
-    watch(&health, &shutdown, &pool, &redis);
+    watch_stores(&health, &shutdown, &pool, &redis);
     let positions = Positions::default();
     let stall = Duration::from_millis(config.stall_ms);
-    let watching =
-        progress::Watch { name: "stream", history: history.clone(), health: health.clone(), patience: stall };
-    tokio::spawn(watching.run(positions.clone(), shutdown.clone()));
+    let watching = progress::Watch {
+        name: "stream",
+        history: history.clone(),
+        health: health.clone(),
+        patience: stall,
+        every: Duration::from_millis(config.lag_interval_ms),
+    };
+    let (looks, look) = watch::channel(Arc::default());
+    tokio::spawn(watching.run(positions.clone(), looks, shutdown.clone()));
+    let mixes = Mixes::default();
+    let webhook = config.hot_webhook_url.as_deref().map(|url| Webhook::start(url, shutdown.clone())).transpose()?;
+    let (kafka, threshold) = (connections.kafka.clone(), config.hot_threshold());
+    let guard = Guard::new(pool.clone(), kafka, history.clone(), mixes.clone(), webhook, threshold, &health);
+    tokio::spawn(guard.run(look, shutdown.clone()));
     let intervals = Intervals {
         round: Duration::from_millis(config.hot_key_interval_ms),
         audit: Duration::from_millis(config.audit_interval_ms),
@@ -140,6 +155,7 @@ pub async fn run(
             Enricher::new(&config.conversion_types, config.geoip_file.as_deref())?,
             Duration::from_millis(config.unknown_schema_wait_ms),
             Limit { share: config.poison_share, records: config.poison_records },
+            mixes,
         ),
         projector: Projector::start(pool.clone(), redis, definitions, intervals),
         positions,
@@ -175,7 +191,7 @@ async fn prune_carts(pool: PgPool, shutdown: CancellationToken) {
     }
 }
 
-fn watch(health: &Health, shutdown: &CancellationToken, pool: &PgPool, redis: &Redis) {
+fn watch_stores(health: &Health, shutdown: &CancellationToken, pool: &PgPool, redis: &Redis) {
     for check in [worker::BATCHES, worker::PARTITIONS, worker::POISON] {
         health.set(check, true, Ok(()));
     }

@@ -17,6 +17,7 @@ use tidemill_common::verdict::{Rejection, Verdict, fits, judge};
 
 use crate::emit::{self, Emission, Emitter};
 use crate::enrich::Enricher;
+use crate::hot::Mixes;
 use crate::letters::{Letter, Letters, Redriven};
 use crate::live::Live;
 use crate::poison::{Limit, Poison};
@@ -113,6 +114,7 @@ pub struct Sorter {
     enricher: Enricher,
     unknown_wait: Duration,
     unknown: HashMap<u32, Unknown>,
+    mixes: Mixes,
 }
 
 /// A schema id that the registry does not know.
@@ -122,7 +124,8 @@ struct Unknown {
 }
 
 impl Sorter {
-    /// A sorter that gives up on an unknown schema after `unknown_wait`, and refuses no more than `limit` allows.
+    /// A sorter that gives up on an unknown schema after `unknown_wait`, and refuses no more than `limit` allows. `mixes`
+    /// are told of what comes.
     pub fn new(
         letters: Letters,
         decoder: Decoder,
@@ -130,8 +133,10 @@ impl Sorter {
         enricher: Enricher,
         unknown_wait: Duration,
         limit: Limit,
+        mixes: Mixes,
     ) -> Self {
-        Self { poison: Poison::new(limit), letters, decoder, emitter, enricher, unknown_wait, unknown: HashMap::new() }
+        let (poison, unknown) = (Poison::new(limit), HashMap::new());
+        Self { poison, letters, decoder, emitter, enricher, unknown_wait, unknown, mixes }
     }
 
     /// Sorts the records of a live partition, in order; gives how many. It stops before a record whose schema is not
@@ -187,6 +192,7 @@ impl Sorter {
         sorted: &mut Sorted,
     ) -> Result<(), Transient> {
         let Live { place, project, seen, .. } = live;
+        self.mixes.note(record, || if let Verdict::Valid(decoded) = &verdict { Some(decoded.event()) } else { None });
         match verdict {
             Verdict::Valid(decoded) => {
                 let event = decoded.event();

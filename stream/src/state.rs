@@ -16,6 +16,8 @@ pub struct State {
     pub live: HashMap<TopicPartition, Live>,
     /// Ours, but not live: new, of an unknown project, or to be read from the ledger anew.
     pub waiting: BTreeSet<TopicPartition>,
+    /// Where those stood that were live before, by the ledger.
+    stood: HashMap<TopicPartition, i64>,
     /// The seen stores of partitions that are not live.
     pub parked: Parked,
     /// What is known of the ledger.
@@ -48,9 +50,17 @@ impl State {
         self.live.iter().map(|(at, live)| (at.clone(), live.next)).collect()
     }
 
+    /// Where partitions stand, or stood when they were last counted: one that waits is as far behind as it was.
+    pub fn standing(&self) -> impl Iterator<Item = (TopicPartition, i64)> {
+        let waiting = self.stood.iter().filter(|(at, _)| self.waiting.contains(*at));
+        let live = self.live.iter().map(|(at, live)| (at, &live.next));
+        waiting.chain(live).map(|(at, next)| (at.clone(), *next))
+    }
+
     /// New partitions; what went to other workers is theirs to know.
     pub fn assigned(&mut self, partitions: Vec<TopicPartition>) {
         self.parked.retain(|at, _| partitions.contains(at));
+        self.stood.retain(|at, _| partitions.contains(at));
         self.waiting.extend(partitions);
         self.retry_at = None;
     }
@@ -87,6 +97,7 @@ impl State {
     fn park(&mut self, at: &TopicPartition) -> bool {
         let Some(live) = self.live.remove(at) else { return false };
         self.timeline.reached(&live.place, live.next);
+        self.stood.insert(at.clone(), live.next);
         self.parked.insert(at.clone(), (live.place.incarnation, live.seen));
         true
     }

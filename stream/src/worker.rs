@@ -260,7 +260,7 @@ impl Worker {
     fn show_positions(&self) {
         let live = &self.state.live;
         gauge!("tidemill_stream_live_partitions", "group" => self.config.group.clone()).set(live.len() as f64);
-        self.positions.replace(live.iter().map(|(at, live)| (at.clone(), live.next)));
+        self.positions.replace(self.state.standing());
     }
 
     /// A topic that was deleted and made again is another log, which the client may take for the old one when

@@ -22,7 +22,10 @@ const RECHECK: Duration = Duration::from_secs(2);
 pub struct Health {
     started: Instant,
     checks: Arc<Mutex<BTreeMap<&'static str, Check>>>,
+    measures: Arc<Mutex<Vec<Measure>>>,
 }
+
+type Measure = Box<dyn Fn() -> String + Send>;
 
 #[derive(Clone)]
 struct Check {
@@ -34,7 +37,7 @@ impl Health {
     /// No checks yet.
     #[allow(clippy::new_without_default)] // it takes the time, so it is not a plain value
     pub fn new() -> Self {
-        Self { started: Instant::now(), checks: Arc::default() }
+        Self { started: Instant::now(), checks: Arc::default(), measures: Arc::default() }
     }
 
     /// Sets a check's state. Without an essential one the service is not ready; without another it is
@@ -76,6 +79,11 @@ impl Health {
                 }
             }
         });
+    }
+
+    /// Adds lines to `/metrics`: of series that come and go, which the recorder would keep for ever.
+    pub fn also_measure(&self, lines: impl Fn() -> String + Send + 'static) {
+        self.measures.lock().expect("no holder panics").push(Box::new(lines));
     }
 
     /// Whether all essential checks are good.
@@ -173,6 +181,8 @@ async fn readyz(State(health): State<Health>) -> Response {
 #[utoipa::path(get, path = "/metrics", tag = "operations", responses(
     (status = 200, description = "In the text format, version 0.0.4", body = String),
 ))]
-async fn metrics() -> Response {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], crate::telemetry::metrics().render()).into_response()
+async fn metrics(State(health): State<Health>) -> Response {
+    let mut text = crate::telemetry::metrics().render();
+    health.measures.lock().expect("no holder panics").iter().for_each(|lines| text.push_str(&lines()));
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()
 }

@@ -5,14 +5,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use rdkafka::ClientConfig;
+use rdkafka::Message;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
+use super::leader_changes::leader_changes;
 use super::{KafkaConfig, Record, TopicPartition};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
+/// Append times that have not come by then are not waited for.
+const APPEND_TIMES: Duration = Duration::from_secs(5);
 /// A span that gives nothing for this long counts as unreadable.
 const STALLED: Duration = Duration::from_secs(60);
 
@@ -25,6 +30,15 @@ pub struct Span {
     pub from: i64,
     /// The offset behind the last.
     pub to: i64,
+}
+
+/// Where a partition ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct End {
+    /// The offset that the next record gets.
+    pub offset: i64,
+    /// How often it has changed its leader; none where the broker does not tell.
+    pub leader_changes: Option<i32>,
 }
 
 /// A reader of the past. Cheap to clone.
@@ -53,6 +67,43 @@ impl History {
         let high = self.ask(|consumer| offsets(consumer, partitions.iter().map(|at| (at, Offset::End))))?;
         let both = |at: &TopicPartition| Some((at.clone(), (*low.get(at)?, *high.get(at)?)));
         Ok(partitions.iter().filter_map(both).collect())
+    }
+
+    /// The offset that the next record will get, and how often the leader has changed.
+    pub fn ends(&self, partitions: &[TopicPartition]) -> KafkaResult<HashMap<TopicPartition, End>> {
+        if partitions.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let answer = self.ask(|consumer| {
+            let list = list_of(partitions.iter().map(|at| (at, Offset::End)))?;
+            let answer = consumer.offsets_for_times(list, TIMEOUT)?;
+            Ok((read_offsets(&answer)?, leader_changes(&answer)))
+        })?;
+        let (offsets, mut changes) = answer;
+        let end = |(at, offset)| {
+            let leader_changes = changes.remove(&at);
+            (at, End { offset, leader_changes })
+        };
+        Ok(offsets.into_iter().map(end).collect())
+    }
+
+    /// When the record at each of these offsets was appended, or the next one there is, in milliseconds since 1970.
+    /// Absent where none came within a few seconds.
+    pub fn append_times(&self, positions: &[(TopicPartition, i64)]) -> KafkaResult<HashMap<TopicPartition, i64>> {
+        let consumer: BaseConsumer = self
+            .config()
+            .set("auto.offset.reset", "earliest")
+            // One record of each is enough; brokers give a batch in any case.
+            .set("max.partition.fetch.bytes", "1024")
+            .create()?;
+        consumer.assign(&list_of(positions.iter().map(|(at, offset)| (at, Offset::Offset(*offset))))?)?;
+        let (mut found, deadline) = (HashMap::new(), Instant::now() + APPEND_TIMES);
+        while found.len() < positions.len() && Instant::now() < deadline {
+            let Some(Ok(message)) = consumer.poll(Duration::from_millis(100)) else { continue };
+            let at = TopicPartition { topic: Arc::from(message.topic()), partition: message.partition() };
+            found.entry(at).or_insert(message.timestamp().to_millis().unwrap_or(0));
+        }
+        Ok(found)
     }
 
     /// For each partition, the first offset appended at or after a time (milliseconds since 1970); absent
@@ -101,6 +152,10 @@ impl History {
     }
 
     fn consumer(&self) -> KafkaResult<BaseConsumer> {
+        self.config().create()
+    }
+
+    fn config(&self) -> ClientConfig {
         let mut config = self.kafka.client();
         config
             // Required by the client, but nothing is ever committed under it.
@@ -109,7 +164,7 @@ impl History {
             .set("auto.offset.reset", "error")
             .set("enable.partition.eof", "true")
             .set("fetch.wait.max.ms", "50");
-        config.create()
+        config
     }
 }
 
@@ -159,7 +214,10 @@ fn offsets<'a>(
     consumer: &BaseConsumer,
     asked: impl Iterator<Item = (&'a TopicPartition, Offset)>,
 ) -> KafkaResult<HashMap<TopicPartition, i64>> {
-    let answer = consumer.offsets_for_times(list_of(asked)?, TIMEOUT)?;
+    read_offsets(&consumer.offsets_for_times(list_of(asked)?, TIMEOUT)?)
+}
+
+fn read_offsets(answer: &TopicPartitionList) -> KafkaResult<HashMap<TopicPartition, i64>> {
     let mut found = HashMap::new();
     for element in answer.elements() {
         // A topic that was deleted meanwhile must not keep the others waiting.

@@ -4,6 +4,7 @@
 mod follow;
 mod group;
 mod history;
+mod leader_changes;
 mod producer;
 mod topic_id;
 mod way_back;
@@ -15,7 +16,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 
 pub use follow::{Followed, Follower};
 pub use group::{GroupConsumer, GroupEvent, InHand, Room};
-pub use history::{History, Span};
+pub use history::{End, History, Span};
 pub use producer::{Deliveries, Delivery, Outgoing, Producer, Sending};
 pub use topic_id::topic_incarnations;
 pub use way_back::look_after;
