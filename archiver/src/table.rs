@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use iceberg::io::FileIOBuilder;
 use iceberg::spec::{
     NestedField, NullOrder, PrimitiveType, Schema, SortDirection, SortField, SortOrder, Transform, Type,
     UnboundPartitionSpec,
 };
 use iceberg::table::Table;
 use iceberg::{Catalog, ErrorKind, NamespaceIdent, Result, TableCreation, TableIdent};
+use iceberg_storage_opendal::OpenDalResolvingStorageFactory;
 use tidemill_common::config::{CatalogKind, Connections};
 use tokio::sync::OnceCell;
 
@@ -73,6 +75,8 @@ pub const UNSUMMED: &[&str] = &["properties", "user_agent"];
 /// Row groups that do not have a value here are mostly known without reading them.
 pub const BLOOMED: &[&str] = &["event_id", "user_id"];
 
+const PROBE: &[u8] = b"tidemill doctor";
+
 /// A project's namespace.
 pub fn namespace(project: &str) -> NamespaceIdent {
     NamespaceIdent::from_vec(vec![CATALOG.to_owned(), project.to_owned()]).expect("two names are not none")
@@ -111,6 +115,20 @@ impl Tables {
             Err(error) if error.kind() == ErrorKind::TableNotFound => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Writes a small file into the warehouse, reads it and removes it.
+    pub async fn probe(&self, warehouse_url: &str) -> Result<()> {
+        let warehouse = warehouse_url.trim_end_matches('/');
+        let storage = Arc::new(OpenDalResolvingStorageFactory::new());
+        let properties = self.settings.iter().filter(|(name, _)| name.starts_with("s3."));
+        let files = FileIOBuilder::new(storage).with_props(properties).build();
+        let url = format!("{warehouse}/.tidemill-probe-{}", uuid::Uuid::new_v4().simple());
+        files.new_output(&url)?.write(PROBE.into()).await?;
+        let read = files.new_input(&url)?.read().await;
+        files.delete(&url).await?;
+        let differs = || iceberg::Error::new(ErrorKind::DataInvalid, "what was read is not what was written");
+        if read? == PROBE { Ok(()) } else { Err(differs()) }
     }
 
     /// A project's table; makes it if there is none.

@@ -2,9 +2,13 @@
 
 mod archive;
 mod audit;
+mod completion;
 mod consent;
 mod dlq;
+mod doctor;
 mod keys;
+mod lag;
+mod limits;
 mod loadgen;
 mod migrate;
 mod output;
@@ -82,6 +86,15 @@ enum Command {
     /// API keys
     #[command(subcommand)]
     Keys(keys::Command),
+    Lag(lag::Lag),
+    /// Limits of single event types and users, effective within seconds
+    #[command(subcommand)]
+    Limits(limits::Command),
+    /// Look at everything that Tidemill stands on, and say what to do about what is wrong
+    ///
+    /// Connections, versions, settings of topics and brokers, schemas, migrations, permissions, storage, clocks. The exit
+    /// code is 1 if a check failed; warnings are fine.
+    Doctor(doctor::Doctor),
     /// What a gateway keeps on disk while Kafka is down
     Spool(spool::Spool),
     /// JSON Schemas of events' properties
@@ -93,6 +106,14 @@ enum Command {
     /// Dead letters: records that were no events, until they are sent through again or discarded
     #[command(subcommand)]
     Dlq(dlq::Command),
+    /// Print what a shell needs to complete these commands
+    ///
+    /// bash: `source <(tidemill completion bash)`; zsh: into a file `_tidemill` on $fpath; fish: into
+    /// ~/.config/fish/completions/tidemill.fish.
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
     /// Send e-commerce-like traffic with current timestamps to a gateway
     ///
     /// Visitors of a shop: sessions of up to some minutes with page views, searches, carts and purchases. What
@@ -124,6 +145,7 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
         Command::Stream => Service::Stream,
         Command::Archiver => Service::Archiver,
         Command::Query => Service::Query,
+        Command::Completion { shell } => return completion::run(shell),
         operators => return operate(operators, cli.output).await,
     };
     services::run(service).await
@@ -137,11 +159,15 @@ async fn operate(command: Command, output: Output) -> anyhow::Result<()> {
         Command::Topics(command) => topics::run(command, &connections, output).await,
         Command::Projects(command) => projects::run(command, &connections, output).await,
         Command::Keys(command) => keys::run(command, &connections, output).await,
+        Command::Doctor(doctor) => doctor::run(doctor, &connections, output).await,
+        Command::Lag(lag) => lag::run(lag, &connections, output).await,
+        Command::Limits(command) => limits::run(command, &connections, output).await,
         Command::Spool(spool) => spool::run(spool, output),
         Command::Schemas(command) => schemas::run(command, &connections, output).await,
         Command::Archive(command) => archive::run(command, &connections, output).await,
         Command::Dlq(command) => dlq::run(command, &connections, output).await,
         Command::Loadgen(args) => loadgen::run(args).await,
-        Command::Ingest | Command::Stream | Command::Archiver | Command::Query => Ok(()), // dispatched before
+        // Dispatched before.
+        Command::Ingest | Command::Stream | Command::Archiver | Command::Query | Command::Completion { .. } => Ok(()),
     }
 }

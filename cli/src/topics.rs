@@ -121,7 +121,7 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
 }
 
 /// What all declared topics lack.
-async fn difference(declared: &Declared, connections: &Connections) -> anyhow::Result<(Target, Vec<Change>)> {
+pub async fn difference(declared: &Declared, connections: &Connections) -> anyhow::Result<(Target, Vec<Change>)> {
     let mut db = store::connect(&connections.database_url).await?;
     let target = Target::new(declared, connections).await?;
     let mut topics = target.declarations.shared(target.replication);
