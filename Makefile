@@ -4,7 +4,7 @@ export CARGO_TARGET_DIR ?= $(or $(TIDEMILL_CACHE),$(HOME)/.cache/tidemill)/targe
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup build up down demo fmt lint test test-readers drill-stream drill-archive bench-ingest bench-stream bench-archive bench-query clean-data
+.PHONY: help setup build up down demo fmt lint test test-readers drill-stream drill-archive drill-operators bench-ingest bench-stream bench-archive bench-query clean-data
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ drill-stream: ## break a running stream in every way and compare all views (ROWS
 
 drill-archive: ## break a running archiver, its catalog and its storage in every way (ROWS= picks some, SEED= repeats)
 	@dev/drill archive
+
+drill-operators: ## let operators find out what is wrong and mend it (ROWS= picks some, SEED= repeats)
+	@dev/drill operators
 
 bench-ingest: ## measure the gateway beside the bare Kafka client and Benthos (ARGS: see dev/bench)
 	@dev/bench $(ARGS)

@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tidemill_common::config::Connections;
@@ -169,19 +169,35 @@ impl Drill {
         said.join("; ")
     }
 
+    /// What an operator's command gives as JSON; an error is one of the command's own.
+    pub async fn operator(&self, arguments: &[&str]) -> anyhow::Result<serde_json::Value> {
+        let mut command = tokio::process::Command::new(&self.options.binary);
+        let output = command.args(arguments).args(["--output", "json"]).envs(self.components()).output().await?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "tidemill {}: {said}", arguments.join(" "));
+        Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// The components' addresses, as environment variables.
+    fn components(&self) -> Vec<(String, String)> {
+        let c = &self.stack.connections;
+        let named = [
+            ("KAFKA_BROKERS", &c.kafka.brokers),
+            ("DATABASE_URL", &c.database_url),
+            ("REDIS_URL", &c.redis_url),
+            ("SCHEMA_REGISTRY_URL", &c.registry_url),
+            ("WAREHOUSE_URL", &c.warehouse_url),
+        ];
+        named.map(|(name, value)| (name.to_owned(), value.clone())).into()
+    }
+
     /// Starts a service of one of the row's groups, with more settings.
     pub fn service(&mut self, service: &str, group: &str, more: &[(&str, &str)]) -> anyhow::Result<Process> {
-        let (project, c) = (&self.stack.project, &self.stack.connections);
+        let project = &self.stack.project;
         let section = format!("TIDEMILL_{}__", service.to_uppercase());
         let of = |name: &str| format!("{section}{name}");
-        let mut env = vec![
-            ("KAFKA_BROKERS".to_owned(), c.kafka.brokers.clone()),
-            ("DATABASE_URL".to_owned(), c.database_url.clone()),
-            ("REDIS_URL".to_owned(), c.redis_url.clone()),
-            ("SCHEMA_REGISTRY_URL".to_owned(), c.registry_url.clone()),
-            ("WAREHOUSE_URL".to_owned(), c.warehouse_url.clone()),
-            ("LOG_LEVEL".to_owned(), std::env::var("LOG_LEVEL").unwrap_or("warn,tidemill=info".to_owned())),
-        ];
+        let mut env = self.components();
+        env.push(("LOG_LEVEL".to_owned(), std::env::var("LOG_LEVEL").unwrap_or("warn,tidemill=info".to_owned())));
         if service != "ingest" {
             env.push((of("GROUP"), format!("{project}-{group}")));
             env.push((of("TOPICS"), format!("^events\\.{project}$")));

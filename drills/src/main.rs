@@ -23,6 +23,9 @@ struct Cli {
     /// All rows about the archive, if `--rows` says nothing
     #[arg(long)]
     archive: bool,
+    /// All rows about what operators do, if `--rows` says nothing
+    #[arg(long, conflicts_with = "archive")]
+    operators: bool,
     /// The short selection, whatever `--rows` says
     #[arg(long)]
     short: bool,
@@ -62,6 +65,7 @@ async fn start(cli: Cli) -> anyhow::Result<bool> {
     let pick = match (cli.short, rows.is_empty()) {
         (true, _) => Pick::Short,
         (false, true) if cli.archive => Pick::Archive,
+        (false, true) if cli.operators => Pick::Operators,
         (false, true) => Pick::Stream,
         (false, false) => Pick::Named(rows),
     };

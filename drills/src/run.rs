@@ -9,7 +9,7 @@ use futures::FutureExt;
 use serde::Serialize;
 
 use crate::drill::{Options, Outcome};
-use crate::rows::{self, ARCHIVE, MUTANTS, Mutant, Row};
+use crate::rows::{self, ARCHIVE, MUTANTS, Mutant, OPERATORS, Row};
 
 /// So many differences of a row are printed.
 const PRINTED: usize = 30;
@@ -39,6 +39,8 @@ pub enum Pick {
     Stream,
     /// Everything about the archive.
     Archive,
+    /// What operators find out and do.
+    Operators,
     /// The short selection.
     Short,
     /// By name; a `*` at the end stands for anything.
@@ -53,7 +55,8 @@ impl Pick {
             None => name == pattern,
         };
         match self {
-            Self::Stream => !row.starts_with(ARCHIVE),
+            Self::Stream => !row.starts_with(ARCHIVE) && !OPERATORS.contains(&row),
+            Self::Operators => OPERATORS.contains(&row),
             Self::Archive => row.starts_with(ARCHIVE),
             Self::Short => short,
             Self::Named(patterns) => patterns.iter().any(matches),
@@ -191,6 +194,8 @@ mod tests {
                 && !Pick::Stream.takes("mutant:a", "archive:b", false)
         );
         assert!(Pick::Short.takes("errors", "errors", true) && !Pick::Short.takes("errors", "errors", false));
+        let of = |pick: Pick| pick.takes("hot-partition", "hot-partition", false);
+        assert!(of(Pick::Operators) && !of(Pick::Stream) && !of(Pick::Archive));
     }
 
     #[test]

@@ -190,6 +190,28 @@ impl Http {
         open.into_iter().try_for_each(|event| self.note(event, Answer::Unknown, None))
     }
 
+    /// Sends events once; gives how many were accepted, and how many were over a limit. Those are not sent again, and
+    /// not in the journal.
+    pub async fn offer(&self, events: &[Event]) -> anyhow::Result<(usize, usize)> {
+        let Some(verdicts) = self.post(&events.iter().collect::<Vec<_>>()).await else {
+            events.iter().try_for_each(|event| self.note(event, Answer::Unknown, None))?;
+            return Ok((0, 0));
+        };
+        let (mut accepted, mut limited) = (0, 0);
+        for verdict in verdicts {
+            let Some(event) = events.get(verdict.index) else { continue };
+            match verdict.status.as_str() {
+                "accepted" => {
+                    accepted += 1;
+                    self.note(event, Answer::Accepted, verdict.position.as_deref().and_then(position))?;
+                }
+                "limited" => limited += 1,
+                _ => self.note(event, Answer::Unknown, None)?,
+            }
+        }
+        Ok((accepted, limited))
+    }
+
     async fn post(&self, events: &[&Event]) -> Option<Vec<Verdict>> {
         let body: Vec<Value> = events.iter().map(|event| json(event)).collect();
         // By what is sent, so that a seed decides it.

@@ -69,10 +69,21 @@ async fn leader_change(options: Options) -> anyhow::Result<Outcome> {
         in_sync(&drill).await?;
     }
     flow.stop().await?;
+    let told = told_leader_changes(&drill).await?;
     let mut outcome = drill.finish(recovery).await?;
     outcome.facts.push(format!("{changes} leader changes"));
     ensure!(changes > 0, "no partition changed its leader, so the row shows nothing");
+    if told < changes as i64 {
+        outcome.differences.push(format!("`tidemill lag` tells of {told} leader changes, and {changes} were seen"));
+    }
     Ok(outcome)
+}
+
+/// How often `tidemill lag` says that leaders have changed. They also may have changed back, which nobody else has seen.
+async fn told_leader_changes(drill: &Drill) -> anyhow::Result<i64> {
+    let rows = drill.operator(&["lag", "--view", "stream", "--measure", "0"]).await?;
+    let changes = rows.as_array().into_iter().flatten().filter_map(|row| row["leader_changes"].as_i64());
+    Ok(changes.sum())
 }
 
 /// Leaders of the partitions, from whichever broker answers: the first one asked may be the one that is gone.

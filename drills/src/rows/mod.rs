@@ -4,6 +4,7 @@
 mod archive;
 mod archive_store;
 mod kafka;
+mod operators;
 mod postgres;
 mod processes;
 mod producers;
@@ -20,6 +21,7 @@ use futures::future::LocalBoxFuture;
 use crate::drill::{Options, Outcome};
 
 pub use archive::ARCHIVE;
+pub use operators::OPERATORS;
 
 /// A row that takes longer counts as failed: several times what it needs, so that a busy machine does not matter, and
 /// little enough for a whole run to end within the hour whatever happens. Longer than any one wait in a row, whose
@@ -78,6 +80,7 @@ pub fn all() -> Vec<Row> {
     rows.extend(kafka::rows());
     rows.extend(archive::rows());
     rows.extend(archive_store::rows());
+    rows.extend(operators::rows());
     rows
 }
 
