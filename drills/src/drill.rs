@@ -2,6 +2,7 @@
 //! and the comparison at the end.
 
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -169,8 +170,24 @@ impl Drill {
         said.join("; ")
     }
 
+    /// A command for operators, with the settings of the row's stream workers.
+    pub fn operator(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.options.binary);
+        command.args(arguments).envs(self.settings("stream", "operator"));
+        command
+    }
+
     /// Starts a service of one of the row's groups, with more settings.
     pub fn service(&mut self, service: &str, group: &str, more: &[(&str, &str)]) -> anyhow::Result<Process> {
+        let mut env = self.settings(service, group);
+        env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        self.starts += 1;
+        let log = self.options.logs.join(format!("{}-{:02}-{service}.log", self.stack.project, self.starts));
+        Process::start(&self.options.binary, service, &env, &log)
+    }
+
+    /// A service's settings.
+    fn settings(&self, service: &str, group: &str) -> Vec<(String, String)> {
         let (project, c) = (&self.stack.project, &self.stack.connections);
         let section = format!("TIDEMILL_{}__", service.to_uppercase());
         let of = |name: &str| format!("{section}{name}");
@@ -200,10 +217,7 @@ impl Drill {
             "archiver" => env.push((of("COMMIT_INTERVAL_MS"), "1000".to_owned())),
             _ => {}
         }
-        env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        self.starts += 1;
-        let log = self.options.logs.join(format!("{project}-{:02}-{service}.log", self.starts));
-        Process::start(&self.options.binary, service, &env, &log)
+        env
     }
 }
 

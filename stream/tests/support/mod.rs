@@ -183,7 +183,10 @@ pub async fn restore(stack: &Stack) {
     let tables = tables(stack).await;
     // The locks wait for what is being committed, so that nothing is torn.
     let locks = each(|t| format!("LOCK TABLE {t} IN ACCESS EXCLUSIVE MODE;"), &tables);
-    let rows = each(|t| format!("DELETE FROM {t}; INSERT INTO {t} SELECT * FROM backup_{t};"), &tables);
+    let rows = each(
+        |t| format!("DELETE FROM {t}; INSERT INTO {t} OVERRIDING SYSTEM VALUE SELECT * FROM backup_{t};"),
+        &tables,
+    );
     let sql = format!("BEGIN; {locks} {rows} COMMIT;");
     sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&stack.pool).await.unwrap();
 }
