@@ -22,6 +22,7 @@ pub mod maintain;
 pub mod positions;
 mod prepare;
 pub mod promotions;
+pub mod read_back;
 pub mod rows;
 mod sql;
 pub mod table;

@@ -39,7 +39,7 @@ impl Entry {
 }
 
 /// Who types: what they call themselves, or the login's name.
-fn who() -> String {
+pub fn who() -> String {
     let name = ["TIDEMILL_OPERATOR", "USER", "LOGNAME"].into_iter().find_map(|name| std::env::var(name).ok());
     name.filter(|name| !name.is_empty()).unwrap_or_else(|| "unknown".to_owned())
 }

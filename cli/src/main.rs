@@ -13,6 +13,7 @@ mod loadgen;
 mod migrate;
 mod output;
 mod projects;
+mod replay;
 mod schemas;
 mod services;
 mod signals;
@@ -106,6 +107,9 @@ enum Command {
     /// Dead letters: records that were no events, until they are sent through again or discarded
     #[command(subcommand)]
     Dlq(dlq::Command),
+    /// Rebuild sessions and metrics from the log beside what is live, compare, and switch
+    #[command(subcommand)]
+    Replay(replay::Command),
     /// Print what a shell needs to complete these commands
     ///
     /// bash: `source <(tidemill completion bash)`; zsh: into a file `_tidemill` on $fpath; fish: into
@@ -153,7 +157,8 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
 
 async fn operate(command: Command, output: Output) -> anyhow::Result<()> {
     start_logging(OPERATOR_LOG);
-    let connections = Settings::load("cli")?.connections();
+    let settings = Settings::load("cli")?;
+    let connections = settings.connections();
     match command {
         Command::Migrate => migrate::run(&connections, output).await,
         Command::Topics(command) => topics::run(command, &connections, output).await,
@@ -166,6 +171,7 @@ async fn operate(command: Command, output: Output) -> anyhow::Result<()> {
         Command::Schemas(command) => schemas::run(command, &connections, output).await,
         Command::Archive(command) => archive::run(command, &connections, output).await,
         Command::Dlq(command) => dlq::run(command, &connections, output).await,
+        Command::Replay(command) => replay::run(command, &settings, output).await,
         Command::Loadgen(args) => loadgen::run(args).await,
         // Dispatched before.
         Command::Ingest | Command::Stream | Command::Archiver | Command::Query | Command::Completion { .. } => Ok(()),

@@ -1,5 +1,7 @@
 //! Projects, as Postgres has them.
 
+use std::collections::HashMap;
+
 use sqlx::{PgExecutor, Row};
 use utoipa::ToSchema;
 
@@ -66,4 +68,10 @@ pub async fn load(db: impl PgExecutor<'_>, id: &str) -> Result<Option<Project>, 
         })
     })
     .transpose()
+}
+
+/// The live generation of each project.
+pub async fn generations(db: impl PgExecutor<'_>) -> Result<HashMap<String, i32>, sqlx::Error> {
+    let rows = sqlx::query("SELECT id, generation FROM projects WHERE deleted_at IS NULL").fetch_all(db).await?;
+    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
 }

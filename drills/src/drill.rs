@@ -2,6 +2,7 @@
 //! and the comparison at the end.
 
 use std::path::PathBuf;
+use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -10,6 +11,7 @@ use rand::rngs::StdRng;
 use tidemill_common::config::Connections;
 use tidemill_common::kafka::History;
 use tidemill_testkit::{PARTITIONS, Stack, countries};
+use tokio::process::Command;
 
 use crate::flow::{Flow, Stream};
 use crate::journal::Journal;
@@ -171,11 +173,18 @@ impl Drill {
 
     /// What an operator's command gives as JSON; an error is one of the command's own.
     pub async fn operator(&self, arguments: &[&str]) -> anyhow::Result<serde_json::Value> {
-        let mut command = tokio::process::Command::new(&self.options.binary);
-        let output = command.args(arguments).args(["--output", "json"]).envs(self.components()).output().await?;
+        let output = self.command(arguments).output().await?;
         let said = String::from_utf8_lossy(&output.stderr);
         ensure!(output.status.success(), "tidemill {}: {said}", arguments.join(" "));
         Ok(serde_json::from_slice(&output.stdout)?)
+    }
+
+    /// An operator's command as it can be started, with the settings of the row's stream workers.
+    pub fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(&self.options.binary);
+        command.args(arguments).args(["--output", "json"]).envs(self.settings("stream", "operator"));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
+        command
     }
 
     /// The components' addresses, as environment variables.
@@ -193,6 +202,15 @@ impl Drill {
 
     /// Starts a service of one of the row's groups, with more settings.
     pub fn service(&mut self, service: &str, group: &str, more: &[(&str, &str)]) -> anyhow::Result<Process> {
+        let mut env = self.settings(service, group);
+        env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        self.starts += 1;
+        let log = self.options.logs.join(format!("{}-{:02}-{service}.log", self.stack.project, self.starts));
+        Process::start(&self.options.binary, service, &env, &log)
+    }
+
+    /// A service's settings.
+    fn settings(&self, service: &str, group: &str) -> Vec<(String, String)> {
         let project = &self.stack.project;
         let section = format!("TIDEMILL_{}__", service.to_uppercase());
         let of = |name: &str| format!("{section}{name}");
@@ -216,10 +234,7 @@ impl Drill {
             "archiver" => env.push((of("COMMIT_INTERVAL_MS"), "1000".to_owned())),
             _ => {}
         }
-        env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        self.starts += 1;
-        let log = self.options.logs.join(format!("{project}-{:02}-{service}.log", self.starts));
-        Process::start(&self.options.binary, service, &env, &log)
+        env
     }
 }
 

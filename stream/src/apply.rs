@@ -13,7 +13,7 @@ use crate::sort::Transient;
 use crate::store::{Store, Touched};
 
 /// A transaction without an answer for this long counts as one with an unknown outcome.
-const COMMIT: Duration = Duration::from_secs(30);
+pub(crate) const COMMIT: Duration = Duration::from_secs(30);
 
 /// Brings batches to Kafka and Postgres. Cheap to clone.
 #[derive(Clone)]
@@ -44,7 +44,10 @@ impl Applier {
 }
 
 /// Postgres' answer, or an error after `limit`: a connection may be gone without a word.
-async fn within<T>(limit: Duration, asked: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, Transient> {
+pub(crate) async fn within<T>(
+    limit: Duration,
+    asked: impl Future<Output = Result<T, sqlx::Error>>,
+) -> Result<T, Transient> {
     match tokio::time::timeout(limit, asked).await {
         Ok(answer) => Ok(answer?),
         Err(_) => Err(Transient::NotReady(format!("postgres: no answer within {} s", limit.as_secs()))),

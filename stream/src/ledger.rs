@@ -18,7 +18,7 @@ pub struct Place {
     pub partition: i32,
     /// Kafka's id of the topic.
     pub incarnation: String,
-    /// The live generation of the topic's project.
+    /// A generation of what is derived from it: of live workers, the one that is live.
     pub generation: i32,
 }
 
@@ -88,19 +88,63 @@ pub async fn open(pool: &PgPool, places: &[Place]) -> Result<Standing, sqlx::Err
         let (topic, partition, next): (String, i32, i64) = (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
         tracing::error!(topic, partition, next, "the topic was made again; what its old log held behind that is gone");
     }
-    standing(&mut connection, &columns, "").await
+    standing(&mut connection, &columns, "", "").await
+}
+
+/// Begins partitions of a new generation at these offsets. What is before them is none of its concern.
+pub async fn begin(tx: &mut PgConnection, starts: &[(Place, i64)]) -> Result<(), sqlx::Error> {
+    let columns = Columns::of(starts.iter().map(|(place, _)| place));
+    sqlx::query(
+        "INSERT INTO ledger (view, topic, partition, topic_incarnation, generation, next_offset, projected_offset, as_of)
+         SELECT $1, w.topic, w.partition, w.incarnation, w.generation, w.next, w.next, to_timestamp(0)
+         FROM unnest($2::text[], $3::int[], $4::text[], $5::int[], $6::bigint[])
+              AS w(topic, partition, incarnation, generation, next)",
+    )
+    .bind(VIEW)
+    .bind(&columns.topics)
+    .bind(&columns.partitions)
+    .bind(&columns.incarnations)
+    .bind(&columns.generations)
+    .bind(starts.iter().map(|(_, next)| *next).collect::<Vec<_>>())
+    .execute(tx)
+    .await
+    .map(drop)
 }
 
 /// What the ledger says of these partitions now.
 pub async fn look(pool: &PgPool, places: &[Place]) -> Result<Standing, sqlx::Error> {
-    standing(&mut *pool.acquire().await?, &Columns::of(places.iter()), "").await
+    standing(&mut *pool.acquire().await?, &Columns::of(places.iter()), "", "").await
 }
 
-/// Moves all partitions on, if every one of them still stands where its batch starts; else changes nothing
-/// and says false. The rows stay locked until the transaction ends.
-pub async fn advance(tx: &mut PgConnection, steps: &[Advance]) -> Result<bool, sqlx::Error> {
+/// Whether a batch counts for readers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Side {
+    /// In its projects' live generations, and in no others.
+    #[default]
+    Live,
+    /// In one that is built beside the live one, as long as it is not live.
+    Rebuild,
+}
+
+/// That all of the generations asked for are live. It is computed once for all rows.
+const LIVE: &str = "AND (
+    SELECT bool_and(p.generation = u.generation) FROM unnest($2::text[], $5::int[]) AS u(topic, generation)
+    JOIN projects p ON p.id = substr(u.topic, 8))";
+/// That none of them is.
+const REBUILD: &str = "AND NOT EXISTS (
+    SELECT FROM unnest($2::text[], $5::int[]) AS u(topic, generation)
+    JOIN projects p ON p.id = substr(u.topic, 8) AND p.generation = u.generation)";
+
+/// Moves all partitions on, if every one of them still stands where its batch starts, in a generation of this side;
+/// else changes nothing and says false. The rows stay locked until the transaction ends. For the live side the
+/// generations have to be held ([`crate::generation::begin`]).
+pub async fn advance(tx: &mut PgConnection, side: Side, steps: &[Advance]) -> Result<bool, sqlx::Error> {
     let columns = Columns::of(steps.iter().map(|step| &step.place));
-    let found = standing(tx, &columns, "FOR UPDATE OF l").await?.positions;
+    let which = match side {
+        Side::Live => LIVE,
+        Side::Rebuild => REBUILD,
+    };
+    let found = standing(tx, &columns, which, "FOR UPDATE OF l").await?.positions;
     let stands = |step: &Advance| found.get(&step.place).is_some_and(|position| position.next == step.start);
     if !steps.iter().all(stands) && !mutant("no-fencing") {
         return Ok(false);
@@ -175,7 +219,7 @@ pub async fn mark_projected(pool: &PgPool, places: &[(Place, i64)]) -> Result<()
     let mut tx = pool.begin().await?;
     // A mark that is lost costs a projection.
     sqlx::query("SET LOCAL synchronous_commit = off").execute(&mut *tx).await?;
-    standing(&mut tx, &columns, "FOR UPDATE OF l").await?; // in the order of all locks
+    standing(&mut tx, &columns, "", "FOR UPDATE OF l").await?; // in the order of all locks
     sqlx::query(
         "UPDATE ledger l SET projected_offset = w.projected
          FROM unnest($2::text[], $3::int[], $4::text[], $5::int[], $6::bigint[])
@@ -199,6 +243,7 @@ pub async fn mark_projected(pool: &PgPool, places: &[(Place, i64)]) -> Result<()
 async fn standing(
     connection: &mut PgConnection,
     columns: &Columns<'_>,
+    which: &'static str,
     lock: &'static str,
 ) -> Result<Standing, sqlx::Error> {
     let sql = format!(
@@ -208,7 +253,7 @@ async fn standing(
          JOIN unnest($2::text[], $3::int[], $4::text[], $5::int[]) AS w(topic, partition, incarnation, generation)
            ON l.topic = w.topic AND l.partition = w.partition
           AND l.topic_incarnation = w.incarnation AND l.generation = w.generation
-         WHERE l.view = $1
+         WHERE l.view = $1 {which}
          ORDER BY l.topic COLLATE \"C\", l.partition, l.topic_incarnation COLLATE \"C\", l.generation {lock}"
     );
     let rows = sqlx::query(sqlx::AssertSqlSafe(sql))

@@ -21,7 +21,7 @@ use crate::hot::Mixes;
 use crate::letters::{Letter, Letters, Redriven};
 use crate::live::Live;
 use crate::poison::{Limit, Poison};
-use crate::store::{Counted, DeadLetter, Outcome, Redrive};
+use crate::store::{Counted, DeadLetter, Origin, Outcome, Redrive};
 
 /// Pause between two questions for an unknown schema.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -199,10 +199,7 @@ impl Sorter {
                 let first = seen.sight(fingerprint(event.event_id), record.offset, record.append_ms)?;
                 let counts = first && !existed("existence", event.event_id);
                 if counts {
-                    // What the enricher alone reads need not be kept.
-                    let kept = EventRef { client_address: None, user_agent: None, ..event }.to_event();
-                    let mut counted = Counted::new(project.id.clone(), place.generation, kept, record.into());
-                    counted.traits = self.enricher.traits(&event, &counted.properties());
+                    let counted = counted(&mut self.enricher, &project.id, place.generation, record.into(), &event);
                     let processed = self.emitter.processed(&project.id, record, &decoded, &counted.traits).await?;
                     sorted.emissions.push(processed);
                     sorted.events.push(counted);
@@ -296,4 +293,19 @@ impl Sorter {
     fn give_up(&self, id: u32, since: Instant) -> Option<Verdict<'static>> {
         (since.elapsed() >= self.unknown_wait).then(|| Verdict::Rejected(Rejection::unknown_schema(id)))
     }
+}
+
+/// A first sight, with what else it says.
+pub(crate) fn counted(
+    enricher: &mut Enricher,
+    project: &str,
+    generation: i32,
+    origin: Origin,
+    event: &EventRef<'_>,
+) -> Counted {
+    // What the enricher alone reads need not be kept.
+    let kept = EventRef { client_address: None, user_agent: None, ..*event }.to_event();
+    let mut counted = Counted::new(project.to_owned(), generation, kept, origin);
+    counted.traits = enricher.traits(event, &counted.properties());
+    counted
 }

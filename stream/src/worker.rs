@@ -10,6 +10,7 @@ use tidemill_common::failpoint::hit;
 use tidemill_common::http::Health;
 use tidemill_common::kafka::{GroupConsumer, GroupEvent, InHand, Record};
 use tidemill_common::progress::Positions;
+use tidemill_common::projects;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -197,8 +198,8 @@ impl Worker {
             }
             Ok(None) => {
                 tracing::warn!(
-                    "the ledger or a dead letter is not as it was (another worker, an operator, or a restored database); \
-                     reading them again"
+                    "the ledger or a dead letter is not as it was (another worker, another generation, an operator, or a \
+                     restored database); reading them again"
                 );
                 counter!("tidemill_stream_batches_dropped_total").increment(1);
                 self.reset();
@@ -264,16 +265,18 @@ impl Worker {
     }
 
     /// A topic that was deleted and made again is another log, which the client may take for the old one when
-    /// it is as long.
+    /// it is as long. And a generation that is not live any more has no batches to tell a partition at rest.
     async fn check_topics(&mut self) {
         let topics: BTreeSet<String> = self.state.live.keys().map(|at| at.topic.to_string()).collect();
         if topics.is_empty() {
             return;
         }
         let Ok(now) = self.preparer.incarnations(topics.into_iter().collect()).await else { return };
-        let changed = |live: &Live| now.get(&live.place.topic).is_some_and(|id| *id != live.place.incarnation);
-        if self.state.live.values().any(changed) {
-            tracing::warn!("a topic was made again; reading the ledger anew");
+        let Ok(generations) = projects::generations(&self.preparer.pool).await else { return };
+        let made_again = |live: &Live| now.get(&live.place.topic).is_some_and(|id| *id != live.place.incarnation);
+        let left = |live: &Live| generations.get(&live.project.id).is_some_and(|now| *now != live.place.generation);
+        if self.state.live.values().any(|live| made_again(live) || left(live)) {
+            tracing::warn!("a topic was made again, or another generation is live; reading the ledger anew");
             self.reset();
         }
     }

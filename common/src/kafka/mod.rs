@@ -1,11 +1,12 @@
 //! Kafka clients: settings, a producer that awaits delivery, a consumer group whose positions come from the
-//! views, reads of the past, and followers of what comes.
+//! views, reads of the past, followers of what comes, and seeks of other groups.
 
 mod follow;
 mod group;
 mod history;
 mod leader_changes;
 mod producer;
+mod seek;
 mod topic_id;
 mod way_back;
 
@@ -18,6 +19,7 @@ pub use follow::{Followed, Follower};
 pub use group::{GroupConsumer, GroupEvent, InHand, Room};
 pub use history::{End, History, Span};
 pub use producer::{Deliveries, Delivery, Outgoing, Producer, Sending};
+pub use seek::{IdleGroup, Seek, SeekError, SeekTo};
 pub use topic_id::topic_incarnations;
 pub use way_back::look_after;
 

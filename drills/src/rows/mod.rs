@@ -10,6 +10,7 @@ mod processes;
 mod producers;
 mod redis;
 mod redrive;
+mod replay;
 mod steps;
 mod store;
 
@@ -78,6 +79,7 @@ pub fn all() -> Vec<Row> {
     rows.extend(redis::rows());
     rows.extend(redrive::rows());
     rows.extend(kafka::rows());
+    rows.extend(replay::rows());
     rows.extend(archive::rows());
     rows.extend(archive_store::rows());
     rows.extend(operators::rows());

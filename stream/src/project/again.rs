@@ -1,12 +1,14 @@
 //! Projecting all that is live of a project again, stretch by stretch: hot windows first, and what an earlier epoch has
-//! left of them, then live sessions, carts, then users. One worker does it at a time; its lease lies in Redis, so a flush takes that, too.
+//! left of them, then live sessions, carts, then users; and then the same of the generation that was live before, if it
+//! is kept, to remove what that had and this has not. One worker does it at a time; its lease lies in Redis, so a flush
+//! takes that, too.
 
 use std::time::Instant;
 
 use chrono::{DateTime, Utc};
 use tidemill_common::redis::Redis;
 
-use super::list::{self, WindowCursor};
+use super::list::{self, Of, WindowCursor};
 use super::pending::Key;
 use super::{ProjectError, Writer, lost, marks};
 use crate::window::Granularity;
@@ -26,8 +28,10 @@ pub struct Again {
     pub stale: bool,
     token: String,
     epoch: i64,
+    generation: i32,
     /// What it will be whole for.
     whole: String,
+    of: Of,
     next: Stage,
     started: Instant,
     keys: usize,
@@ -56,7 +60,12 @@ pub enum Step {
 
 impl Again {
     /// Begins, unless another worker is at it.
-    pub async fn begin(redis: &Redis, project: &str, epoch: i64, whole: String) -> Result<Option<Self>, ProjectError> {
+    pub async fn begin(
+        redis: &Redis,
+        project: &str,
+        (epoch, generation): (i64, i32),
+        whole: String,
+    ) -> Result<Option<Self>, ProjectError> {
         // Two workers never use one token: it is a name of this very moment in this very process.
         let token = format!("{}-{}", std::process::id(), Utc::now().timestamp_nanos_opt().unwrap_or_default());
         if !marks::take(redis, project, &token, LEASE).await? {
@@ -65,7 +74,8 @@ impl Again {
         metrics::counter!("tidemill_stream_reprojections_total").increment(1);
         let next = first_windows(0, Utc::now());
         let (project, started) = (project.to_owned(), Instant::now());
-        Ok(Some(Self { project, stale: false, token, epoch, whole, next, started, keys: 0 }))
+        let stale = false;
+        Ok(Some(Self { project, stale, token, epoch, generation, whole, of: Of::Live, next, started, keys: 0 }))
     }
 
     /// Writes the next stretch.
@@ -74,9 +84,15 @@ impl Again {
             return Ok(Step::Lost);
         }
         let (keys, next) = self.stretch(writer).await?;
-        writer.write(&keys).await?;
+        match self.of {
+            Of::Live => writer.write(&keys).await?,
+            Of::Kept => writer.forget(&keys, self.epoch, self.generation).await?,
+        }
         self.keys += keys.len();
         self.next = next;
+        if matches!(self.next, Stage::Done) && self.of == Of::Live {
+            (self.of, self.next) = (Of::Kept, first_windows(0, Utc::now()));
+        }
         if !matches!(self.next, Stage::Done) {
             return Ok(Step::More);
         }
@@ -90,11 +106,11 @@ impl Again {
 
     /// The keys of the next stretch, and where the one behind it begins.
     async fn stretch(&self, writer: &Writer) -> Result<(Vec<Key>, Stage), ProjectError> {
-        let (pool, project) = (&writer.pool, &self.project);
+        let (pool, project, of) = (&writer.pool, &self.project, self.of);
         let of_project = |id: &String| (project.clone(), id.clone());
         Ok(match &self.next {
             Stage::Windows(at, after) => {
-                let found = list::windows(pool, project, Granularity::ALL[*at], after, WINDOWS).await?;
+                let found = list::windows(pool, of, project, Granularity::ALL[*at], after, WINDOWS).await?;
                 let next = match found.last() {
                     Some((last, _)) if found.len() as i64 == WINDOWS => Stage::Windows(*at, last.clone()),
                     _ => Stage::Lost(*at),
@@ -106,11 +122,12 @@ impl Again {
             // What this epoch has was written before.
             Stage::Lost(at) => {
                 let now = Utc::now();
-                lost::forget(&writer.redis, project, Granularity::ALL[*at], self.epoch, now.timestamp()).await?;
+                let stamp = (self.epoch, self.generation);
+                lost::of_sessions(&writer.redis, project, Granularity::ALL[*at], stamp, now.timestamp()).await?;
                 (Vec::new(), first_windows(at + 1, now))
             }
             Stage::Sessions(after) => {
-                let found = list::sessions(pool, project, after, SESSIONS).await?;
+                let found = list::sessions(pool, of, project, after, SESSIONS).await?;
                 let next = match found.last() {
                     Some(last) if found.len() as i64 == SESSIONS => Stage::Sessions(last.clone()),
                     _ => Stage::Carts(String::new()),
@@ -118,7 +135,7 @@ impl Again {
                 (found.iter().map(|(_, id)| Key::Session(of_project(id))).collect(), next)
             }
             Stage::Carts(after) => {
-                let found = list::carts(pool, project, after, SESSIONS).await?;
+                let found = list::carts(pool, of, project, after, SESSIONS).await?;
                 let next = match found.last() {
                     Some(last) if found.len() as i64 == SESSIONS => Stage::Carts(last.clone()),
                     _ => Stage::Users(String::new()),
@@ -126,7 +143,7 @@ impl Again {
                 (found.iter().map(|id| Key::Cart(of_project(id))).collect(), next)
             }
             Stage::Users(after) => {
-                let found = list::users(pool, project, after, USERS).await?;
+                let found = list::users(pool, of, project, after, USERS).await?;
                 let next = match found.last() {
                     Some(last) if found.len() as i64 == USERS => Stage::Users(last.clone()),
                     _ => Stage::Done,

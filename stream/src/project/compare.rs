@@ -9,9 +9,10 @@ use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::Value;
 use tidemill_common::redis::Redis;
 
+use super::list::{self, Of};
 use super::pending::Key;
 use super::read::{self, Stamp};
-use super::{ProjectError, Writer, list, write};
+use super::{ProjectError, Writer, write};
 use crate::fold::sessions::GAP;
 use crate::keys;
 use crate::window::Granularity;
@@ -68,7 +69,7 @@ pub async fn sample(
         let (first, ..) = list::first_window(granularity, now);
         let start = first + (now - first) * (random * 1_000.0) as i32 / 1_000;
         let from = (start, String::new(), String::new());
-        let found = list::windows(&writer.pool, project, granularity, &from, SAMPLE / 3).await?;
+        let found = list::windows(&writer.pool, Of::Live, project, granularity, &from, SAMPLE / 3).await?;
         let definitions = writer.definitions.current().await?;
         let hot = |key: &crate::fold::rollups::RollupKey| {
             granularity.hot_until(key.window_start) > now.timestamp() && key.has_copy(&definitions)

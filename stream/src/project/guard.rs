@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use tidemill_common::names::project_of;
+
 use super::marks::{self, Held, Mark};
 use super::pending::Positions;
 use super::{ByPlace, project};
@@ -43,6 +45,9 @@ pub struct Look {
 impl Guard {
     /// A partition is ours from here on.
     pub fn live(&mut self, place: Place, Position { next, projected }: Position) {
+        // Of another incarnation, or another generation, it is ours no more.
+        self.ours
+            .retain(|other, _| other.partition != place.partition || other.topic != place.topic || *other == place);
         let shown = projected.min(next);
         self.ours.insert(place, Ours { opened: next, next, began: -1, shown, looked: false, doubt: None });
     }
@@ -74,9 +79,11 @@ impl Guard {
         self.whole.contains(project)
     }
 
-    /// What a project is whole for, in the Redis of the last look.
-    pub fn whole(&self, epoch: i64) -> String {
-        marks::whole(&self.server, epoch)
+    /// The newest generation of a project that we know of, and what it is whole for in the Redis of the last look.
+    pub fn whole(&self, of: &str, epoch: i64) -> (i32, String) {
+        let ours = self.ours.keys().filter(|place| project_of(&place.topic) == Some(of));
+        let generation = ours.map(|place| place.generation).max().unwrap_or_default();
+        (generation, marks::whole(&self.server, epoch, generation))
     }
 
     /// What has to be said before writing.
@@ -145,7 +152,6 @@ impl Guard {
     /// What Redis lacks, in this epoch.
     pub fn redis(&mut self, epoch: i64, held: &Held) -> Look {
         self.server.clone_from(&held.server);
-        let whole = self.whole(epoch);
         let mut look = Look::default();
         let of_epoch = |mark: Option<&Mark>| mark.filter(|mark| mark.epoch == epoch).map(|mark| mark.offset);
         for (place, ours) in &mut self.ours {
@@ -158,7 +164,8 @@ impl Guard {
             if of_epoch(held.began.get(place)).is_none() {
                 ours.began = -1;
             }
-            if held.whole.get(&project) != Some(&whole) {
+            let whole = |held: &String| marks::is_whole(held, &self.server, epoch, place.generation);
+            if !held.whole.get(&project).is_some_and(whole) {
                 look.not_whole.insert(project);
             }
         }
@@ -199,16 +206,16 @@ mod tests {
     #[test]
     fn a_ledger_behind_a_mark_is_older() {
         let (mut guard, timeline) = opened(100);
-        let whole = held((5, 100), (5, 100), "redis-1:5");
+        let whole = held((5, 100), (5, 100), "redis-1:5:0");
         assert_eq!(guard.older_postgres(&timeline, Some(&whole), &standing(100)), None);
         let (mut guard, timeline) = opened(90);
         assert!(guard.older_postgres(&timeline, Some(&whole), &standing(90)).is_some(), "the mark is from its future");
         let (mut guard, timeline) = opened(90);
-        let later = held((7, 3), (7, 3), "redis-1:7");
+        let later = held((7, 3), (7, 3), "redis-1:7:0");
         let (above, _) = guard.older_postgres(&timeline, Some(&later), &standing(90)).expect("an epoch that is lost");
         assert_eq!(above, 7);
         let (mut guard, timeline) = opened(90);
-        let before = held((4, 1_000), (4, 1_000), "redis-1:4");
+        let before = held((4, 1_000), (4, 1_000), "redis-1:4:0");
         assert_eq!(guard.older_postgres(&timeline, Some(&before), &standing(90)), None, "another history's mark");
         assert!(guard.older_postgres(&timeline, Some(&before), &standing(80)).is_some(), "it was at 90");
     }
@@ -219,7 +226,7 @@ mod tests {
         let (mut guard, mut timeline) = opened(90);
         timeline.reached(&place(), 95);
         guard.reached(&place(), 95);
-        let mark = held((5, 100), (5, 100), "redis-1:5");
+        let mark = held((5, 100), (5, 100), "redis-1:5:0");
         assert_eq!(
             guard.older_postgres(&timeline, Some(&mark), &standing(105)),
             None,
@@ -232,14 +239,14 @@ mod tests {
         let none = Held { server: "redis-1".to_owned(), ..Held::default() };
         assert_eq!(guard.older_postgres(&timeline, Some(&none), &standing(90)), None);
         guard.reached(&place(), 105);
-        let own = held((5, 105), (5, 105), "redis-1:5");
+        let own = held((5, 105), (5, 105), "redis-1:5:0");
         assert_eq!(guard.older_postgres(&timeline, Some(&own), &standing(105)), None);
     }
 
     #[test]
     fn redis_lacks_something_when_it_is_empty_another_one_or_older() {
         let (mut guard, _) = opened(100);
-        assert_eq!(guard.redis(5, &held((5, 100), (5, 100), "redis-1:5")), Look::default());
+        assert_eq!(guard.redis(5, &held((5, 100), (5, 100), "redis-1:5:0")), Look::default());
         assert!(guard.is_whole("p"));
         let empty = Held { server: "redis-1".to_owned(), ..Held::default() };
         let look = guard.redis(5, &empty);
@@ -247,14 +254,20 @@ mod tests {
         assert_eq!(look.unsaid[&place()], 100, "the mark is to be written again");
         assert_eq!(guard.to_begin()[&place()], 100);
         assert!(!guard.is_whole("p"));
-        for other in ["redis-0:5", "redis-1:4"] {
+        for other in ["redis-0:5:0", "redis-1:4:0"] {
             let look = guard.redis(5, &held((5, 100), (5, 100), other));
             assert!(look.not_whole.contains("p") && look.older.is_empty(), "{other}");
         }
-        let look = guard.redis(5, &held((5, 100), (5, 99), "redis-1:5"));
+        let look = guard.redis(5, &held((5, 100), (5, 99), "redis-1:5:0"));
         assert!(look.older.contains("p") && look.not_whole.contains("p"));
+        let of_another = Place { generation: 1, ..place() };
+        guard.live(of_another.clone(), Position { next: 100, projected: 100 });
+        assert_eq!(guard.places(), [of_another], "the generation before is not live any more");
+        assert!(guard.redis(5, &held((5, 100), (5, 100), "redis-1:5:0")).not_whole.contains("p"), "it left this");
+        assert_eq!(guard.whole("p", 5), (1, "redis-1:5:1".to_owned()));
+        let (mut guard, _) = opened(100);
         // After a flush another worker has projected it all again; only our marks are missing.
-        let look = guard.redis(5, &Held { shown: HashMap::new(), ..held((5, 100), (5, 0), "redis-1:5") });
+        let look = guard.redis(5, &Held { shown: HashMap::new(), ..held((5, 100), (5, 0), "redis-1:5:0") });
         assert!(look.not_whole.is_empty());
     }
 }

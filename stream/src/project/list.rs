@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use chrono::{DateTime, Utc};
-use sqlx::{PgPool, Row};
+use sqlx::{AssertSqlSafe, PgPool, Row};
 
 use crate::fold::rollups::{RollupKey, Series};
 use crate::fold::sessions::{GAP, slot};
@@ -12,20 +12,41 @@ use crate::metric::{self, Aggregation};
 use crate::time::utc;
 use crate::window::Granularity;
 
-/// Sessions of the live generation that may be live, by the half hour of their last event and their key; from behind
+/// Whose state is listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Of {
+    /// The project's live generation.
+    Live,
+    /// The one that was live before it, as long as it is kept.
+    Kept,
+}
+
+impl Of {
+    /// The generation of project `$1`, in SQL.
+    fn generation(self) -> &'static str {
+        match self {
+            Self::Live => "(SELECT generation FROM projects WHERE id = $1)",
+            Self::Kept => "(SELECT kept_generation FROM projects WHERE id = $1)",
+        }
+    }
+}
+
+/// Sessions that may be live, by the half hour of their last event and their key; from behind
 /// `after` on.
 pub async fn sessions(
     pool: &PgPool,
+    of: Of,
     project: &str,
     after: &(i32, String),
     limit: i64,
 ) -> Result<Vec<(i32, String)>, sqlx::Error> {
-    let rows = sqlx::query(
+    let generation = of.generation();
+    let rows = sqlx::query(AssertSqlSafe(format!(
         "SELECT s.last_slot, s.session_id FROM sessions s
-         WHERE s.generation = (SELECT generation FROM projects WHERE id = $1) AND s.project = $1
+         WHERE s.generation = {generation} AND s.project = $1
            AND s.last_slot >= $2 AND (s.last_slot, s.session_id) > ($2, $3)
-         ORDER BY s.last_slot, s.session_id LIMIT $4",
-    )
+         ORDER BY s.last_slot, s.session_id LIMIT $4"
+    )))
     .bind(project)
     .bind(after.0)
     .bind(&after.1)
@@ -56,13 +77,14 @@ pub async fn sample(pool: &PgPool, project: &str, from: DateTime<Utc>, limit: i6
     .await
 }
 
-/// Session keys with cart events in the live generation, in order; from behind `after` on.
-pub async fn carts(pool: &PgPool, project: &str, after: &str, limit: i64) -> Result<Vec<String>, sqlx::Error> {
-    sqlx::query_scalar(
+/// Session keys with cart events, in order; from behind `after` on.
+pub async fn carts(pool: &PgPool, of: Of, project: &str, after: &str, limit: i64) -> Result<Vec<String>, sqlx::Error> {
+    let generation = of.generation();
+    sqlx::query_scalar(AssertSqlSafe(format!(
         "SELECT DISTINCT session_id FROM cart_events
-         WHERE generation = (SELECT generation FROM projects WHERE id = $1) AND project = $1 AND session_id > $2
-         ORDER BY session_id LIMIT $3",
-    )
+         WHERE generation = {generation} AND project = $1 AND session_id > $2
+         ORDER BY session_id LIMIT $3"
+    )))
     .bind(project)
     .bind(after)
     .bind(limit)
@@ -70,24 +92,26 @@ pub async fn carts(pool: &PgPool, project: &str, after: &str, limit: i64) -> Res
     .await
 }
 
-/// Windows that may have a copy in Redis, of the live generation and one granularity, by their start; from behind
+/// Windows of one granularity that may have a copy in Redis, by their start; from behind
 /// `after` on.
 pub async fn windows(
     pool: &PgPool,
+    of: Of,
     project: &str,
     granularity: Granularity,
     after: &WindowCursor,
     limit: i64,
 ) -> Result<Vec<(WindowCursor, RollupKey)>, sqlx::Error> {
-    let rows = sqlx::query(
+    let generation = of.generation();
+    let rows = sqlx::query(AssertSqlSafe(format!(
         "SELECT r.window_start, r.metric_name, r.dimension_value, r.dimension_key, max(r.aggregation)
          FROM metric_rollups r
-         WHERE r.generation = (SELECT generation FROM projects WHERE id = $1) AND r.project = $1
+         WHERE r.generation = {generation} AND r.project = $1
            AND r.granularity = $2 AND r.window_start >= $3
            AND (r.dimension_key = '' OR r.metric_name = $6 AND r.dimension_key = $7)
            AND (r.window_start, r.metric_name, r.dimension_value) > ($3, $4, $5)
-         GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3 LIMIT $8",
-    )
+         GROUP BY 1, 2, 3, 4 ORDER BY 1, 2, 3 LIMIT $8"
+    )))
     .bind(project)
     .bind(granularity.as_str())
     .bind(after.0)
@@ -166,16 +190,38 @@ pub fn first_window(granularity: Granularity, now: DateTime<Utc>) -> WindowCurso
     (utc((now.timestamp() - kept) * 1_000_000), String::new(), String::new())
 }
 
-/// Users of the live generation, by their id; from behind `after` on.
-pub async fn users(pool: &PgPool, project: &str, after: &str, limit: i64) -> Result<Vec<String>, sqlx::Error> {
-    sqlx::query_scalar(
-        "SELECT user_id FROM users
-         WHERE generation = (SELECT generation FROM projects WHERE id = $1) AND project = $1 AND user_id > $2
-         ORDER BY user_id LIMIT $3",
-    )
+/// Users by their id, from behind `after` on: all of the live generation, but of the kept one only those whom the live
+/// one does not have.
+pub async fn users(pool: &PgPool, of: Of, project: &str, after: &str, limit: i64) -> Result<Vec<String>, sqlx::Error> {
+    let generation = of.generation();
+    let which = match of {
+        Of::Live => "",
+        Of::Kept => {
+            "AND NOT EXISTS (
+                 SELECT FROM users WHERE generation = (SELECT generation FROM projects WHERE id = $1)
+                    AND project = $1 AND user_id = u.user_id)"
+        }
+    };
+    sqlx::query_scalar(AssertSqlSafe(format!(
+        "SELECT user_id FROM users u
+         WHERE generation = {generation} AND project = $1 AND user_id > $2 {which}
+         ORDER BY user_id LIMIT $3"
+    )))
     .bind(project)
     .bind(after)
     .bind(limit)
+    .fetch_all(pool)
+    .await
+}
+
+/// Those of these users whom the live generation has.
+pub async fn known(pool: &PgPool, project: &str, users: &[&str]) -> Result<Vec<String>, sqlx::Error> {
+    sqlx::query_scalar(
+        "SELECT user_id FROM users
+         WHERE generation = (SELECT generation FROM projects WHERE id = $1) AND project = $1 AND user_id = ANY ($2)",
+    )
+    .bind(project)
+    .bind(users)
     .fetch_all(pool)
     .await
 }

@@ -1,9 +1,10 @@
-//! What a future that is lost has left in Redis, and this history never writes.
+//! What a future that is lost, or another generation, has left in Redis, and the present one never writes.
 //!
 //! A Postgres that has come back older counts the same events again, but in other batches. All that events name comes
 //! about again and is written over; but of what sessions count for, windows come and go with the order of events: a
 //! session that was one event long at the end of a batch was a bounce until the next. Such a window may never have a
-//! row now, so nobody would write over its copy. Without one, it is read from Postgres.
+//! row now, so nobody would write over its copy. Without one, it is read from Postgres. Another generation may have had
+//! anything that this one has not.
 
 use std::sync::LazyLock;
 
@@ -20,30 +21,78 @@ const CHUNK: usize = 500;
 /// How far ahead of now an event can lie, in seconds: what is valid, and some slack.
 const AHEAD: i64 = 26 * 3_600;
 
-/// ARGV: the epoch.
-static FORGET: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "local readable, value = pcall(cjson.decode, redis.call('GET', KEYS[1]) or '')
-         if readable and type(value) == 'table' and (tonumber(value.epoch) or -1) < tonumber(ARGV[1]) then
-             redis.call('DEL', KEYS[1])
-         end
-         return 0",
-    )
+/// Whether what is held is older, in Lua: of an epoch before this one, or in it of a generation before this one.
+macro_rules! forget {
+    ($held:literal) => {
+        concat!(
+            "local epoch, generation = ",
+            $held,
+            "
+             epoch, generation = tonumber(epoch), tonumber(generation)
+             local than = tonumber(ARGV[1])
+             if epoch and (epoch < than or epoch == than and (generation or -1) < tonumber(ARGV[2])) then
+                 redis.call('DEL', KEYS[1])
+             end
+             return 0"
+        )
+    };
+}
+
+/// ARGV: epoch and generation.
+static FORGET_WINDOW: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(forget!(
+        "(function()
+             local readable, value = pcall(cjson.decode, redis.call('GET', KEYS[1]) or '')
+             if readable and type(value) == 'table' then return value.epoch or -1, value.generation end
+         end)()"
+    ))
 });
 
-/// Removes copies of windows of what sessions count for that are of an epoch before this one, at `now` in seconds since
-/// 1970. Safe to run twice.
-pub async fn forget(
+/// The same of sessions and carts.
+static FORGET_HASH: LazyLock<Script> =
+    LazyLock::new(|| Script::new(forget!("unpack(redis.call('HMGET', KEYS[1], 'epoch', 'generation'))")));
+
+/// Removes copies of windows of what sessions count for that are older than this epoch and generation, at `now` in
+/// seconds since 1970. Safe to run twice.
+pub async fn of_sessions(
     redis: &Redis,
     project: &str,
     granularity: Granularity,
-    epoch: i64,
+    stamp: (i64, i32),
     now: i64,
 ) -> Result<(), RedisFailure> {
-    for chunk in hot(project, granularity, now).chunks(CHUNK) {
-        let mut pipeline = loaded(&FORGET);
+    windows(redis, &hot(project, granularity, now), stamp).await
+}
+
+/// Removes the copies of windows under these keys that are older than this epoch and generation. Safe to run twice.
+pub async fn windows(redis: &Redis, keys: &[String], stamp: (i64, i32)) -> Result<(), RedisFailure> {
+    forget(redis, &FORGET_WINDOW, keys, stamp).await
+}
+
+/// The same of sessions and carts.
+pub async fn hashes(redis: &Redis, keys: &[String], stamp: (i64, i32)) -> Result<(), RedisFailure> {
+    forget(redis, &FORGET_HASH, keys, stamp).await
+}
+
+/// Removes users from those that a project has seen.
+pub async fn users(redis: &Redis, project: &str, users: &[&str]) -> Result<(), RedisFailure> {
+    for chunk in users.chunks(CHUNK) {
+        redis.run::<()>(redis::pipe().srem(keys::seen_users(project), chunk).ignore()).await?;
+    }
+    Ok(())
+}
+
+async fn forget(
+    redis: &Redis,
+    script: &Script,
+    keys: &[String],
+    (epoch, generation): (i64, i32),
+) -> Result<(), RedisFailure> {
+    for chunk in keys.chunks(CHUNK) {
+        let mut pipeline = loaded(script);
         for key in chunk {
-            pipeline.cmd("EVALSHA").arg(FORGET.get_hash()).arg(1).arg(key).arg(epoch).ignore();
+            let command = pipeline.cmd("EVALSHA").arg(script.get_hash()).arg(1).arg(key);
+            command.arg(epoch).arg(generation).ignore();
         }
         redis.run::<()>(&pipeline).await?;
     }

@@ -4,7 +4,7 @@
 //! it has come back older. `shown:<place>` says up to where everything is in Redis: behind what was left there, Redis
 //! has come back older. `whole` names the Redis process and the epoch for which all that is live was projected: it is
 //! missing after a flush, and names another process after a restart or a fail-over, which may have lost what the mark
-//! could not tell of.
+//! could not tell of. And it names the live generation, since what an earlier one has left is to be written over.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::LazyLock;
@@ -32,7 +32,7 @@ pub struct Mark {
 pub struct Held {
     /// Which process answered.
     pub server: String,
-    /// For which server and epoch each project is whole.
+    /// For which server, epoch and generation each project is whole.
     pub whole: HashMap<String, String>,
     /// How far the ledger had got when writes began.
     pub began: HashMap<Place, Mark>,
@@ -73,9 +73,16 @@ static KEEP: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// What `whole` says where nothing is missing.
-pub fn whole(server: &str, epoch: i64) -> String {
-    format!("{server}:{epoch}")
+/// What `whole` says where nothing of a project's live generation is missing.
+pub fn whole(server: &str, epoch: i64, generation: i32) -> String {
+    format!("{server}:{epoch}:{generation}")
+}
+
+/// Whether it says so. Somebody may have noticed a newer generation before us.
+pub fn is_whole(held: &str, server: &str, epoch: i64, generation: i32) -> bool {
+    held.rsplit_once(':').is_some_and(|(kept, newest)| {
+        kept == format!("{server}:{epoch}") && newest.parse().is_ok_and(|newest: i32| newest >= generation)
+    })
 }
 
 /// Reads what Redis holds for these places.
@@ -205,6 +212,14 @@ mod tests {
         assert_eq!(parse("3:17"), Some(Mark { epoch: 3, offset: 17 }));
         assert_eq!([parse(""), parse("3"), parse("3:x"), parse("a:1")], [None; 4]);
         assert!(Mark { epoch: 4, offset: 1 } > Mark { epoch: 3, offset: 17 });
+    }
+
+    #[test]
+    fn a_project_is_whole_for_a_generation_and_those_before_it() {
+        let held = whole("8f2a", 3, 2);
+        assert!(is_whole(&held, "8f2a", 3, 2) && is_whole(&held, "8f2a", 3, 1));
+        assert!(!is_whole(&held, "8f2a", 3, 3), "an earlier one has left it");
+        assert!(!is_whole(&held, "8f2a", 4, 2) && !is_whole(&held, "8f2b", 3, 2) && !is_whole("", "8f2a", 3, 2));
     }
 
     #[test]

@@ -352,8 +352,8 @@ impl Projection {
     async fn go_on_again(&mut self) -> Result<(), ProjectError> {
         if self.again.is_none() {
             let (Some(project), Some(epoch)) = (self.queue.keys().next(), self.timeline.epoch) else { return Ok(()) };
-            let whole = self.guard.whole(epoch);
-            self.again = Again::begin(&self.writer.redis, project, epoch, whole).await?;
+            let (generation, whole) = self.guard.whole(project, epoch);
+            self.again = Again::begin(&self.writer.redis, project, (epoch, generation), whole).await?;
             if self.again.is_none() {
                 self.again_at = Instant::now() + PAUSE; // another worker is at it
                 self.check_at = self.again_at;

@@ -1,15 +1,16 @@
 //! Writes what Postgres has into Redis.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 
 use chrono::Utc;
 use sqlx::PgPool;
 use tidemill_common::redis::{Redis, RedisFailure};
 
 use super::pending::Key;
-use super::{mutant, read, write};
+use super::{list, lost, mutant, read, write};
 use crate::fold::carts::KEPT;
 use crate::fold::rollups::RollupKey;
+use crate::keys;
 use crate::metric::Definitions;
 use crate::store::carts;
 
@@ -53,6 +54,30 @@ impl Writer {
         }
         write::users(&self.redis, &users).await?;
         tokio::try_join!(self.windows(&windows), self.sessions(&sessions), self.carts(&carts)).map(drop)
+    }
+
+    /// Has Redis lose what is older than this epoch and generation under these keys, which an earlier generation had.
+    pub(super) async fn forget(&self, keys: &[Key], epoch: i64, generation: i32) -> Result<(), ProjectError> {
+        let (mut windows, mut hashes) = (Vec::new(), Vec::new());
+        let mut users = BTreeMap::<&str, Vec<&str>>::new();
+        for key in keys {
+            match key {
+                Key::Window(key) => windows.push(write::window_key(key)),
+                Key::Session((project, key)) => hashes.push(keys::session(project, key)),
+                Key::Cart((project, key)) => hashes.push(keys::cart(project, key)),
+                Key::User((project, user)) => users.entry(project).or_default().push(user),
+            }
+        }
+        lost::windows(&self.redis, &windows, (epoch, generation)).await?;
+        lost::hashes(&self.redis, &hashes, (epoch, generation)).await?;
+        for (project, users) in users {
+            lost::users(&self.redis, project, &users).await?;
+            // Who has come meanwhile may have been added before that.
+            let known = list::known(&self.pool, project, &users).await?;
+            let known: Vec<(String, String)> = known.into_iter().map(|user| (project.to_owned(), user)).collect();
+            write::users(&self.redis, &known.iter().collect::<Vec<_>>()).await?;
+        }
+        Ok(())
     }
 
     /// A key that was absent may have been written newer and have expired or been evicted meanwhile, so Postgres is

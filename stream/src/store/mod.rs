@@ -1,8 +1,8 @@
 //! The transaction of a batch: ledger compare-and-set, keys locked, then folded, then written.
 //!
-//! Locks are taken in one order everywhere (ledger, dead letters, users, session keys with what hangs on them, rollups;
-//! each sorted, inserts too), so workers wait for each other but never in a ring. Of the rollups a whole shard is taken
-//! at once.
+//! Locks are taken in one order everywhere (generations, ledger, dead letters, users, session keys with what hangs on
+//! them, rollups; each sorted, inserts too), so workers wait for each other but never in a ring. Of the rollups a whole
+//! shard is taken at once.
 
 pub mod carts;
 mod dead_letters;
@@ -13,12 +13,14 @@ mod sessions;
 mod shards;
 mod users;
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use sqlx::{PgConnection, PgPool};
 use tidemill_common::event::Event;
 use tidemill_common::failpoint::{hit, mutant};
 use tidemill_common::kafka::Record;
+use tidemill_common::names::project_of;
 
 pub use dead_letters::DeadLetter;
 pub use raw_events::RawEvents;
@@ -29,15 +31,11 @@ pub use users::live_sessions;
 use crate::enrich::Traits;
 use crate::fold::guard::Guard;
 use crate::fold::rollups::{Changes, RollupKey};
-use crate::ledger::{self, Advance};
+use crate::generation;
+use crate::ledger::{self, Advance, Side};
 use crate::metric::{self, Definitions, Enriched, Snapshot, Subject};
 use crate::properties::{LazyFields, Properties};
 use crate::publish::Publisher;
-
-/// Not to wait for the disk is safe here: the ledger is lost or kept together with the data. And rows are better found
-/// one by one, wherever they lie, than by reading a table as a whole, which would cost more the more there is.
-const SETTINGS: &str =
-    "SELECT set_config('synchronous_commit', 'off', true), set_config('random_page_cost', '1', true)";
 
 /// Where a worker's batches go.
 #[derive(Debug)]
@@ -48,6 +46,7 @@ pub struct Store {
     guard: Mutex<Guard>,
     raw_events: Option<RawEvents>,
     publisher: Option<Publisher>,
+    side: Side,
 }
 
 /// A first sight, to be counted.
@@ -55,7 +54,7 @@ pub struct Store {
 pub struct Counted {
     /// Its project.
     pub project: String,
-    /// The project's live generation.
+    /// The generation in which it counts.
     pub generation: i32,
     /// The event.
     pub event: Event,
@@ -136,7 +135,7 @@ pub struct Touched {
 impl Store {
     /// Writes to this database what these metrics ask for.
     pub fn new(pool: PgPool, definitions: Definitions, shards: Shards) -> Self {
-        Self { pool, definitions, shards, guard: Mutex::default(), raw_events: None, publisher: None }
+        Self { pool, definitions, shards, guard: Mutex::default(), raw_events: None, publisher: None, side: Side::Live }
     }
 
     /// Keeps every event, too.
@@ -151,17 +150,23 @@ impl Store {
         Self { publisher, ..self }
     }
 
+    /// Counts in generations that are not live.
+    #[must_use]
+    pub fn rebuilding(self) -> Self {
+        Self { side: Side::Rebuild, ..self }
+    }
+
     /// Commits a batch. `None`: some partition does not stand where the batch starts (another worker was faster,
-    /// or Postgres came back older), or a letter that was sent through again is not what it was, so nothing was changed.
-    /// After an error the outcome may be unknown: read the ledger.
+    /// another generation is live, or Postgres came back older), or a letter that was sent through again is not what it
+    /// was, so nothing was changed. After an error the outcome may be unknown: read the ledger.
     pub async fn commit(&self, batch: &Batch) -> Result<Option<Touched>, sqlx::Error> {
         let definitions = self.definitions.current().await?;
         if let Some(raw_events) = &self.raw_events {
             raw_events.prepare(&self.pool, &batch.events).await?;
         }
         let mut tx = self.pool.begin().await?;
-        sqlx::query(SETTINGS).execute(&mut *tx).await?;
-        if !ledger::advance(&mut tx, &batch.steps).await? {
+        generation::begin(&mut tx, &self.held(batch)).await?;
+        if !ledger::advance(&mut tx, self.side, &batch.steps).await? {
             return Ok(None);
         }
         hit("stream.advanced").await?;
@@ -189,6 +194,13 @@ impl Store {
         }
         touched.windows.retain(|key| key.has_copy(&definitions));
         Ok(Some(touched))
+    }
+
+    /// The projects whose generations must stay live until the batch is committed.
+    fn held<'a>(&self, batch: &'a Batch) -> Vec<&'a str> {
+        let of_batch = batch.steps.iter().filter_map(|step| project_of(&step.place.topic));
+        let sorted: BTreeSet<&str> = of_batch.filter(|_| self.side == Side::Live).collect();
+        sorted.into_iter().collect()
     }
 
     async fn apply(

@@ -1,0 +1,232 @@
+//! What a replay is going to do, and its entry as one.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::Serialize;
+use sqlx::types::Json;
+use sqlx::{PgPool, Row};
+use tidemill_common::kafka::{History, KafkaConfig, topic_incarnations};
+use tidemill_common::names::events_topic;
+use tidemill_common::projects;
+
+use super::starts::{Start, starts};
+use super::{Replay, ReplayError, archive, blocking, refused};
+use crate::ledger::{self, Place};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+/// From where on a project is rebuilt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum From {
+    /// All of it.
+    Beginning,
+    /// What was appended at this time or later.
+    Time(DateTime<Utc>),
+    /// What stands in these partitions at these offsets or behind them; other partitions from their beginning.
+    Offsets(BTreeMap<i32, i64>),
+}
+
+impl std::fmt::Display for From {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Beginning => write!(f, "the beginning"),
+            Self::Time(time) => write!(f, "{}", time.to_rfc3339_opts(SecondsFormat::Secs, true)),
+            Self::Offsets(offsets) => {
+                let each: Vec<String> = offsets.iter().map(|(partition, at)| format!("{partition}:{at}")).collect();
+                write!(f, "offsets {}", each.join(", "))
+            }
+        }
+    }
+}
+
+/// What a replay is going to do.
+#[derive(Debug, Clone, Serialize)]
+pub struct Plan {
+    /// Whose events.
+    pub project: String,
+    /// From where on, for people.
+    pub begins: String,
+    /// What is live.
+    pub replaces: i32,
+    /// Records per second; none: no limit.
+    pub rate: Option<i32>,
+    /// Records to read, as of now.
+    pub records: i64,
+    /// What will not be in the new generation, since the replay begins behind it: such records.
+    pub left_out: i64,
+    /// Files of the archive that have what is before that; none: nothing is taken from there.
+    pub archive_files: Option<i64>,
+    /// Where each partition begins.
+    pub partitions: Vec<Start>,
+    #[serde(skip)]
+    incarnation: String,
+    #[serde(skip)]
+    archive_snapshot: Option<i64>,
+}
+
+/// What an archive has to offer.
+#[derive(Debug, Clone)]
+pub struct Offer {
+    /// Its newest snapshot.
+    pub snapshot: i64,
+    /// How many files it has.
+    pub files: i64,
+    /// By partition: Kafka's id of the topic, and the first offset that is not archived.
+    pub positions: BTreeMap<i32, (String, i64)>,
+}
+
+/// Plans a replay. Changes nothing. `archive`: the project's, if there is one.
+pub async fn plan(
+    pool: &PgPool,
+    kafka: &KafkaConfig,
+    project: &str,
+    (from, archive): (&From, Option<&Offer>),
+    rate: Option<i32>,
+) -> Result<Plan, ReplayError> {
+    let Some(project) = projects::load(pool, project).await? else {
+        return refused(format!("there is no project {project:?}; see 'tidemill projects list'"));
+    };
+    refuse_second(pool, &project.id).await?;
+    let (kafka, topic) = (kafka.clone(), events_topic(&project.id));
+    let asked = (kafka.clone(), topic.clone());
+    let found = blocking(move || topic_incarnations(&asked.0, &[&asked.1], TIMEOUT)).await??;
+    let Some(incarnation) = found.get(&topic).cloned() else {
+        return refused(format!("Kafka has no topic {topic}; see 'tidemill topics plan'"));
+    };
+    let live = live(pool, &topic, &incarnation, project.generation).await?;
+    if live.is_empty() {
+        return refused(format!("nothing of {topic} is counted yet, so there is nothing to rebuild"));
+    }
+    if *from == From::Beginning {
+        refuse_made_again(pool, &topic, &incarnation, project.generation).await?;
+    }
+    let (of, begin) = (project.clone(), from.clone());
+    let archived: BTreeMap<i32, i64> = match archive.filter(|_| *from == From::Beginning) {
+        Some(offer) => {
+            offer.positions.iter().filter(|(_, (id, _))| *id == incarnation).map(|(p, (_, n))| (*p, *n)).collect()
+        }
+        None => BTreeMap::new(),
+    };
+    let begun = blocking(move || starts(&History::new(kafka), &topic, &live, &begin, &archived, &of)).await??;
+    let (partitions, joined) = begun;
+    let archive = archive.filter(|_| joined);
+    Ok(Plan {
+        begins: from.to_string(),
+        replaces: project.generation,
+        rate,
+        records: partitions.iter().map(|start| start.live - start.from).sum(),
+        left_out: if joined { 0 } else { partitions.iter().map(|start| start.from).sum() },
+        archive_files: archive.map(|offer| offer.files),
+        archive_snapshot: archive.map(|offer| offer.snapshot),
+        partitions,
+        incarnation,
+        project: project.id,
+    })
+}
+
+async fn refuse_second(pool: &PgPool, project: &str) -> Result<(), ReplayError> {
+    let open: Option<i64> =
+        sqlx::query_scalar("SELECT id FROM replays WHERE project = $1 AND state IN ('planned', 'running')")
+            .bind(project)
+            .fetch_optional(pool)
+            .await?;
+    if let Some(id) = open {
+        return refused(format!("replay {id} of project {project} is not over; go on with it, or abort it"));
+    }
+    let kept = "SELECT r.id FROM replays r JOIN projects p ON p.id = r.project AND p.kept_generation = r.replaces
+                WHERE r.project = $1 AND r.state = 'switched' ORDER BY r.id DESC LIMIT 1";
+    let kept: Option<i64> = sqlx::query_scalar(kept).bind(project).fetch_optional(pool).await?;
+    match kept {
+        Some(id) => refused(format!(
+            "what replay {id} has replaced is still kept; give it up first, with 'tidemill replay drop {id}'"
+        )),
+        None => Ok(()),
+    }
+}
+
+/// Where the live generation stands.
+async fn live(
+    pool: &PgPool,
+    topic: &str,
+    incarnation: &str,
+    generation: i32,
+) -> Result<BTreeMap<i32, i64>, ReplayError> {
+    let rows = sqlx::query(
+        "SELECT partition, next_offset FROM ledger
+         WHERE view = 'stream' AND topic = $1 AND topic_incarnation = $2 AND generation = $3",
+    )
+    .bind(topic)
+    .bind(incarnation)
+    .bind(generation)
+    .fetch_all(pool)
+    .await?;
+    Ok(rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, sqlx::Error>>()?)
+}
+
+async fn refuse_made_again(pool: &PgPool, topic: &str, incarnation: &str, generation: i32) -> Result<(), ReplayError> {
+    let before: i64 = sqlx::query_scalar(
+        "SELECT coalesce(sum(next_offset), 0)::bigint FROM ledger
+         WHERE view = 'stream' AND topic = $1 AND topic_incarnation <> $2 AND generation = $3",
+    )
+    .bind(topic)
+    .bind(incarnation)
+    .bind(generation)
+    .fetch_one(pool)
+    .await?;
+    if before == 0 {
+        return Ok(());
+    }
+    refused(format!(
+        "{topic} was made again, and {before} records of the log before it are counted, which Kafka does not hold any \
+         more; rebuild from a time with --from-time"
+    ))
+}
+
+/// Enters a plan, with a generation of its own.
+pub async fn enter(pool: &PgPool, plan: &Plan, who: &str) -> Result<Replay, ReplayError> {
+    let mut tx = pool.begin().await?;
+    let live: i32 = sqlx::query_scalar("SELECT generation FROM projects WHERE id = $1 FOR UPDATE")
+        .bind(&plan.project)
+        .fetch_one(&mut *tx)
+        .await?;
+    if live != plan.replaces {
+        return refused(format!("another generation of project {} is live by now; plan again", plan.project));
+    }
+    let starts: BTreeMap<i32, i64> = plan.partitions.iter().map(|start| (start.partition, start.from)).collect();
+    let entered: Result<Replay, sqlx::Error> = sqlx::query_as(
+        "INSERT INTO replays (project, generation, replaces, topic_incarnation, begins, starts, rate, who,
+                              archive_snapshot, archive_files)
+         SELECT $1, 1 + greatest($2, (SELECT max(generation) FROM replays WHERE project = $1)), $2, $3, $4, $5, $6, $7,
+                $8, $9
+         RETURNING *",
+    )
+    .bind(&plan.project)
+    .bind(plan.replaces)
+    .bind(&plan.incarnation)
+    .bind(&plan.begins)
+    .bind(Json(&starts))
+    .bind(plan.rate)
+    .bind(who)
+    .bind(plan.archive_snapshot)
+    .bind(plan.archive_files)
+    .fetch_one(&mut *tx)
+    .await;
+    let replay = match entered {
+        Err(sqlx::Error::Database(error)) if error.is_unique_violation() => {
+            return refused(format!("another replay of project {} was planned just now", plan.project));
+        }
+        entered => entered?,
+    };
+    let place = |partition: &i32| Place {
+        topic: replay.topic(),
+        partition: *partition,
+        incarnation: replay.topic_incarnation.clone(),
+        generation: replay.generation,
+    };
+    let mut starts: Vec<(Place, i64)> = starts.iter().map(|(partition, offset)| (place(partition), *offset)).collect();
+    starts.extend(replay.archive_snapshot.map(|snapshot| (archive::place(&replay, snapshot), 0)));
+    ledger::begin(&mut tx, &starts).await?;
+    tx.commit().await?;
+    Ok(replay)
+}
