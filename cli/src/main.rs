@@ -15,6 +15,7 @@ mod signals;
 mod spool;
 mod store;
 mod topics;
+mod warehouse;
 
 use std::process::ExitCode;
 
