@@ -6,6 +6,7 @@ The engine here cannot store users and roles, so the grants that `tidemill archi
 in a file, statement by statement as they are, and all other statements are run as they are."""
 
 import json
+import os
 import re
 import sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -106,6 +107,7 @@ def serve(folder: Path, port: int, user: str, password: str, statements: list[st
 
 def main():
     what, folder, statements = sys.argv[1], Path(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text())
+    os.chdir("/")  # below which it lets files be read
     if what == "set-up":
         return set_up(folder, statements)
     folder.mkdir(exist_ok=True)

@@ -31,6 +31,11 @@ def until(what: str, holds):
         time.sleep(0.1)
 
 
+def ended(process: subprocess.Popen, log: Path):
+    if process.poll() is not None:
+        raise SystemExit(f"it has ended: {log.read_text(errors='replace')[-2000:]}")
+
+
 class Trino:
     """A coordinator that works, too: HTTPS, passwords, the rules that were printed, and the catalog in Postgres."""
 
@@ -50,7 +55,8 @@ class Trino:
                    f"-Dplugin.dir={home}/plugin", "-Dconfig=etc/config.properties", "-cp", f"{home}/lib/*",
                    "io.trino.server.TrinoServer"]
         self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log)
-        until("Trino has started", lambda: "SERVER STARTED" in (self.folder / "log").read_text(errors="replace"))
+        said = self.folder / "log"
+        until("Trino has started", lambda: "SERVER STARTED" in said.read_text(errors="replace") or ended(self.process, said))
         self.version = self.direct(ADMIN, "SELECT node_version FROM system.runtime.nodes", as_user=ADMIN)[0][0]
 
     def certificate(self) -> Path:
@@ -158,7 +164,7 @@ class ClickHouse:
         command = [self.python, "-B", str(Path(__file__).with_name("clickhouse.py")), "serve", str(self.work / "clickhouse"),
                    str(statements), str(self.port), USER, PASSWORD]
         self.process = subprocess.Popen(command, stdout=log, stderr=log)
-        until("ClickHouse answers", self.answers)
+        until("ClickHouse answers", lambda: self.answers() or ended(self.process, self.work / "clickhouse.log"))
 
     def answers(self) -> bool:
         try:

@@ -39,8 +39,8 @@ pub struct ClickHouse {
 
 impl ClickHouse {
     /// The one at this address.
-    pub fn new(address: Address) -> Self {
-        Self { client: Client::new(), address }
+    pub fn new(client: Client, address: Address) -> Self {
+        Self { client, address }
     }
 
     /// Runs a query with the project's own role alone, in the project's own database, at this snapshot of its table.
@@ -98,7 +98,7 @@ fn failure(status: u16, code: Option<u32>, message: &str) -> Failure {
     let message: String = message.chars().take(2_000).collect();
     match (code, status) {
         // Tables, databases, users, roles, grants and settings are the operator's, not the caller's.
-        (Some(60 | 81 | 164 | 192 | 194 | 291 | 452 | 497 | 511 | 512 | 516), _) => {
+        (Some(60 | 81 | 115 | 164 | 192 | 194 | 291 | 452 | 497 | 511 | 512 | 516), _) => {
             Failure::Unavailable(format!("{message}; see 'tidemill archive warehouse-setup'"))
         }
         // Time, memory, rows, bytes.

@@ -190,7 +190,7 @@ impl Visitor for Walk {
             Expr::Function(function) => self.function(function),
             Expr::Identifier(name) if is_session(name) => refuse(format!("{name} is not allowed")),
             // ClickHouse takes a lone name in such a list for a table, other databases' too.
-            Expr::InList { list, .. } if list.iter().any(|expr| matches!(expr, Expr::CompoundIdentifier(_))) => {
+            Expr::InList { list, .. } if list.iter().any(is_path) => {
                 refuse("a name with a point is not allowed in a list behind IN; use = and OR")
             }
             _ => ControlFlow::Continue(()),
@@ -208,6 +208,14 @@ impl Walk {
             Some(name) if is_allowed(self.0, &name.value) && !function.uses_odbc_syntax => ControlFlow::Continue(()),
             _ => refuse(format!("the function {} is not passed on to {}", function.name, self.0.name())),
         }
+    }
+}
+
+fn is_path(expr: &Expr) -> bool {
+    match expr {
+        Expr::Nested(inner) => is_path(inner),
+        Expr::Tuple(list) => list.iter().any(is_path),
+        other => matches!(other, Expr::CompoundIdentifier(_)),
     }
 }
 
@@ -321,6 +329,7 @@ mod tests {
             "SELECT * FROM events, file('/etc/passwd')",
             "SELECT * FROM events, TABLE(system.query('SELECT 1'))",
             "SELECT * FROM events WHERE 1 IN (system.one)",
+            "SELECT * FROM events WHERE 1 IN ((system.one))",
             "SELECT * FROM events WHERE 1 NOT IN (1, other.events)",
             "SELECT dictGet('other.d', 'a', 1) FROM events",
             "SELECT joinGet('other.t', 'a', 1) FROM events",

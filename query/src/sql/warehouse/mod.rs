@@ -9,18 +9,25 @@ mod functions;
 mod guard;
 mod trino;
 
+use std::time::Duration;
+
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use futures::stream::BoxStream;
+use reqwest::Client;
+use reqwest::redirect::Policy;
 
 use super::answer::Limits;
 use super::error::SqlError;
-use crate::config::{Config, SettingsError};
+use crate::config::Config;
 use clickhouse::ClickHouse;
 use trino::Trino;
 
 pub use crate::config::Kind;
 pub use guard::{Checked, check, is_theirs};
+
+/// An engine that is away is known to be so after this time.
+const CONNECTING: Duration = Duration::from_secs(5);
 
 /// An engine.
 #[derive(Clone)]
@@ -81,11 +88,13 @@ impl From<reqwest::Error> for Failure {
 
 impl Warehouse {
     /// The engine that the settings name. None: there is none, DataFusion answers.
-    pub fn new(config: &Config) -> Result<Option<Self>, SettingsError> {
+    pub fn new(config: &Config) -> anyhow::Result<Option<Self>> {
         let Some(address) = config.warehouse_address()? else { return Ok(None) };
+        // Passwords go nowhere else.
+        let client = Client::builder().redirect(Policy::none()).connect_timeout(CONNECTING).build()?;
         Ok(Some(match address.kind {
-            Kind::Trino => Self::Trino(Trino::new(address)),
-            Kind::ClickHouse => Self::ClickHouse(ClickHouse::new(address)),
+            Kind::Trino => Self::Trino(Trino::new(client, address)),
+            Kind::ClickHouse => Self::ClickHouse(ClickHouse::new(client, address)),
         }))
     }
 

@@ -56,8 +56,8 @@ struct Error {
 
 impl Trino {
     /// The one at this address.
-    pub fn new(address: Address) -> Self {
-        Self { client: Client::new(), address }
+    pub fn new(client: Client, address: Address) -> Self {
+        Self { client, address }
     }
 
     /// Runs a query as the project's own user, in the project's own schema.
