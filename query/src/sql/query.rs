@@ -22,7 +22,7 @@ use crate::postgres::RELATIONS;
 /// A text that may be run.
 pub enum Asked {
     /// By us.
-    Ours(Parsed),
+    Ours(Box<Parsed>),
     /// By another engine.
     Theirs(Checked),
 }
@@ -53,7 +53,7 @@ pub enum Work {
 
 /// A query over the snapshot, its tail and Postgres.
 pub struct Ours {
-    pub parsed: Parsed,
+    pub parsed: Box<Parsed>,
     pub view: Option<View>,
     pub pool: PgPool,
     pub project: Project,
@@ -74,7 +74,7 @@ impl Asked {
     pub fn new(sql: String, engine: Option<Kind>) -> Result<Self, SqlError> {
         match engine {
             Some(kind) if warehouse::is_theirs(&sql) => warehouse::check(&sql, kind).map(Self::Theirs),
-            _ => Parsed::new(&sql).map(Self::Ours),
+            _ => Parsed::new(&sql).map(|parsed| Self::Ours(Box::new(parsed))),
         }
     }
 }

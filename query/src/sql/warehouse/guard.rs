@@ -10,12 +10,11 @@ use datafusion::sql::sqlparser::ast::{
 };
 use datafusion::sql::sqlparser::dialect::{ClickHouseDialect, Dialect, GenericDialect};
 use datafusion::sql::sqlparser::parser::Parser;
-use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Whitespace};
 
-use super::Kind;
 use super::functions::is_allowed;
+use super::{Kind, words};
 use crate::sql::error::SqlError;
-use crate::sql::idents::{self, Places, Written};
+use crate::sql::idents::{self, Written};
 use crate::sql::{expansion, guard};
 
 /// The one table that lies there.
@@ -46,7 +45,7 @@ pub fn check(sql: &str, kind: Kind) -> Result<Checked, SqlError> {
     };
     // Texts stay as they are written: what stands between quotes is the engine's to read.
     let tokens = guard::tokens(sql, dialect, false)?;
-    check_tokens(&tokens)?;
+    words::check(&tokens)?;
     let refused = |error| SqlError::Refused(format!("the query cannot be read: {error}"));
     let parser = Parser::new(dialect).with_tokens_with_locations(tokens.clone());
     let mut statements = { parser }.parse_statements().map_err(refused)?;
@@ -61,7 +60,7 @@ pub fn check(sql: &str, kind: Kind) -> Result<Checked, SqlError> {
     }
     let (names, places) = idents::rewrite(&mut query);
     check_tables(query, kind)?;
-    Ok(Checked { text: text(&tokens, &places), names })
+    Ok(Checked { text: words::text(&tokens, &places), names })
 }
 
 fn only_queries(text: &str, kind: Kind) -> SqlError {
@@ -80,66 +79,6 @@ fn check_tables(query: Box<Query>, kind: Kind) -> Result<(), SqlError> {
         None if tables.is_empty() => Err(SqlError::Refused("the query reads no table".to_owned())),
         None => Ok(()),
     }
-}
-
-/// Signs of other meaning there than here, or of none.
-fn check_tokens(tokens: &[TokenWithSpan]) -> Result<(), SqlError> {
-    let mut before = &Token::EOF;
-    for TokenWithSpan { token, .. } in tokens {
-        let is_plain = match token {
-            Token::Word(word) => match word.quote_style {
-                None => word.value.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_'),
-                // Some read a backslash in a name as the beginning of an escape.
-                Some('"' | '`') => !word.value.contains(|c: char| c.is_control() || "\\\"'`".contains(c)),
-                Some(_) => false,
-            },
-            // x'…' and b'…' have rules of their own.
-            Token::SingleQuotedString(text) => !matches!(before, Token::Word(_)) && !text.contains('\0'),
-            Token::Number(..)
-            | Token::Comma
-            | Token::Whitespace(_)
-            | Token::DoubleEq
-            | Token::Eq
-            | Token::Neq
-            | Token::Lt
-            | Token::Gt
-            | Token::LtEq
-            | Token::GtEq
-            | Token::Plus
-            | Token::Minus
-            | Token::Mul
-            | Token::Div
-            | Token::Mod
-            | Token::StringConcat
-            | Token::LParen
-            | Token::RParen
-            | Token::LBracket
-            | Token::RBracket
-            | Token::Period
-            | Token::DoubleColon
-            | Token::SemiColon
-            | Token::Arrow => true,
-            _ => false,
-        };
-        if !is_plain {
-            let shown: String = token.to_string().chars().take(40).collect();
-            return Err(SqlError::Refused(format!("{shown} is not allowed here; write it in plain SQL")));
-        }
-        before = token;
-    }
-    Ok(())
-}
-
-fn text(tokens: &[TokenWithSpan], places: &Places) -> String {
-    let word = |token: &TokenWithSpan| match (&token.token, places.get(&token.span.start)) {
-        (_, Some(name)) => (*name).to_owned(),
-        (Token::Whitespace(Whitespace::SingleLineComment { .. } | Whitespace::MultiLineComment(_)), _) => {
-            " ".to_owned()
-        }
-        (Token::SemiColon, _) => String::new(),
-        (token, _) => token.to_string(),
-    };
-    tokens.iter().map(word).collect::<String>().trim().to_owned()
 }
 
 /// Looks for what reads anything but the table, or asks who is asking.

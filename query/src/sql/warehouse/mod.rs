@@ -8,6 +8,7 @@ mod columns;
 mod functions;
 mod guard;
 mod trino;
+mod words;
 
 use std::time::Duration;
 
