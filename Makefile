@@ -4,10 +4,10 @@ export CARGO_TARGET_DIR ?= $(or $(TIDEMILL_CACHE),$(HOME)/.cache/tidemill)/targe
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
-.PHONY: help setup build up down demo fmt lint test test-readers drill-stream drill-archive drill-operators bench-ingest bench-stream bench-archive bench-query clean-data
+.PHONY: help setup build up down demo fmt lint test test-readers test-warehouses drill-stream drill-archive drill-operators bench-ingest bench-stream bench-archive bench-query clean-data
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## install what is missing (apt, Maven, pip)
 	@dev/install
@@ -36,6 +36,9 @@ test: ## set up, then run every check and test on the real components
 
 test-readers: ## read one archive with PyIceberg, DuckDB, Spark and our SQL while it is written and compacted (ROWS= per act)
 	@dev/readers
+
+test-warehouses: ## let Trino and ClickHouse answer SQL over an archive that grows, and compare with our own (ROWS= events)
+	@dev/warehouses
 
 drill-stream: ## break a running stream in every way and compare all views (ROWS= picks some, SEED= repeats)
 	@dev/drill

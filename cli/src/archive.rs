@@ -15,7 +15,7 @@ use tidemill_stream::forget::Removed;
 use tokio::process;
 
 use crate::output::Output;
-use crate::store;
+use crate::{store, warehouse};
 
 const MAINTAINED: [&str; 6] = ["project", "snapshots", "snapshots_left", "expired_files", "orphans", "bytes"];
 const FORGOTTEN: [&str; 7] =
@@ -46,6 +46,11 @@ pub enum Command {
         #[arg(long, value_name = "N|unlimited", value_parser = days)]
         days: Option<Days>,
     },
+    /// Print what lets the engine that query.warehouse names read the archive, each project its own table only
+    ///
+    /// For Trino the file of rules for its file-based access control; for ClickHouse statements for clickhouse-client.
+    /// Nothing is changed. Run it again when there are new projects: until then the engine refuses their queries.
+    WarehouseSetup,
 }
 
 #[derive(Args)]
@@ -124,6 +129,7 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
                 .with_context(|| format!("there is no project {project:?}; see 'tidemill projects list'"))?;
             output.thing(&Retention { project, archive_days }, &RETENTION)
         }
+        Command::WarehouseSetup => warehouse::setup(connections, output).await,
     }
 }
 
@@ -151,7 +157,7 @@ async fn maintain_all(what: &Maintain, connections: &Connections) -> anyhow::Res
     Ok(done)
 }
 
-async fn projects(only: Option<&str>, connections: &Connections) -> anyhow::Result<Vec<String>> {
+pub async fn projects(only: Option<&str>, connections: &Connections) -> anyhow::Result<Vec<String>> {
     let mut db = store::connect(&connections.database_url).await?;
     let all = store::projects(&mut db).await?.into_iter().filter(|project| project.deleted_at.is_none());
     let chosen: Vec<String> = all.map(|project| project.id).filter(|id| only.is_none_or(|only| only == id)).collect();

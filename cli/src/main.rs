@@ -20,6 +20,7 @@ mod signals;
 mod spool;
 mod store;
 mod topics;
+mod warehouse;
 
 use std::process::ExitCode;
 

@@ -58,7 +58,7 @@ pub fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
 }
 
 /// Unlike `println!`, gives an error instead of a panic when nobody reads on.
-fn print_line(line: &str) -> anyhow::Result<()> {
+pub fn print_line(line: &str) -> anyhow::Result<()> {
     Ok(writeln!(std::io::stdout(), "{line}")?)
 }
 

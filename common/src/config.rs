@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use crate::kafka::KafkaConfig;
 
 /// Plain environment names and the settings that they stand for; `{service}` is the running service.
-const PLAIN: [(&str, &str); 16] = [
+const PLAIN: [(&str, &str); 17] = [
     ("KAFKA_BROKERS", "kafka.brokers"),
     ("DATABASE_URL", "postgres.url"),
     ("REDIS_URL", "redis.url"),
@@ -30,6 +30,7 @@ const PLAIN: [(&str, &str); 16] = [
     ("CORS_ORIGINS", "ingest.cors_origins"),
     ("CONCURRENCY", "{service}.concurrency"),
     ("SPOOL_DIR", "ingest.spool_dir"),
+    ("QUERY_WAREHOUSE_PASSWORD", "query.warehouse_password"),
 ];
 
 /// A setting that is missing or cannot be read.

@@ -12,6 +12,7 @@ mod postgres;
 
 mod routes;
 mod sessions;
+pub mod setup;
 mod sql;
 
 use std::sync::Arc;
@@ -24,7 +25,7 @@ use tidemill_common::redis::Redis;
 use tidemill_stream::metric::Definitions;
 use tokio_util::sync::CancellationToken;
 
-pub use config::Config;
+pub use config::{Address, Config, Engine, Kind, SettingsError};
 
 /// Serves until shutdown.
 pub async fn run(

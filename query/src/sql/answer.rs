@@ -15,8 +15,7 @@ use arrow::util::display::{ArrayFormatter, FormatOptions};
 use arrow_csv::Writer as CsvWriter;
 use arrow_ipc::writer::StreamWriter;
 use bytes::Bytes;
-use datafusion::execution::SendableRecordBatchStream;
-use futures::TryStreamExt;
+use futures::{Stream, TryStreamExt};
 use serde_json::json;
 use tokio::sync::mpsc::Sender;
 
@@ -48,17 +47,21 @@ const PIECE: usize = 256 * 1024;
 const ROWS: usize = 1_024;
 
 /// Sends a result up to the limits. Ends when nobody listens any more.
-pub async fn send(
-    mut stream: SendableRecordBatchStream,
+pub async fn send<E>(
+    schema: &Schema,
+    mut batches: impl Stream<Item = Result<RecordBatch, E>> + Unpin,
     written: &Written,
     format: Format,
     limits: Limits,
     to: &Sender<Result<Piece, SqlError>>,
-) -> Result<(), SqlError> {
-    let schema = presented(&stream.schema(), written, format);
+) -> Result<(), SqlError>
+where
+    SqlError: From<E>,
+{
+    let schema = presented(schema, written, format);
     let mut writer = Writer::new(format, &schema)?;
     let (mut rows, mut bytes, mut truncated) = (0, 0, false);
-    while let Some(batch) = stream.try_next().await? {
+    while let Some(batch) = batches.try_next().await? {
         let take = batch.num_rows().min(limits.rows - rows);
         truncated = take < batch.num_rows();
         for start in (0..take).step_by(ROWS) {

@@ -7,6 +7,8 @@ use axum::http::StatusCode;
 use datafusion::error::DataFusionError;
 use tidemill_common::problem::Problem;
 
+use super::warehouse::Failure;
+
 /// Longest message of the planner that is passed on, in characters.
 const MESSAGE: usize = 2_000;
 
@@ -25,6 +27,9 @@ pub enum SqlError {
     /// The planner or the execution failed.
     #[error(transparent)]
     DataFusion(#[from] DataFusionError),
+    /// The engine that the query was sent to gave no answer.
+    #[error(transparent)]
+    Warehouse(#[from] Failure),
 }
 
 impl From<ArrowError> for SqlError {
@@ -58,6 +63,7 @@ impl From<SqlError> for Problem {
             }
             SqlError::Timeout(_) => too_large(error.to_string()),
             SqlError::DataFusion(error) => of_data_fusion(error),
+            SqlError::Warehouse(failure) => of_warehouse(failure),
         }
     }
 }
@@ -80,6 +86,16 @@ fn of_data_fusion(error: DataFusionError) -> Problem {
             Problem::unavailable("the archive or Postgres", error)
         }
         _ => Problem::internal(error),
+    }
+}
+
+fn of_warehouse(failure: Failure) -> Problem {
+    match failure {
+        Failure::Query(why) => bad_sql(why),
+        Failure::Value(_) => bad_sql(failure.to_string()),
+        Failure::TooLarge(why) => too_large(format!("{why}; ask for less at once")),
+        // What it says of itself is for the log.
+        Failure::Unavailable(_) | Failure::Broken(_) => Problem::unavailable("the warehouse", failure),
     }
 }
 

@@ -7,8 +7,8 @@ use datafusion::sql::TableReference;
 use datafusion::sql::parser::{DFParserBuilder, Statement};
 use datafusion::sql::resolve::resolve_table_references;
 use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr, Query, Statement as Ast, Visit, Visitor};
-use datafusion::sql::sqlparser::dialect::GenericDialect;
-use datafusion::sql::sqlparser::tokenizer::{Token, Tokenizer};
+use datafusion::sql::sqlparser::dialect::{Dialect, GenericDialect};
+use datafusion::sql::sqlparser::tokenizer::{Token, TokenWithSpan, Tokenizer};
 
 use super::error::SqlError;
 use super::{expansion, growth};
@@ -27,10 +27,23 @@ const DIALECT: GenericDialect = GenericDialect {};
 
 /// Parses a query's text.
 pub fn parse(sql: &str) -> Result<Statement, SqlError> {
+    let tokens = tokens(sql, &DIALECT, true)?;
+    let mut statements = DFParserBuilder::new(tokens).with_dialect(&DIALECT).build()?.parse_statements()?;
+    match (statements.pop_front(), statements.len()) {
+        (Some(statement), 0) => Ok(statement),
+        (None, _) => Err(SqlError::Refused("there is no query; send one SELECT".to_owned())),
+        (Some(_), _) => Err(SqlError::Refused("there is more than one statement; send one SELECT".to_owned())),
+    }
+}
+
+/// The words and signs of a text that is not too long. With `unescape` texts are what they stand for, else as they are
+/// written.
+pub fn tokens(sql: &str, dialect: &dyn Dialect, unescape: bool) -> Result<Vec<TokenWithSpan>, SqlError> {
     if sql.len() > MAX_TEXT {
         return Err(SqlError::Refused(format!("the query is longer than {MAX_TEXT} bytes")));
     }
-    let tokens = Tokenizer::new(&DIALECT, sql)
+    let tokens = Tokenizer::new(dialect, sql)
+        .with_unescape(unescape)
         .tokenize_with_location()
         .map_err(|error| SqlError::Refused(format!("the query cannot be read: {error}")))?;
     if tokens.iter().filter(|token| is_word(&token.token)).count() > MAX_WORDS {
@@ -39,12 +52,7 @@ pub fn parse(sql: &str) -> Result<Statement, SqlError> {
     if tokens.iter().any(|token| matches!(&token.token, Token::Word(word) if word.value.len() > MAX_NAME)) {
         return Err(SqlError::Refused(format!("the query has a name of more than {MAX_NAME} bytes")));
     }
-    let mut statements = DFParserBuilder::new(tokens).with_dialect(&DIALECT).build()?.parse_statements()?;
-    match (statements.pop_front(), statements.len()) {
-        (Some(statement), 0) => Ok(statement),
-        (None, _) => Err(SqlError::Refused("there is no query; send one SELECT".to_owned())),
-        (Some(_), _) => Err(SqlError::Refused("there is more than one statement; send one SELECT".to_owned())),
-    }
+    Ok(tokens)
 }
 
 fn is_word(token: &Token) -> bool {
@@ -56,10 +64,8 @@ fn is_word(token: &Token) -> bool {
 pub fn query(statement: &mut Statement) -> Result<&mut Query, SqlError> {
     match statement {
         Statement::Statement(ast) => match ast.as_mut() {
-            Ast::Query(query) if query.visit(&mut Depth(0)).is_break() => {
-                Err(SqlError::Refused(format!("the query has expressions more than {MAX_DEPTH} operators deep")))
-            }
             Ast::Query(query) => {
+                check_depth(query)?;
                 growth::check(query)?;
                 expansion::check(query)?;
                 Ok(query.as_mut())
@@ -69,6 +75,14 @@ pub fn query(statement: &mut Statement) -> Result<&mut Query, SqlError> {
         Statement::Explain(explain) => query(&mut explain.statement),
         other => Err(no_query(&other.to_string())),
     }
+}
+
+/// Refuses expressions that lie too deep in each other.
+pub fn check_depth(query: &Query) -> Result<(), SqlError> {
+    if query.visit(&mut Depth(0)).is_break() {
+        return Err(SqlError::Refused(format!("the query has expressions more than {MAX_DEPTH} operators deep")));
+    }
+    Ok(())
 }
 
 /// How deep the visited expression lies.

@@ -11,6 +11,7 @@ use datafusion::sql::sqlparser::ast::{
     Expr, Ident, JoinConstraint, JoinOperator, ObjectName, ObjectNamePart, Query, Select, SelectItem, SetExpr,
     TableAlias, TableFactor, VisitMut, VisitorMut,
 };
+use datafusion::sql::sqlparser::tokenizer::Location;
 
 /// JSON names in lower case, and their columns.
 const COLUMNS: [(&str, &str); 30] = [
@@ -49,8 +50,11 @@ const COLUMNS: [(&str, &str); 30] = [
 /// The names that the caller wrote, by the columns of the answer that stand for them.
 pub type Written = HashMap<String, String>;
 
+/// Where in the text a name was replaced, and by which.
+pub type Places = HashMap<Location, &'static str>;
+
 /// Replaces JSON names in a query.
-pub fn rewrite(query: &mut Query) -> Written {
+pub fn rewrite(query: &mut Query) -> (Written, Places) {
     let mut written = Written::new();
     first_select(&query.body).into_iter().flat_map(|select| &select.projection).for_each(|item| {
         let name = match item {
@@ -62,8 +66,9 @@ pub fn rewrite(query: &mut Query) -> Written {
             written.insert(column.to_owned(), name.value.clone());
         }
     });
-    let _ = query.visit(&mut Rewriter);
-    written
+    let mut rewriter = Rewriter::default();
+    let _ = query.visit(&mut rewriter);
+    (written, rewriter.places)
 }
 
 fn column(name: &str) -> Option<&'static str> {
@@ -81,62 +86,76 @@ fn first_select(body: &SetExpr) -> Option<&Select> {
     }
 }
 
-struct Rewriter;
+#[derive(Default)]
+struct Rewriter {
+    places: Places,
+}
 
 impl VisitorMut for Rewriter {
     type Break = ();
 
     fn pre_visit_expr(&mut self, expr: &mut Expr) -> ControlFlow<()> {
         match expr {
-            Expr::Identifier(name) => rename(name),
-            Expr::CompoundIdentifier(names) => names.last_mut().into_iter().for_each(rename),
+            Expr::Identifier(name) => self.rename(name),
+            Expr::CompoundIdentifier(names) => names.last_mut().into_iter().for_each(|name| self.rename(name)),
             _ => {}
         }
         ControlFlow::Continue(())
     }
 
     fn pre_visit_query(&mut self, query: &mut Query) -> ControlFlow<()> {
-        query.with.iter_mut().flat_map(|with| &mut with.cte_tables).for_each(|table| rename_alias(&mut table.alias));
-        rename_in_body(&mut query.body);
+        let ctes = query.with.iter_mut().flat_map(|with| &mut with.cte_tables);
+        ctes.for_each(|table| self.rename_alias(&mut table.alias));
+        self.rename_in_body(&mut query.body);
         ControlFlow::Continue(())
     }
 
     fn pre_visit_table_factor(&mut self, table: &mut TableFactor) -> ControlFlow<()> {
         if let TableFactor::Table { alias: Some(alias), .. } | TableFactor::Derived { alias: Some(alias), .. } = table {
-            rename_alias(alias);
+            self.rename_alias(alias);
         }
         ControlFlow::Continue(())
     }
 }
 
-fn rename(name: &mut Ident) {
-    if let Some(column) = column(&name.value) {
-        column.clone_into(&mut name.value);
-        name.quote_style = None;
+impl Rewriter {
+    fn rename(&mut self, name: &mut Ident) {
+        if let Some(column) = column(&name.value) {
+            self.places.insert(name.span.start, column);
+            column.clone_into(&mut name.value);
+            name.quote_style = None;
+        }
     }
-}
 
-fn rename_alias(alias: &mut TableAlias) {
-    alias.columns.iter_mut().for_each(|column| rename(&mut column.name));
-}
+    fn rename_alias(&mut self, alias: &mut TableAlias) {
+        alias.columns.iter_mut().for_each(|column| self.rename(&mut column.name));
+    }
 
-/// What the visitor does not come by: aliases of columns, and joins with USING.
-fn rename_in_body(body: &mut SetExpr) {
-    match body {
-        SetExpr::Select(select) => {
-            for item in &mut select.projection {
-                if let SelectItem::ExprWithAlias { alias, .. } = item {
-                    rename(alias);
+    /// What the visitor does not come by: aliases of columns, and joins with USING.
+    fn rename_in_body(&mut self, body: &mut SetExpr) {
+        match body {
+            SetExpr::Select(select) => {
+                for item in &mut select.projection {
+                    if let SelectItem::ExprWithAlias { alias, .. } = item {
+                        self.rename(alias);
+                    }
                 }
+                let joins = select.from.iter_mut().flat_map(|table| &mut table.joins);
+                let names = joins.filter_map(|join| using(&mut join.join_operator)).flatten();
+                names.for_each(|name| self.rename_object(name));
             }
-            let joins = select.from.iter_mut().flat_map(|table| &mut table.joins);
-            joins.filter_map(|join| using(&mut join.join_operator)).flatten().for_each(rename_object);
+            SetExpr::SetOperation { left, right, .. } => {
+                self.rename_in_body(left);
+                self.rename_in_body(right);
+            }
+            _ => {}
         }
-        SetExpr::SetOperation { left, right, .. } => {
-            rename_in_body(left);
-            rename_in_body(right);
+    }
+
+    fn rename_object(&mut self, name: &mut ObjectName) {
+        if let Some(ObjectNamePart::Identifier(name)) = name.0.last_mut() {
+            self.rename(name);
         }
-        _ => {}
     }
 }
 
@@ -156,12 +175,6 @@ fn using(join: &mut JoinOperator) -> Option<&mut Vec<ObjectName>> {
     }
 }
 
-fn rename_object(name: &mut ObjectName) {
-    if let Some(ObjectNamePart::Identifier(name)) = name.0.last_mut() {
-        rename(name);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -169,7 +182,7 @@ mod tests {
 
     fn rewritten(sql: &str) -> (String, Written) {
         let mut statement = guard::parse(sql).expect("SQL");
-        let written = rewrite(guard::query(&mut statement).expect("a query"));
+        let (written, _) = rewrite(guard::query(&mut statement).expect("a query"));
         (statement.to_string(), written)
     }
 

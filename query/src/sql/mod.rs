@@ -1,6 +1,6 @@
 //! SQL over the caller's own tables: `events`, and `sessions`, `metrics` and `daily_metrics` from Postgres. Read-only
 //! by construction: what is no query is refused before planning, planning knows nothing but these tables and the
-//! files of one snapshot, and none of them can write.
+//! files of one snapshot, and none of them can write. By setting, another engine answers queries of `events`.
 
 mod answer;
 mod cache;
@@ -15,39 +15,39 @@ mod json;
 mod json_path;
 mod line;
 mod postgres_table;
+mod query;
 mod request;
 mod response;
+mod warehouse;
 
-use std::collections::BTreeSet;
 use std::num::NonZero;
-use std::sync::Arc;
 use std::time::Duration;
 
 use axum::response::Response;
 use chrono::Utc;
-use datafusion::catalog::TableProvider;
-use datafusion::sql::parser::Statement;
 use sqlx::PgPool;
 use tidemill_common::config::Connections;
 use tidemill_common::problem::Problem;
 use tidemill_common::projects::Project;
 use tidemill_common::redis::Redis;
 use tokio::runtime::{Handle, Runtime};
-use tokio::sync::mpsc::{self, Sender};
+use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::config::Config;
-use crate::events::{Events, View};
-use crate::postgres::{self, RELATIONS};
+use crate::events::Events;
+use crate::postgres;
 use answer::{Limits, Piece};
 use cache::{Cache, Wanted};
 use error::SqlError;
 use format::Format;
 use line::{Line, Place, Priority};
-use postgres_table::PostgresTable;
+use query::{Asked, Ours, Query, Theirs, Work};
 use response::{Head, Started};
+use warehouse::{Allowance, Warehouse};
 
 pub use request::Request;
+pub use warehouse::tenant;
 
 /// Planning recurses along chains like `a OR b OR …`; the guard's limits keep them within this.
 const STACK: usize = 128 * 1024 * 1024;
@@ -70,11 +70,24 @@ pub struct Engine {
     batch_wait: Duration,
     memory: usize,
     limits: Limits,
+    /// Who answers queries of `events`, where it is not us.
+    warehouse: Option<Warehouse>,
+}
+
+/// A query that is ready to run, and what is known of its answer.
+struct Prepared {
+    work: Work,
+    head: Head,
+    /// Of the data that it reads; None: that cannot be told.
+    identity: Option<String>,
 }
 
 impl Engine {
     /// An engine over the archive, its tail and the tables in Postgres. Needs a tokio runtime.
     pub fn new(config: &Config, connections: &Connections, redis: Redis) -> anyhow::Result<Self> {
+        let warehouse = Warehouse::new(config)?;
+        // Another engine knows nothing of what is not archived yet, so nobody keeps it.
+        let tail_mb = if warehouse.is_some() { 0 } else { config.sql_tail_mb };
         let queries = config.concurrency.max(1);
         let cores = std::thread::available_parallelism().map_or(1, NonZero::get);
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -88,7 +101,7 @@ impl Engine {
         let pool = postgres::read_only_pool(&connections.database_url, queries as u32 * SCANS, timeout)?;
         Ok(Self {
             runtime: Some(runtime),
-            events: Events::new(connections, pool.clone(), config.sql_tail_mb * 1024 * 1024, Handle::current()),
+            events: Events::new(connections, pool.clone(), tail_mb * 1024 * 1024, Handle::current()),
             pool,
             cache: Cache::new(redis),
             line: Line::new(queries, config.sql_queue),
@@ -96,6 +109,7 @@ impl Engine {
             batch_wait: Duration::from_secs(config.sql_batch_wait_s),
             memory: config.sql_memory_mb * 1024 * 1024,
             limits: Limits { rows: config.sql_max_rows, bytes: config.sql_max_answer_mb * 1024 * 1024 },
+            warehouse,
         })
     }
 
@@ -103,32 +117,19 @@ impl Engine {
     pub async fn run(&self, project: &Project, request: Request) -> Result<Response, Problem> {
         let Request { sql, format, priority, max_age, tail } = request;
         let limits = self.limits;
-        let key = cache::key(&project.id, project.generation, &sql, format, tail, limits.rows, limits.bytes);
-        let length = sql.len();
-        let parsed = self.on_threads(async move { Parsed::new(&sql) }).await.map_err(Problem::internal)??;
-        let view = match parsed.tables.contains("events") {
-            true => Some(self.events.view(project, tail).await.map_err(|e| Problem::unavailable("the archive", e))?),
-            false => None,
-        };
-        let identity = parsed.identity(view.as_ref());
+        let kind = self.warehouse.as_ref().map(Warehouse::kind);
+        let text = format!("{}\n{sql}", kind.map_or("", warehouse::Kind::word));
+        let key = cache::key(&project.id, project.generation, &text, format, tail, limits.rows, limits.bytes);
+        let asked = self.on_threads(async move { Asked::new(sql, kind) }).await.map_err(Problem::internal)??;
+        let Prepared { work, mut head, identity } = self.prepare(project, asked, format, tail).await?;
         let now_ms = Utc::now().timestamp_millis();
-        let mut head = Head::new(format, view.as_ref());
         let wanted = Wanted { identity: identity.as_deref(), max_age, now_ms };
         if let Some(kept) = self.cache.get(&key, wanted).await {
             head.age = Some(kept.age);
             return Ok(head.whole(kept.body, kept.truncated));
         }
         let place = self.place(project, priority).await?;
-        let query = Query {
-            parsed,
-            view,
-            pool: self.pool.clone(),
-            project: project.clone(),
-            memory: self.memory,
-            limits,
-            format,
-            length,
-        };
+        let query = Query { work, format, limits };
         let (to, mut pieces) = mpsc::channel(PIECES);
         let timeout = self.timeout;
         // A caller that hangs up ends the query at its next await.
@@ -152,6 +153,32 @@ impl Engine {
         }
     }
 
+    async fn prepare(&self, project: &Project, asked: Asked, format: Format, tail: bool) -> Result<Prepared, Problem> {
+        let events = async |tail| {
+            self.events.view(project, tail).await.map_err(|error| Problem::unavailable("the archive", error))
+        };
+        match (asked, &self.warehouse) {
+            (Asked::Theirs(checked), Some(warehouse)) => {
+                let view = if warehouse.is_pinned() { Some(events(false).await?) } else { None };
+                let snapshot = view.map(|view| view.snapshot().to_owned());
+                let head = Head::of_warehouse(format, warehouse.kind().word(), snapshot.clone());
+                let allowance = Allowance { seconds: self.timeout.as_secs(), memory: self.memory, limits: self.limits };
+                let (warehouse, project) = (warehouse.clone(), project.id.clone());
+                let work = Work::Theirs(Theirs { warehouse, checked, project, snapshot, allowance });
+                Ok(Prepared { work, head, identity: None })
+            }
+            (Asked::Theirs(_), None) => Err(Problem::internal("a query for an engine that is not there")),
+            (Asked::Ours(parsed), _) => {
+                let view = if parsed.tables.contains("events") { Some(events(tail).await?) } else { None };
+                let head = Head::new(format, view.as_ref());
+                let identity = parsed.identity(view.as_ref());
+                let (pool, project) = (self.pool.clone(), project.clone());
+                let work = Work::Ours(Ours { parsed, view, pool, project, memory: self.memory });
+                Ok(Prepared { work, head, identity })
+            }
+        }
+    }
+
     async fn place(&self, project: &Project, priority: Priority) -> Result<Place, SqlError> {
         let wait = match priority {
             Priority::Interactive => self.timeout,
@@ -172,81 +199,5 @@ impl Drop for Engine {
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
-    }
-}
-
-/// A query that may be run.
-struct Parsed {
-    statement: Statement,
-    /// The names that the caller wrote.
-    names: idents::Written,
-    /// The tables that it names.
-    tables: BTreeSet<String>,
-}
-
-impl Parsed {
-    fn new(sql: &str) -> Result<Self, SqlError> {
-        let mut statement = guard::parse(sql)?;
-        let names = idents::rewrite(guard::query(&mut statement)?);
-        let tables = guard::tables(&statement)?;
-        Ok(Self { statement, names, tables })
-    }
-
-    /// Of the data that it reads, as far as that can be told. A plan is none.
-    fn identity(&self, view: Option<&View>) -> Option<String> {
-        let is_plan = matches!(self.statement, Statement::Explain(_));
-        let known = self.tables.iter().all(|table| table == "events");
-        (known && !is_plan).then(|| view.map_or_else(|| "nothing".to_owned(), |view| view.identity.clone()))
-    }
-}
-
-/// What one query needs.
-struct Query {
-    parsed: Parsed,
-    view: Option<View>,
-    pool: PgPool,
-    project: Project,
-    memory: usize,
-    limits: Limits,
-    format: Format,
-    /// Of its text, in bytes.
-    length: usize,
-}
-
-impl Query {
-    /// Sends the answer, or why there is none. Says whether it may be another one the next time.
-    async fn answer_in(self, timeout: Duration, to: &Sender<Result<Piece, SqlError>>) -> bool {
-        let (is_volatile, error) = match tokio::time::timeout(timeout, self.answer(to)).await {
-            Ok(Ok(is_volatile)) => (is_volatile, None),
-            Ok(Err(error)) => (true, Some(error)),
-            Err(_) => (true, Some(SqlError::Timeout(timeout))),
-        };
-        if let Some(error) = error {
-            drop(to.send(Err(error)).await);
-        }
-        is_volatile
-    }
-
-    async fn answer(self, to: &Sender<Result<Piece, SqlError>>) -> Result<bool, SqlError> {
-        let context = context::new(self.memory, self.view.as_ref().and_then(View::files), self.length)?;
-        for name in &self.parsed.tables {
-            if let Some(table) = self.table(name) {
-                context.register_table(name, table)?;
-            }
-        }
-        let plan = context::plan(&context, self.parsed.statement).await?;
-        let is_volatile = context::is_volatile(&plan)?;
-        let stream = context.execute_logical_plan(plan).await?.execute_stream().await?;
-        answer::send(stream, &self.parsed.names, self.format, self.limits, to).await?;
-        Ok(is_volatile)
-    }
-
-    /// A table by its name; all others are unknown to the planner.
-    fn table(&self, name: &str) -> Option<Arc<dyn TableProvider>> {
-        if name == "events" {
-            return self.view.as_ref().map(View::table);
-        }
-        let relation = RELATIONS.into_iter().find(|relation| relation.name == name)?;
-        Some(Arc::new(PostgresTable::new(relation, self.pool.clone(), &self.project)))
     }
 }

@@ -16,18 +16,23 @@ use tokio_util::task::AbortOnDropHandle;
 use super::answer::Piece;
 use super::error::SqlError;
 use super::format::Format;
-use crate::events::View;
+use crate::events::{TailIs, View};
 
 const TRUNCATED: HeaderName = HeaderName::from_static("tidemill-truncated");
 const CACHE: HeaderName = HeaderName::from_static("tidemill-cache");
 const SNAPSHOT: HeaderName = HeaderName::from_static("tidemill-snapshot");
 const TAIL: HeaderName = HeaderName::from_static("tidemill-tail");
+const WAREHOUSE: HeaderName = HeaderName::from_static("tidemill-warehouse");
 
 /// What is said before the answer.
 pub struct Head {
     format: Format,
-    /// The archive's snapshot, and how much of the tail was there.
-    view: Option<(String, &'static str)>,
+    /// The archive's snapshot.
+    snapshot: Option<String>,
+    /// How much of the tail was there.
+    tail: Option<&'static str>,
+    /// The engine that answers in our place.
+    warehouse: Option<&'static str>,
     /// Of an answer that was kept.
     pub age: Option<Duration>,
 }
@@ -43,8 +48,14 @@ pub struct Started {
 impl Head {
     /// An answer in this format, of events as they are in `view`.
     pub fn new(format: Format, view: Option<&View>) -> Self {
-        let view = view.map(|view| (view.snapshot().to_owned(), view.tail_is.as_str()));
-        Self { format, view, age: None }
+        let snapshot = view.map(|view| view.snapshot().to_owned());
+        Self { format, snapshot, tail: view.map(|view| view.tail_is.as_str()), warehouse: None, age: None }
+    }
+
+    /// An answer of another engine, which knows archived events only: as of this snapshot, or of whichever is the
+    /// newest when it reads.
+    pub fn of_warehouse(format: Format, warehouse: &'static str, snapshot: Option<String>) -> Self {
+        Self { format, snapshot, tail: Some(TailIs::Off.as_str()), warehouse: Some(warehouse), age: None }
     }
 
     /// An answer that is there. Whether rows were cut off is said before it.
@@ -70,10 +81,10 @@ impl Head {
         if let Some(age) = self.age {
             headers.insert(header::AGE, age.as_secs().into());
         }
-        if let Some((snapshot, tail)) = &self.view {
-            headers.extend(HeaderValue::from_str(snapshot).ok().map(|id| (SNAPSHOT, id)));
-            headers.insert(TAIL, HeaderValue::from_static(tail));
-        }
+        let snapshot = self.snapshot.as_ref().and_then(|id| HeaderValue::from_str(id).ok());
+        headers.extend(snapshot.map(|id| (SNAPSHOT, id)));
+        let words = [(TAIL, self.tail), (WAREHOUSE, self.warehouse)];
+        headers.extend(words.into_iter().filter_map(|(name, word)| Some((name, HeaderValue::from_static(word?)))));
         headers
     }
 }

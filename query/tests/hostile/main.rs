@@ -8,11 +8,14 @@ mod support;
 
 use std::collections::BTreeSet;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::json;
-use statements::{Places, statements};
+use statements::{Places, beside_events, statements};
 use support::{Api, insert_session, new_key, time};
+use tidemill_query::{Config, Engine};
 use tidemill_testkit::{event, eventually};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -91,6 +94,42 @@ async fn hostile_statements_are_refused_and_touch_nothing() {
     assert_eq!(api.rows("SELECT count(*) AS n FROM events").await, json!([{ "n": EVENTS }]));
     let other = new_key(&api.stack, &places.other, "read").await;
     assert_eq!(api.sql_as(&other, "SELECT count(*) AS n FROM events").await.1["rows"], json!([{ "n": 0 }]));
+}
+
+/// An engine that counts who comes, and says nothing.
+async fn silent_engine() -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let came = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&came);
+    tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            count.fetch_add(1, Ordering::SeqCst);
+            drop(connection);
+        }
+    });
+    (url, came)
+}
+
+#[tokio::test]
+async fn hostile_statements_do_not_reach_another_engine() {
+    for warehouse in [Engine::Trino, Engine::ClickHouse] {
+        let (url, came) = silent_engine().await;
+        let config = Config { warehouse, warehouse_url: Some(url), ..Config::default() };
+        let api = Api::start_with(config, |_| ()).await;
+        insert_session(&api.stack, &api.stack.project, "s", None, time("2026-01-01T00:00:00Z"), 1).await;
+        let places = places(&api);
+        for sql in statements(&places).iter().chain(&beside_events(&places)) {
+            let (status, problem) = api.sql(sql).await;
+            let shown: String = sql.chars().take(200).collect();
+            let said = (status, &problem["type"]);
+            assert_eq!(said, (400, &json!("urn:tidemill:problem:bad-sql")), "{warehouse:?}: {shown}: {problem}");
+        }
+        assert_eq!(came.load(Ordering::SeqCst), 0, "{warehouse:?}");
+        assert_eq!(api.rows("SELECT count(*) AS n FROM sessions").await, json!([{ "n": 1 }]));
+        assert_eq!(api.sql("SELECT count(*) FROM events").await.0, 503);
+        assert!(came.load(Ordering::SeqCst) > 0, "{warehouse:?}: a query does reach it");
+    }
 }
 
 /// The part that runs under strace.

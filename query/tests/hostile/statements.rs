@@ -30,6 +30,18 @@ pub fn statements(places: &Places) -> Vec<String> {
     all
 }
 
+/// The same, in queries that read the project's own events too.
+pub fn beside_events(places: &Places) -> Vec<String> {
+    // These an engine may know, and they do no harm there.
+    let harmless = ["replace(", "translate(", "regexp_replace(", "overlay("];
+    let calls = FUNCTIONS.iter().filter(|call| !harmless.iter().any(|name| call.starts_with(name)));
+    let calls = calls.map(|call| format!("SELECT {call} FROM events"));
+    let tables = TABLE_FUNCTIONS.iter().map(|call| format!("SELECT * FROM events, {call}"));
+    let names = others(&places.other).into_iter().chain(files(places)).filter(|sql| sql.starts_with("SELECT * FROM "));
+    let names = names.map(|sql| sql.replacen("FROM ", "FROM events, ", 1));
+    calls.chain(tables).chain(names).collect()
+}
+
 const WRITES: &[&str] = &[
     "INSERT INTO events SELECT * FROM events",
     "INSERT INTO sessions (session_id) VALUES ('x')",
