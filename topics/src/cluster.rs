@@ -16,8 +16,8 @@ use tidemill_common::kafka::KafkaConfig;
 use crate::{Change, Existing, Topic};
 
 const TIMEOUT: Duration = Duration::from_secs(15);
-/// How long created topics may take to get their leaders.
-const LEADERS: Duration = Duration::from_secs(30);
+/// How long changes may take to show, and created topics to get their leaders.
+const SHOWN: Duration = Duration::from_secs(30);
 const LOOK: &str = "look at the brokers' logs";
 const POLL: Duration = Duration::from_millis(50);
 
@@ -51,9 +51,9 @@ pub enum ClusterError {
         /// What may help.
         hint: &'static str,
     },
-    /// Created topics are not to be used yet.
-    #[error("topics without a leader after {} s: {topics}; look at the brokers' logs", LEADERS.as_secs())]
-    Leaderless {
+    /// What was done does not show.
+    #[error("topics that are not as they should be after {} s: {topics}; look at the brokers' logs", SHOWN.as_secs())]
+    NotShown {
         /// Their names.
         topics: String,
     },
@@ -76,8 +76,12 @@ impl Cluster {
 
     /// Those of the declared topics that exist, by name.
     pub async fn existing(&self, declared: &[Topic]) -> Result<BTreeMap<String, Existing>, ClusterError> {
+        self.existing_of(|name| declared.iter().any(|topic| topic.name == name)).await
+    }
+
+    async fn existing_of(&self, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Existing>, ClusterError> {
         let mut topics = self.counts().await?;
-        topics.retain(|name, _| declared.iter().any(|topic| topic.name == *name));
+        topics.retain(|name, _| wanted(name));
         if topics.is_empty() {
             return Ok(topics);
         }
@@ -94,7 +98,7 @@ impl Cluster {
         Ok(topics)
     }
 
-    /// Does what is to be done, and waits until created topics can be used. Drift is left as it is.
+    /// Does what is to be done, and waits until it shows and created topics can be used. Drift is left as it is.
     pub async fn apply(&self, changes: &[Change]) -> Result<(), ClusterError> {
         let (mut created, mut settings, mut grown) =
             (Vec::new(), BTreeMap::<&str, Vec<(&str, &str)>>::new(), Vec::new());
@@ -114,11 +118,10 @@ impl Cluster {
             let results = grown.map_err(|error| self.unavailable(error))?.into_iter().map(|result| result.map(drop));
             all_done(results, "did not get its partitions", LOOK)?;
         }
-        if created.is_empty() {
-            return Ok(());
+        if !created.is_empty() {
+            self.create(&created).await?;
         }
-        self.create(&created).await?;
-        self.await_leaders(&created).await
+        self.await_shown(changes).await
     }
 
     /// Kafka's client can only replace all of a topic's own settings, so those that stay are given again.
@@ -158,18 +161,20 @@ impl Cluster {
         all_done(results, "was not created", "with too few brokers, pass a lower --replication")
     }
 
-    /// Creation is answered before the brokers have taken the partitions over.
-    async fn await_leaders(&self, topics: &[&Topic]) -> Result<(), ClusterError> {
-        let names: Vec<String> = topics.iter().map(|topic| topic.name.clone()).collect();
-        let deadline = Instant::now() + LEADERS;
+    /// Changes are answered before the brokers have taken them over.
+    async fn await_shown(&self, changes: &[Change]) -> Result<(), ClusterError> {
+        let to_do: Vec<(&str, &Change)> = changes.iter().filter_map(|change| Some((change.topic()?, change))).collect();
+        let deadline = Instant::now() + SHOWN;
         loop {
-            let wanted = names.clone();
-            let waiting = self.metadata(move |metadata| leaderless(metadata, wanted)).await?;
+            let existing = self.existing_of(|name| to_do.iter().any(|(topic, _)| *topic == name)).await?;
+            let shows =
+                |(topic, change): &&(&str, &Change)| existing.get(*topic).is_some_and(|found| change.shows(found));
+            let waiting: Vec<&str> = to_do.iter().filter(|change| !shows(change)).map(|(topic, _)| *topic).collect();
             if waiting.is_empty() {
                 return Ok(());
             }
             if Instant::now() >= deadline {
-                return Err(ClusterError::Leaderless { topics: waiting.join(", ") });
+                return Err(ClusterError::NotShown { topics: waiting.join(", ") });
             }
             tokio::time::sleep(POLL).await;
         }
@@ -180,6 +185,8 @@ impl Cluster {
             let counts = |topic: &MetadataTopic| Existing {
                 partitions: topic.partitions().len() as i32,
                 replication: topic.partitions().first().map_or(0, |partition| partition.replicas().len() as i32),
+                led: !topic.partitions().is_empty()
+                    && topic.partitions().iter().all(|partition| partition.leader() >= 0),
                 config: BTreeMap::new(),
             };
             metadata.topics().iter().map(|topic| (topic.name().to_owned(), counts(topic))).collect()
@@ -213,12 +220,4 @@ fn all_done(
 
 fn options() -> AdminOptions {
     AdminOptions::new().request_timeout(Some(TIMEOUT)).operation_timeout(Some(TIMEOUT))
-}
-
-fn leaderless(metadata: &Metadata, mut names: Vec<String>) -> Vec<String> {
-    let led = |topic: &MetadataTopic| {
-        !topic.partitions().is_empty() && topic.partitions().iter().all(|partition| partition.leader() >= 0)
-    };
-    names.retain(|name| !metadata.topics().iter().any(|topic| topic.name() == name && led(topic)));
-    names
 }

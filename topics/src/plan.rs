@@ -19,6 +19,8 @@ pub struct Existing {
     pub partitions: i32,
     /// How many replicas its first partition has.
     pub replication: i32,
+    /// Whether all of its partitions have a leader.
+    pub led: bool,
     /// Its settings by Kafka's names, defaults included.
     pub config: BTreeMap<String, String>,
 }
@@ -66,7 +68,25 @@ pub enum Change {
 impl Change {
     /// Whether there is something to do, and not only to know.
     pub fn is_to_do(&self) -> bool {
-        !matches!(self, Self::Drift { .. })
+        self.topic().is_some()
+    }
+
+    /// The topic to be changed, if one is.
+    pub fn topic(&self) -> Option<&str> {
+        match self {
+            Self::Create(topic) => Some(&topic.name),
+            Self::Set { topic, .. } | Self::Grow { topic, .. } => Some(topic),
+            Self::Drift { .. } => None,
+        }
+    }
+
+    /// Whether its topic is as it was to become.
+    pub fn shows(&self, found: &Existing) -> bool {
+        match self {
+            Self::Create(_) | Self::Drift { .. } => found.led,
+            Self::Set { setting, to, .. } => found.config.get(setting) == Some(to),
+            Self::Grow { to, .. } => found.led && found.partitions >= *to,
+        }
     }
 
     /// What one should know of it: what it deletes, or why it is left.
@@ -161,7 +181,7 @@ mod tests {
     fn as_declared(topic: &Topic) -> Existing {
         let mut config = topic.config.clone();
         config.insert("segment.bytes".to_owned(), "1073741824".to_owned()); // not declared, so of no interest
-        Existing { partitions: topic.partitions, replication: topic.replication, config }
+        Existing { partitions: topic.partitions, replication: topic.replication, led: true, config }
     }
 
     #[test]
