@@ -1,5 +1,5 @@
 //! Rows as they wait: the log's bytes, behind each other. They become columns only when they are written, in their
-//! order, so a row costs no allocation and little more memory than its record had. Pure.
+//! order, so a row costs no allocation and little more memory than its record had. Pure, but for the pieces that are used again.
 
 use std::collections::HashMap;
 

@@ -125,8 +125,7 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
                 Some(Days(days)) => store::set_archive_days(&mut db, &project, days).await?,
                 None => store::archive_days(&mut db, &project).await?,
             };
-            let archive_days = archive_days
-                .with_context(|| format!("there is no project {project:?}; see 'tidemill projects list'"))?;
+            let archive_days = archive_days.ok_or_else(|| store::no_project(&project))?;
             output.thing(&Retention { project, archive_days }, &RETENTION)
         }
         Command::WarehouseSetup => warehouse::setup(connections, output).await,
@@ -159,10 +158,10 @@ async fn maintain_all(what: &Maintain, connections: &Connections) -> anyhow::Res
 
 pub async fn projects(only: Option<&str>, connections: &Connections) -> anyhow::Result<Vec<String>> {
     let mut db = store::connect(&connections.database_url).await?;
-    let all = store::projects(&mut db).await?.into_iter().filter(|project| project.deleted_at.is_none());
+    let all = store::live_projects(&mut db).await?.into_iter();
     let chosen: Vec<String> = all.map(|project| project.id).filter(|id| only.is_none_or(|only| only == id)).collect();
     match only {
-        Some(only) if chosen.is_empty() => bail!("there is no project {only:?}; see 'tidemill projects list'"),
+        Some(only) if chosen.is_empty() => Err(store::no_project(only)),
         _ => Ok(chosen),
     }
 }

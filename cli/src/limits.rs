@@ -1,6 +1,6 @@
 //! `tidemill limits`
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use serde_json::json;
@@ -123,9 +123,7 @@ async fn change(
             None => event_limits::remove(&mut db, &plan.project, &limited).await,
         }
         .map_err(explain)
-        .and_then(|row| {
-            row.with_context(|| format!("there is no project {:?}; see 'tidemill projects list'", plan.project))
-        });
+        .and_then(|row| row.ok_or_else(|| store::no_project(&plan.project)));
         entry.end(&mut db, done).await?;
         plan.applied = true;
     }

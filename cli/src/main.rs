@@ -12,6 +12,7 @@ mod limits;
 mod loadgen;
 mod migrate;
 mod output;
+mod position;
 mod projects;
 mod replay;
 mod schemas;
@@ -46,7 +47,7 @@ Settings come from environment variables, over the TOML file that TIDEMILL_CONFI
 
 Exit codes: 0 done, 1 failed, 2 a mistake in the command line, 3 nothing changed because nobody said yes,
 4 a check found something to do.
-Changes are entered in the table `audit`, by the name in TIDEMILL_OPERATOR or else the login's.";
+Most changes are entered in the table `audit`, by the name in TIDEMILL_OPERATOR or else the login's.";
 /// The exit code of a change that was not agreed to.
 const DECLINED: u8 = 3;
 /// The exit code of a check that found something to do.

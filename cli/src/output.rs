@@ -1,10 +1,12 @@
 //! How commands show their results: tables for people, JSON for programs.
 
 use std::io::Write;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{Attribute, Cell, Table};
+use indicatif::ProgressBar;
 use serde::Serialize;
 use serde_json::Value;
 
@@ -60,6 +62,13 @@ pub fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
 /// Unlike `println!`, gives an error instead of a panic when nobody reads on.
 pub fn print_line(line: &str) -> anyhow::Result<()> {
     Ok(writeln!(std::io::stdout(), "{line}")?)
+}
+
+/// Says what is being done, where standard error is a terminal; elsewhere the library shows nothing.
+pub fn spinner(message: &'static str) -> ProgressBar {
+    let spinner = ProgressBar::new_spinner().with_message(message);
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    spinner
 }
 
 fn empty_table() -> Table {

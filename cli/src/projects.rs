@@ -117,9 +117,9 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
         Command::Quota { id, quota: Quota(quota) } => {
             let mut db = store::connect(&connections.database_url).await?;
             let entry = audit::begin(&mut db, "projects quota", Some(&id), &json!({ "quota": quota })).await?;
-            let project = store::set_quota(&mut db, &id, quota).await.and_then(|project| {
-                project.with_context(|| format!("there is no project {id:?}; see 'tidemill projects list'"))
-            });
+            let project = store::set_quota(&mut db, &id, quota)
+                .await
+                .and_then(|project| project.ok_or_else(|| store::no_project(&id)));
             output.thing(&entry.end(&mut db, project).await?, &FIELDS)
         }
         Command::Suspend { id, consent } => {
@@ -154,7 +154,7 @@ async fn suspend(db: &mut PgConnection, id: &str, suspended: bool) -> anyhow::Re
 /// A project that was not deleted.
 async fn existing(db: &mut PgConnection, id: &str) -> anyhow::Result<Project> {
     let known = store::project(db, id).await?.filter(|project| project.deleted_at.is_none());
-    known.with_context(|| format!("there is no project {id:?}; see 'tidemill projects list'"))
+    known.ok_or_else(|| store::no_project(id))
 }
 
 /// The row comes last: whoever sees it finds everything else in place.

@@ -1,6 +1,7 @@
 //! The operators' SQL: projects and API keys.
 
 use std::str::FromStr;
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use chrono::{DateTime, Utc};
@@ -8,6 +9,8 @@ use serde::Serialize;
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, PgConnection};
 use tidemill_common::auth::NewKey;
+use tidemill_common::kafka::TopicPartition;
+use tidemill_common::names::events_topic;
 use tidemill_topics::Partitions;
 
 const PROJECT: &str = "SELECT id, partitions, dlq_partitions, quota_per_second, generation, created_at, \
@@ -53,6 +56,12 @@ pub struct Project {
 }
 
 impl Project {
+    /// All partitions of its events.
+    pub fn events_partitions(&self) -> impl Iterator<Item = TopicPartition> + use<> {
+        let topic: Arc<str> = events_topic(&self.id).into();
+        (0..self.partitions).map(move |partition| TopicPartition { topic: Arc::clone(&topic), partition })
+    }
+
     /// The counts that are kept with it.
     pub fn partitions(&self) -> Partitions {
         Partitions { events: self.partitions, dlq: self.dlq_partitions }
@@ -102,6 +111,18 @@ pub async fn project(db: &mut PgConnection, id: &str) -> anyhow::Result<Option<P
 
 pub async fn projects(db: &mut PgConnection) -> anyhow::Result<Vec<Project>> {
     sqlx::query_as(PROJECTS).fetch_all(db).await.map_err(explain)
+}
+
+/// Those that are not deleted.
+pub async fn live_projects(db: &mut PgConnection) -> anyhow::Result<Vec<Project>> {
+    let mut projects = projects(db).await?;
+    projects.retain(|project| project.deleted_at.is_none());
+    Ok(projects)
+}
+
+/// Nobody has this id.
+pub fn no_project(id: &str) -> anyhow::Error {
+    anyhow!("there is no project {id:?}; see 'tidemill projects list'")
 }
 
 /// Whether the row is new.

@@ -125,7 +125,7 @@ pub async fn difference(declared: &Declared, connections: &Connections) -> anyho
     let mut db = store::connect(&connections.database_url).await?;
     let target = Target::new(declared, connections).await?;
     let mut topics = target.declarations.shared(target.replication);
-    for project in store::projects(&mut db).await?.into_iter().filter(|project| project.deleted_at.is_none()) {
+    for project in store::live_projects(&mut db).await? {
         let id = ProjectId::parse(&project.id)?;
         topics.extend(target.declarations.project(&id, project.partitions(), target.replication));
     }

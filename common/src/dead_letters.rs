@@ -63,8 +63,7 @@ impl FromStr for LetterId {
 
 /// The letter that a record says it is sent through again for. Anybody may say so: see [`digest`].
 pub fn redrive_of(record: &Record) -> Option<LetterId> {
-    let (_, value) = record.headers.iter().find(|(name, _)| name == REDRIVE_OF)?;
-    std::str::from_utf8(value).ok()?.parse().ok()
+    std::str::from_utf8(record.header(REDRIVE_OF)?).ok()?.parse().ok()
 }
 
 /// What a letter's record is known by: the SHA-256 of its key and value. A record with other bytes is not sent through

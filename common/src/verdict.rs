@@ -83,12 +83,8 @@ pub async fn judge<'a>(
 /// What is wrong with a stray that took longer than a window to come home: its copies may have been here and be
 /// forgotten by now, so it could count twice. Headers and append times alone decide.
 fn late_stray(record: &Record, window_ms: i64) -> Option<String> {
-    let header = |name: &str| {
-        let (_, value) = record.headers.iter().find(|(key, _)| key == name)?;
-        std::str::from_utf8(value).ok()?.parse::<i64>().ok()
-    };
-    let (partition, offset, appended) =
-        (header(SOURCE_PARTITION)?, header(SOURCE_OFFSET)?, header(SOURCE_APPEND_TIME)?);
+    let (partition, offset) = (record.number(SOURCE_PARTITION)?, record.number(SOURCE_OFFSET)?);
+    let appended = record.number(SOURCE_APPEND_TIME)?;
     let late_ms = record.append_ms.saturating_sub(appended);
     (partition != i64::from(record.partition) && late_ms > window_ms).then(|| {
         format!(

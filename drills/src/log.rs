@@ -65,16 +65,15 @@ pub async fn read(stack: &Stack) -> anyhow::Result<Vec<Line>> {
 
 /// Which record of the events topic a record stands for, by its headers.
 pub fn origin(record: &Record) -> Option<Origin> {
-    let number = |name: &str| header(record, name)?.parse::<i64>().ok();
     Some(Origin {
-        at: (number("source-partition")? as i32, number("source-offset")?),
-        append_ms: number("source-append-time")?,
+        at: (record.number("source-partition")? as i32, record.number("source-offset")?),
+        append_ms: record.number("source-append-time")?,
     })
 }
 
 /// A header of a record, as text.
 pub fn header(record: &Record, name: &str) -> Option<String> {
-    record.headers.iter().find(|(key, _)| key == name).map(|(_, value)| text(value))
+    record.header(name).map(text)
 }
 
 fn text(bytes: &[u8]) -> String {

@@ -102,7 +102,7 @@ fn encode(encoder: &Encoder, event: &Decoded<'_>, traits: &Traits) -> Vec<u8> {
 /// is sent through again stays so.
 pub fn stray(record: &Record, home: i32) -> Emission {
     let kept = |name: &'static str| {
-        let (_, value) = record.headers.iter().find(|(key, _)| key == name)?;
+        let value = record.header(name)?;
         Some((name, String::from_utf8_lossy(value).into_owned()))
     };
     let first: Vec<_> = [SOURCE_PARTITION, SOURCE_OFFSET, SOURCE_APPEND_TIME].into_iter().filter_map(kept).collect();

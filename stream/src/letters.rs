@@ -8,7 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use sqlx::{PgPool, Row};
-use tidemill_common::dead_letters::{LetterId, REDRIVE_OF, digest, redrive_of};
+use tidemill_common::dead_letters::{LetterId, digest, redrive_of};
 use tidemill_common::kafka::Record;
 
 use crate::ledger::Place;
@@ -63,9 +63,7 @@ impl Letters {
         project: &str,
         place: &Place,
     ) -> Result<BTreeMap<i64, Redriven>, sqlx::Error> {
-        let named = |record: &&Record| record.headers.iter().any(|(name, _)| name == REDRIVE_OF);
-        let redriven = records.iter().filter(named);
-        let redriven: Vec<_> = redriven.filter_map(|record| Some((record, redrive_of(record)?))).collect();
+        let redriven: Vec<_> = records.iter().filter_map(|record| Some((record, redrive_of(record)?))).collect();
         if redriven.is_empty() {
             return Ok(BTreeMap::new());
         }

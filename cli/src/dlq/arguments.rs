@@ -4,6 +4,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Args, ValueEnum};
 use tidemill_stream::dlq::Filter;
 
+use crate::position;
+
 /// Filters.
 #[derive(Args)]
 pub struct Which {
@@ -62,11 +64,7 @@ impl State {
 }
 
 pub fn position(text: &str) -> Result<(i32, i64), String> {
-    let parse = || {
-        let (partition, offset) = text.split_once(':')?;
-        Some((partition.parse().ok()?, offset.parse().ok()?))
-    };
-    parse().filter(|(partition, offset)| *partition >= 0 && *offset >= 0).ok_or_else(|| {
+    position::parse(text).ok_or_else(|| {
         "give <partition>:<offset> of the record in the events topic, e.g. 3:17, as 'tidemill dlq list --records' shows"
             .to_owned()
     })

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use anyhow::Context;
 use chrono::{DateTime, Utc};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
@@ -50,10 +49,8 @@ pub struct Desk {
 impl Desk {
     pub async fn open(connections: &Connections, project: &str) -> anyhow::Result<Self> {
         let mut db = store::connect(&connections.database_url).await?;
-        let project: Project = projects::load(&mut db, project)
-            .await
-            .map_err(explain)?
-            .with_context(|| format!("there is no project {project:?}; see 'tidemill projects list'"))?;
+        let project: Project =
+            projects::load(&mut db, project).await.map_err(explain)?.ok_or_else(|| store::no_project(project))?;
         let pool = postgres::pool(&connections.database_url, 2)?;
         let redriver = Redriver { pool, kafka: connections.kafka.clone(), project };
         Ok(Self { url: connections.database_url.clone(), redriver })

@@ -6,10 +6,9 @@ use anyhow::Context;
 use chrono::Utc;
 use tidemill_common::config::Connections;
 use tidemill_common::kafka::{History, TopicPartition};
-use tidemill_common::names::events_topic;
 use tidemill_common::redis::Redis;
 
-use super::{Finding, Found, ids};
+use super::{Finding, Found};
 use crate::store::{self, Project};
 
 const CHECK: &str = "clocks";
@@ -65,13 +64,7 @@ async fn redis(connections: &Connections) -> anyhow::Result<i64> {
 
 /// Nothing is written to ask brokers for their time, so only records show it: none can have been appended later than now.
 async fn brokers(connections: &Connections, projects: &[Project]) -> anyhow::Result<Vec<Finding>> {
-    let topics = ids(projects).zip(projects).map(|(id, project)| (events_topic(id), project.partitions));
-    let partitions: Vec<TopicPartition> = topics
-        .flat_map(|(topic, count)| {
-            let topic: std::sync::Arc<str> = topic.into();
-            (0..count).map(move |partition| TopicPartition { topic: topic.clone(), partition })
-        })
-        .collect();
+    let partitions: Vec<TopicPartition> = projects.iter().flat_map(Project::events_partitions).collect();
     let history = History::new(connections.kafka.clone());
     let ask = move || {
         let bounds = history.bounds(&partitions)?;

@@ -12,11 +12,10 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
-use indicatif::ProgressBar;
 use serde::Serialize;
 use tidemill_common::config::Connections;
 
-use crate::output::Output;
+use crate::output::{Output, spinner};
 use crate::store::Project;
 use crate::topics::Declared;
 
@@ -69,9 +68,7 @@ impl Finding {
 }
 
 pub async fn run(doctor: Doctor, connections: &Connections, output: Output) -> anyhow::Result<()> {
-    // The library shows nothing where standard error is no terminal.
-    let progress = ProgressBar::new_spinner().with_message("asking all components");
-    progress.enable_steady_tick(Duration::from_millis(100));
+    let progress = spinner("asking all components");
     let (mut findings, projects) = within("postgres", postgres::check(connections)).await;
     let (kafka, redis, registry, warehouse, clocks) = tokio::join!(
         within("kafka", kafka::check(connections, &doctor.declared, &projects)),

@@ -13,7 +13,7 @@ use tidemill_common::progress::{Lags, PartitionLag};
 use tidemill_stream::hot::findings;
 
 use super::View;
-use crate::store::{self, explain};
+use crate::store::{self, Project, explain};
 
 const KAFKA: std::time::Duration = std::time::Duration::from_secs(10);
 
@@ -44,12 +44,10 @@ impl Looker {
 
     /// Looks once more.
     pub async fn look(&mut self) -> anyhow::Result<()> {
-        let mut projects = store::projects(&mut self.db).await?;
-        projects.retain(|project| {
-            project.deleted_at.is_none() && self.project.as_ref().is_none_or(|wanted| *wanted == project.id)
-        });
+        let mut projects = store::live_projects(&mut self.db).await?;
+        projects.retain(|project| self.project.as_ref().is_none_or(|wanted| *wanted == project.id));
         if let (Some(project), true) = (&self.project, projects.is_empty()) {
-            anyhow::bail!("there is no project {project:?}; see 'tidemill projects list'");
+            return Err(store::no_project(project));
         }
         if projects.is_empty() {
             return Ok(());
@@ -63,8 +61,7 @@ impl Looker {
             })
             .await?;
         projects.retain(|project| incarnations.contains_key(&events_topic(&project.id)));
-        let partitions: Vec<TopicPartition> =
-            projects.iter().flat_map(|project| all_of(&events_topic(&project.id), project.partitions)).collect();
+        let partitions: Vec<TopicPartition> = projects.iter().flat_map(Project::events_partitions).collect();
         let asked = partitions.clone();
         let ends = self.ask(move |history| history.ends(&asked)).await?;
         for index in 0..self.views.len() {
@@ -126,9 +123,4 @@ impl Looker {
             format!("Kafka at {} does not answer; is KAFKA_BROKERS right and Kafka up?", self.kafka.brokers)
         })
     }
-}
-
-fn all_of(topic: &str, partitions: i32) -> impl Iterator<Item = TopicPartition> + use<> {
-    let topic: std::sync::Arc<str> = topic.into();
-    (0..partitions).map(move |partition| TopicPartition { topic: topic.clone(), partition })
 }

@@ -7,13 +7,12 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use clap::{Args, Subcommand, ValueEnum};
-use indicatif::ProgressBar;
 use serde::Serialize;
 use tidemill_common::config::Connections;
 use tidemill_common::progress::PartitionLag;
 
 use self::look::Looker;
-use crate::output::Output;
+use crate::output::{Output, spinner};
 
 const FIELDS: [&str; 11] =
     ["view", "topic", "partition", "offset", "end", "lag", "seconds", "rate", "arriving", "leader_changes", "hot"];
@@ -111,9 +110,7 @@ pub async fn run(lag: Lag, connections: &Connections, output: Output) -> anyhow:
             tokio::time::sleep(Duration::from_secs(seconds)).await;
         }
     }
-    // The library shows nothing where standard error is no terminal.
-    let progress = ProgressBar::new_spinner().with_message("looking");
-    progress.enable_steady_tick(Duration::from_millis(100));
+    let progress = spinner("looking");
     looker.look().await?;
     if lag.measure > 0 {
         tokio::time::sleep(Duration::from_secs(lag.measure)).await;

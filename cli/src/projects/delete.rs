@@ -1,6 +1,5 @@
 //! `tidemill projects delete`
 
-use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use sqlx::PgConnection;
@@ -32,9 +31,7 @@ const FIELDS: [&str; 5] = ["project", "applied", "topics", "subjects", "rows"];
 /// From the outside in: nobody can send, then nothing can be read, then nothing is left.
 pub async fn run(id: &str, consent: Consent, connections: &Connections, output: Output) -> anyhow::Result<()> {
     let mut db = store::connect(&connections.database_url).await?;
-    store::project(&mut db, id)
-        .await?
-        .with_context(|| format!("there is no project {id:?}; see 'tidemill projects list'"))?;
+    store::project(&mut db, id).await?.ok_or_else(|| store::no_project(id))?;
     let topics = vec![events_topic(id), processed_topic(id), dlq_topic(id)];
     let subjects = topics[..2].iter().map(|topic| format!("{topic}-value")).collect();
     let mut plan = Deleted { project: id.to_owned(), applied: false, topics, subjects, rows: None };

@@ -8,7 +8,7 @@ use super::{Desk, archive, explain};
 use crate::audit;
 use crate::consent::Consent;
 use crate::output::{Output, json_line};
-use crate::store;
+use crate::{position, store};
 
 const PLAN: [&str; 7] = ["project", "begins", "records", "archive_files", "left_out", "replaces", "rate"];
 
@@ -34,11 +34,7 @@ pub struct Args {
 }
 
 fn position(text: &str) -> Result<(i32, i64), String> {
-    let read = || {
-        let (partition, offset) = text.split_once(':')?;
-        Some((partition.parse().ok()?, offset.parse().ok()?))
-    };
-    read().filter(|(partition, offset)| *partition >= 0 && *offset >= 0).ok_or_else(|| "give e.g. 3:1200".to_owned())
+    position::parse(text).ok_or_else(|| "give e.g. 3:1200".to_owned())
 }
 
 /// A plan, and the replay that it has become.
@@ -56,10 +52,7 @@ pub async fn run(args: &Args, desk: &mut Desk) -> anyhow::Result<()> {
     let connections = &setup.connections;
     let projects = match &args.project {
         Some(project) => vec![project.clone()],
-        None => {
-            let all = store::projects(db).await?.into_iter().filter(|project| project.deleted_at.is_none());
-            all.map(|project| project.id).collect()
-        }
+        None => store::live_projects(db).await?.into_iter().map(|project| project.id).collect(),
     };
     let from = match (args.from_time, args.from_offset.is_empty()) {
         (Some(time), _) => From::Time(time),

@@ -91,4 +91,14 @@ impl Record {
     pub fn topic_partition(&self) -> TopicPartition {
         TopicPartition { topic: Arc::clone(&self.topic), partition: self.partition }
     }
+
+    /// The first header of this name.
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| &**value)
+    }
+
+    /// The same, if it is a number.
+    pub fn number(&self, name: &str) -> Option<i64> {
+        std::str::from_utf8(self.header(name)?).ok()?.parse().ok()
+    }
 }

@@ -26,13 +26,9 @@ pub struct Row {
 impl Row {
     /// The row in a record of a processed topic; says why there is none.
     pub fn of(record: Record) -> Result<Self, String> {
-        let header = |name: &str| {
-            let (_, value) = record.headers.iter().find(|(key, _)| key == name)?;
-            std::str::from_utf8(value).ok()?.parse::<i64>().ok()
-        };
         let origin = || {
-            let partition = i32::try_from(header(SOURCE_PARTITION)?).ok()?;
-            Some(At { partition, offset: header(SOURCE_OFFSET)?, append_ms: header(SOURCE_APPEND_TIME)? })
+            let partition = i32::try_from(record.number(SOURCE_PARTITION)?).ok()?;
+            Some(At { partition, offset: record.number(SOURCE_OFFSET)?, append_ms: record.number(SOURCE_APPEND_TIME)? })
         };
         let at = origin().ok_or("it has no headers that say where it comes from")?;
         processed(&record.value).map_err(|error| error.to_string())?;

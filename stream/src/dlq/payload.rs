@@ -137,11 +137,7 @@ fn take(wants: &mut Wants, place: (i32, i64), record: &Record) -> Option<Wanted>
 
 /// Where a dead letter says that it comes from.
 fn source(record: &Record) -> Option<(i32, i64)> {
-    let header = |name: &str| {
-        let (_, value) = record.headers.iter().find(|(key, _)| key == name)?;
-        std::str::from_utf8(value).ok()
-    };
-    Some((header(SOURCE_PARTITION)?.parse().ok()?, header(SOURCE_OFFSET)?.parse().ok()?))
+    Some((i32::try_from(record.number(SOURCE_PARTITION)?).ok()?, record.number(SOURCE_OFFSET)?))
 }
 
 fn at(topic: &Arc<str>, partition: i32) -> TopicPartition {
