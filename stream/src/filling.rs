@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
+use chrono::DateTime;
 use tidemill_common::failpoint::hit;
 use tidemill_common::kafka::{Producer, Record, Sending, TopicPartition};
 
@@ -40,13 +40,6 @@ pub struct Filled {
     pub strays: u64,
     /// Partitions that go on from the ledger after it, since their next record could not be judged.
     pub held: Vec<TopicPartition>,
-}
-
-impl Filled {
-    /// Whether all that is newest in its partitions was appended before.
-    pub fn is_older_than(&self, time: DateTime<Utc>) -> bool {
-        self.batch.steps.iter().all(|step| step.as_of < time)
-    }
 }
 
 impl Filling {

@@ -138,16 +138,16 @@ const REBUILD: &str = "AND NOT EXISTS (
 /// Moves all partitions on, if every one of them still stands where its batch starts, in a generation of this side;
 /// else changes nothing and says false. The rows stay locked until the transaction ends. For the live side the
 /// generations have to be held ([`crate::generation::begin`]).
-pub async fn advance(tx: &mut PgConnection, side: Side, steps: &[Advance]) -> Result<bool, sqlx::Error> {
+pub async fn advance(tx: &mut PgConnection, side: Side, steps: &[Advance]) -> Result<Option<i64>, sqlx::Error> {
     let columns = Columns::of(steps.iter().map(|step| &step.place));
     let which = match side {
         Side::Live => LIVE,
         Side::Rebuild => REBUILD,
     };
-    let found = standing(tx, &columns, which, "FOR UPDATE OF l").await?.positions;
-    let stands = |step: &Advance| found.get(&step.place).is_some_and(|position| position.next == step.start);
+    let found = standing(tx, &columns, which, "FOR UPDATE OF l").await?;
+    let stands = |step: &Advance| found.positions.get(&step.place).is_some_and(|position| position.next == step.start);
     if !steps.iter().all(stands) && !mutant("no-fencing") {
-        return Ok(false);
+        return Ok(None);
     }
     sqlx::query(
         "UPDATE ledger l SET next_offset = w.next, projected_offset = w.projected, as_of = w.as_of
@@ -166,7 +166,7 @@ pub async fn advance(tx: &mut PgConnection, side: Side, steps: &[Advance]) -> Re
     .bind(steps.iter().map(|step| step.as_of).collect::<Vec<_>>())
     .execute(tx)
     .await?;
-    Ok(true)
+    Ok(Some(found.epoch))
 }
 
 /// When the last record was appended that is counted, in milliseconds since 1970.

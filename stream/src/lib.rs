@@ -17,6 +17,7 @@ pub mod lag;
 pub mod ledger;
 mod letters;
 mod live;
+pub mod live_session;
 pub mod metric;
 mod poison;
 mod project;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::future::pending;
 use std::time::{Duration, Instant};
 
-use chrono::{TimeDelta, Utc};
+use chrono::Utc;
 use metrics::{counter, gauge, histogram};
 use tidemill_common::failpoint::hit;
 use tidemill_common::http::Health;
@@ -31,8 +31,6 @@ const TOPICS: Duration = Duration::from_secs(10);
 /// Pause after a transient failure, doubled up to `LONGEST_PAUSE`.
 const PAUSE: Duration = Duration::from_millis(250);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// A worker whose newest records have stood in the log for longer is behind.
-const BEHIND: TimeDelta = TimeDelta::seconds(5);
 /// Pause before a partition with an unknown schema is tried again.
 const HELD: Duration = Duration::from_secs(1);
 /// Pause before a partition that is mostly dead letters is tried again.
@@ -182,7 +180,7 @@ impl Worker {
                 self.failures = Failures::default();
                 self.health.set(BATCHES, true, Ok(()));
                 let ends = filled.batch.steps.iter().map(|step| (step.place.clone(), step.next)).collect();
-                let behind = filled.is_older_than(Utc::now() - BEHIND);
+                let behind = filled.batch.is_behind(Utc::now());
                 self.projector.batch(self.state.timeline.epoch.unwrap_or(0), touched, ends, behind);
                 self.state.advance(&filled.batch.steps);
                 self.retry(&filled);

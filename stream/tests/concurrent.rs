@@ -254,6 +254,63 @@ async fn sixteen_workers_agree_on_the_same_sessions_without_deadlock() {
     assert_eq!(deadlocks, 0);
 }
 
+/// What Redis is to show of a session id, and its version: the fields that come from the latest row.
+async fn latest(pool: &PgPool, key: &str) -> (i64, BTreeMap<String, String>) {
+    let row: (i64, serde_json::Value) = sqlx::query_as(
+        "SELECT k.version, jsonb_strip_nulls(jsonb_build_object(
+                'totalEvents', s.total_events::text, 'pageViews', s.page_views::text, 'isNew', s.is_new::text,
+                'conversions', s.conversions::text, 'userId', s.user_id, 'currentPage', s.current_page,
+                'entryPage', s.entry_page, 'revenue', s.revenue::text, 'deviceType', s.device_type,
+                'trafficSource', coalesce(s.traffic_source, 'direct'), 'last', extract(epoch FROM s.last_event_at)))
+         FROM session_keys k JOIN sessions s USING (generation, project, session_id)
+         WHERE session_id = $1 ORDER BY s.first_event_at DESC LIMIT 1",
+    )
+    .bind(key)
+    .fetch_one(pool)
+    .await
+    .unwrap();
+    let mut fields: BTreeMap<String, serde_json::Value> = serde_json::from_value(row.1).unwrap();
+    let last = fields.remove("last").and_then(|last| last.as_f64()).unwrap();
+    fields.insert("expires".into(), format!("{:.3}", last + 1_800.0).into());
+    (row.0, fields.into_iter().map(|(name, value)| (name, value.as_str().unwrap().to_owned())).collect())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_knows_what_is_to_be_shown_of_those_sessions_whose_latest_events_it_has() {
+    let stack = Stack::new().await;
+    let mut random = Random(11);
+    let mut events = traffic(1_200, &mut random);
+    events.sort_by_cached_key(|event| event.timestamp + random.below(3) as i64 * GAP);
+    let (store, mut enricher) = (store(&stack.pool), enricher());
+    let (mut newest, mut shown, mut unknown) = (HashMap::<String, i64>::new(), 0, 0);
+    for batch in events.chunks(40) {
+        let touched = {
+            let events = counted(&stack.project, batch, &mut enricher);
+            store.commit(&Batch { events, ..Batch::default() }).await.unwrap().unwrap()
+        };
+        let before = newest.clone();
+        for event in batch {
+            let Some(key) = session_key::of(event) else { continue };
+            let newest = newest.entry(key.into_owned()).or_default();
+            *newest = event.timestamp.max(*newest);
+        }
+        for session in &touched.latest {
+            let (version, expected) = latest(&stack.pool, &session.key.1).await;
+            let ours = session.fields.iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+            let mut ours: BTreeMap<String, String> = ours.collect();
+            ours.insert("expires".into(), format!("{:.3}", session.expires_ms as f64 / 1_000.0));
+            ours.retain(|name, _| expected.contains_key(name) || name == "revenue" || name == "userId");
+            assert_eq!((session.stamp.version, ours), (version, expected), "{}", session.key.1);
+        }
+        let known: Vec<&String> = touched.latest.iter().map(|session| &session.key.1).collect();
+        let moved = newest.iter().filter(|(key, at)| before.get(*key) != Some(at)).map(|(key, _)| key);
+        assert!(moved.into_iter().all(|key| known.contains(&key)), "whose latest event is in the batch is known");
+        shown += known.len();
+        unknown += touched.sessions.len() - known.len();
+    }
+    assert!(shown > 100 && unknown > 20, "{shown} known, {unknown} not");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_cart_needs_is_forgotten_and_old_carts_are_pruned() {
     let stack = Stack::new().await;

@@ -28,6 +28,15 @@ const ASK: Duration = Duration::from_millis(20);
 const PAUSE_MS: u64 = 200;
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// So many of the slowest are told.
+const SLOWEST: usize = 10;
+
+/// One event, and how long it took to be counted.
+struct Probe {
+    sent: Duration,
+    ms: f64,
+}
+
 /// What was measured.
 pub struct Freshness {
     /// Median, in milliseconds.
@@ -64,21 +73,24 @@ pub async fn measure(place: &Place, project: &str, rate: u64, seed: u64) -> anyh
     }
     worker.stop().await?;
     query.stop().await?;
-    let mut taken: Vec<f64> = taken?.into_iter().flatten().collect();
+    let mut taken: Vec<Probe> = taken?.into_iter().flatten().collect();
     ensure!(taken.len() >= 100, "only {} probes were counted", taken.len());
-    taken.sort_by(f64::total_cmp);
-    let quantile = |share: f64| taken[((taken.len() - 1) as f64 * share).round() as usize];
+    taken.sort_by(|a, b| a.ms.total_cmp(&b.ms));
+    for probe in taken.iter().rev().take(SLOWEST) {
+        eprintln!("  {:.0} ms for an event sent {:.1} s after the start", probe.ms, probe.sent.as_secs_f64());
+    }
+    let quantile = |share: f64| taken[((taken.len() - 1) as f64 * share).round() as usize].ms;
     Ok(Freshness { p50_ms: quantile(0.5), p99_ms: quantile(0.99) })
 }
 
-/// Sends events of a type of its own, one after the other; gives how long each took to be counted, in milliseconds.
+/// Sends events of a type of its own, one after the other; gives how long each took to be counted.
 async fn probe(
     number: u64,
     address: SocketAddr,
     key: &str,
     producer: &RefCell<EventProducer>,
     begun: Instant,
-) -> anyhow::Result<Vec<f64>> {
+) -> anyhow::Result<Vec<Probe>> {
     let mut random = Random::new(now_us() as u64, number);
     let name = format!("probe_{number}");
     let mut asker = Asker::open(address, key, &name).await?;
@@ -96,8 +108,9 @@ async fn probe(
             producer.borrow().poll();
             tokio::time::sleep(ASK).await;
         }
-        if sending.duration_since(begun) > WARM_UP {
-            taken.push(sending.elapsed().as_secs_f64() * 1e3);
+        let since_start = sending.duration_since(begun);
+        if since_start > WARM_UP {
+            taken.push(Probe { sent: since_start, ms: sending.elapsed().as_secs_f64() * 1e3 });
         }
     }
     Ok(taken)

@@ -11,10 +11,11 @@ use tidemill_common::redis::Redis;
 
 use super::list::{self, Of};
 use super::pending::Key;
-use super::read::{self, Stamp};
+use super::read;
 use super::{ProjectError, Writer, write};
 use crate::fold::sessions::GAP;
 use crate::keys;
+use crate::live_session::Stamp;
 use crate::window::Granularity;
 
 /// A value that is being changed is the same again after this time.

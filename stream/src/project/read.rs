@@ -3,43 +3,21 @@
 //! `OFFSET 0` keeps the planner from joining: of a table without statistics, as a new one is, it believes that half a
 //! key finds a row or two.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::postgres::PgRow;
-use sqlx::{PgPool, Row};
+use sqlx::{AssertSqlSafe, PgPool, Row};
 
 use crate::decimal::Decimal;
-use crate::enrich::DIRECT;
 use crate::fold::rollups::RollupKey;
 use crate::fold::sessions::GAP;
 use crate::histogram::Histogram;
+use crate::live_session::{LiveSession, Stamp};
 use crate::metric::Totals;
-use crate::session_key;
 use crate::sketch::UserSketch;
+use crate::store::sessions::{SESSION, session};
 use crate::time::utc;
-
-/// Which state a value shows; ordered. The epoch comes first: a Postgres that has come back older may have an older
-/// live generation, too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Stamp {
-    /// Raised when Postgres comes back older.
-    pub epoch: i64,
-    /// The live generation.
-    pub generation: i32,
-    /// The row's version, or the sum of the shards' versions.
-    pub version: i64,
-}
-
-/// The latest session of a session key.
-pub struct LiveSession {
-    /// Project and session key.
-    pub key: (String, String),
-    /// Its state.
-    pub stamp: Stamp,
-    /// Hash fields and values.
-    pub fields: Vec<(&'static str, String)>,
-    /// When it stops being live, in milliseconds since 1970.
-    pub expires_ms: i64,
-}
 
 /// A hot window.
 pub struct HotWindow<'a> {
@@ -60,11 +38,9 @@ pub async fn sessions(
     if keys.is_empty() {
         return Ok(Vec::new());
     }
-    let rows = sqlx::query(
-        "SELECT k.project, k.session_id, p.generation, v.version, s.first_event_at, s.last_event_at, s.total_events,
-                s.page_views, s.conversions, s.user_id, s.current_page, s.is_new, s.entry_page, s.traffic_source,
-                s.device_type, s.country, s.revenue::text AS revenue, (SELECT epoch FROM timeline) AS epoch
-         FROM unnest($1::text[], $2::text[]) AS k(project, session_id)
+    let rows = sqlx::query(AssertSqlSafe(format!(
+        "SELECT k.n, {SESSION}, p.generation, v.version, (SELECT epoch FROM timeline) AS epoch
+         FROM unnest($1::text[], $2::text[]) WITH ORDINALITY AS k(project, session_id, n)
          JOIN projects p ON p.id = k.project
          CROSS JOIN LATERAL (
              SELECT version FROM session_keys
@@ -73,8 +49,8 @@ pub async fn sessions(
              SELECT * FROM sessions s
              WHERE s.generation = p.generation AND s.project = k.project AND s.session_id = k.session_id
              ORDER BY s.first_event_at DESC LIMIT 1) s
-         WHERE s.last_event_at > $3",
-    )
+         WHERE s.last_event_at > $3"
+    )))
     .bind(keys.iter().map(|key| &*key.0).collect::<Vec<_>>())
     .bind(keys.iter().map(|key| &*key.1).collect::<Vec<_>>())
     .bind(now - TimeDelta::microseconds(GAP))
@@ -82,38 +58,26 @@ pub async fn sessions(
     .await?;
     rows.iter()
         .map(|row| {
-            let (first, last): (DateTime<Utc>, DateTime<Utc>) = (row.try_get(4)?, row.try_get(5)?);
-            let session_key: String = row.try_get(1)?;
-            let mut fields = vec![
-                ("firstEventAt", rfc3339(first)),
-                ("lastEventAt", rfc3339(last)),
-                ("totalEvents", row.try_get::<i64, _>(6)?.to_string()),
-                ("pageViews", row.try_get::<i64, _>(7)?.to_string()),
-                ("conversions", row.try_get::<i64, _>(8)?.to_string()),
-                ("hasConversion", (row.try_get::<i64, _>(8)? > 0).to_string()),
-                ("isNew", row.try_get::<bool, _>(11)?.to_string()),
-            ];
-            fields.extend(session_key::session_id(&session_key).map(|id| ("sessionId", id.to_owned())));
-            for (field, column) in [
-                ("userId", "user_id"),
-                ("currentPage", "current_page"),
-                ("entryPage", "entry_page"),
-                ("deviceType", "device_type"),
-                ("country", "country"),
-                ("revenue", "revenue"),
-            ] {
-                fields.extend(row.try_get::<Option<String>, _>(column)?.map(|value| (field, value)));
-            }
-            let source = row.try_get::<Option<String>, _>("traffic_source")?;
-            fields.push(("trafficSource", source.unwrap_or_else(|| DIRECT.to_owned())));
-            Ok(LiveSession {
-                key: (row.try_get(0)?, session_key),
-                stamp: Stamp { epoch: row.try_get("epoch")?, generation: row.try_get(2)?, version: row.try_get(3)? },
-                fields,
-                expires_ms: (last.timestamp_micros() + GAP) / 1_000,
-            })
+            let stamp = Stamp {
+                epoch: row.try_get("epoch")?,
+                generation: row.try_get("generation")?,
+                version: row.try_get("version")?,
+            };
+            let key = keys[row.try_get::<i64, _>(0)? as usize - 1].clone();
+            Ok(LiveSession::new(key, stamp, &session(row)?))
         })
         .collect()
+}
+
+/// The epoch, and the live generations of these projects.
+pub async fn times(pool: &PgPool, projects: &[&str]) -> Result<(i64, HashMap<String, i32>), sqlx::Error> {
+    let rows: Vec<(i64, String, i32)> =
+        sqlx::query_as("SELECT t.epoch, p.id, p.generation FROM timeline t, projects p WHERE p.id = ANY($1)")
+            .bind(projects)
+            .fetch_all(pool)
+            .await?;
+    let epoch = rows.first().map_or(0, |(epoch, _, _)| *epoch);
+    Ok((epoch, rows.into_iter().map(|(_, project, generation)| (project, generation)).collect()))
 }
 
 /// The values of windows, summed (and their sketches merged) over shards.
@@ -168,8 +132,4 @@ fn totals(row: &PgRow) -> Result<Totals, sqlx::Error> {
         totals.merge(Totals { quantiles: Some(quantiles), ..Totals::default() });
     }
     Ok(totals)
-}
-
-fn rfc3339(time: DateTime<Utc>) -> String {
-    time.to_rfc3339_opts(chrono::SecondsFormat::Micros, true)
 }

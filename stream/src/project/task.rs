@@ -1,6 +1,6 @@
 //! The projection's task: what is due when, and what is done about a Redis or a Postgres that has come back older.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use super::pending::{Key, Pending, Positions};
 use super::writer::{ProjectError, Writer};
 use super::{Intervals, Note, Progress, marks};
 use crate::ledger::{self, Place};
+use crate::live_session::LiveSession;
 use crate::store::Touched;
 use crate::timeline::{self, Timeline};
 
@@ -29,6 +30,8 @@ const PAUSE: Duration = Duration::from_secs(1);
 const CHECK: Duration = Duration::from_secs(2);
 /// Above so many keys it is cheaper to project all that is live again than to remember what has changed.
 const MOST_KEYS: usize = 300_000;
+/// So many sessions are kept with what is to be shown of them, some 600 bytes each.
+const MOST_LATEST: usize = 50_000;
 /// What is left at the end gets this long.
 const LAST: Duration = Duration::from_secs(3);
 
@@ -38,6 +41,8 @@ pub struct Projection {
     intervals: Intervals,
     progress: Arc<Progress>,
     pub(super) pending: Pending,
+    /// What is to be shown of sessions that wait, so far as it is known; the others are read.
+    latest: HashMap<(String, String), LiveSession>,
     pub(super) guard: Guard,
     timeline: Timeline,
     /// Written, but not said to be.
@@ -69,6 +74,7 @@ impl Projection {
             intervals,
             progress,
             pending: Pending::default(),
+            latest: HashMap::new(),
             guard: Guard::default(),
             timeline: Timeline::default(),
             written: Positions::new(),
@@ -166,7 +172,8 @@ impl Projection {
         }
     }
 
-    fn note(&mut self, epoch: i64, touched: Touched, mut ends: Vec<(Place, i64)>) {
+    fn note(&mut self, epoch: i64, mut touched: Touched, mut ends: Vec<(Place, i64)>) {
+        self.keep(std::mem::take(&mut touched.latest), &touched.sessions);
         if self.timeline.epoch == Some(epoch) {
             for (place, next) in &ends {
                 self.timeline.reached(place, *next);
@@ -180,6 +187,7 @@ impl Projection {
             tracing::warn!("too much waits for redis; all that is live will be projected again");
             self.forget(self.guard.projects());
             self.written.extend(self.pending.clear());
+            self.latest.clear();
         }
         metrics::gauge!("tidemill_stream_unprojected_keys").set(self.pending.len() as f64);
     }
@@ -277,6 +285,18 @@ impl Projection {
         keys
     }
 
+    /// Keeps what is to be shown of sessions that have just been touched, instead of what was before.
+    fn keep(&mut self, latest: Vec<LiveSession>, touched: &[(String, String)]) {
+        if !self.latest.is_empty() {
+            touched.iter().for_each(|key| drop(self.latest.remove(key)));
+        }
+        for session in latest {
+            if self.latest.len() < MOST_LATEST {
+                self.latest.insert(session.key.clone(), session);
+            }
+        }
+    }
+
     /// Writes what is due.
     async fn flush(&mut self, all: bool) -> Result<(), ProjectError> {
         let Some(epoch) = self.timeline.epoch else { return Ok(()) };
@@ -287,12 +307,14 @@ impl Projection {
             }
         }
         let keys = self.due(all);
+        let (latest, rest) = known(&mut self.latest, &keys);
         let began = self.guard.to_begin();
         let writes = async {
             if !keys.is_empty() {
                 marks::begin(&self.writer.redis, epoch, &began).await?;
             }
-            self.writer.write(keys.iter().map(|(key, _)| key)).await
+            let unknown = self.writer.show(latest).await?;
+            self.writer.write(rest.into_iter().chain(&unknown)).await
         };
         if let Err(error) = writes.await {
             self.pending.put_back(keys);
@@ -371,4 +393,22 @@ impl Projection {
         self.check_at = Instant::now();
         Ok(())
     }
+}
+
+/// Splits keys into the sessions of which it is known what is to be shown, and the rest.
+fn known<'k>(
+    latest: &mut HashMap<(String, String), LiveSession>,
+    keys: &'k [(Key, u64)],
+) -> (Vec<LiveSession>, Vec<&'k Key>) {
+    let (mut known, mut rest) = (Vec::new(), Vec::new());
+    for (key, _) in keys {
+        match key {
+            Key::Session(session) => match latest.remove(session) {
+                Some(latest) => known.push(latest),
+                None => rest.push(key),
+            },
+            _ => rest.push(key),
+        }
+    }
+    (known, rest)
 }

@@ -8,10 +8,11 @@ use serde_json::json;
 use tidemill_common::redis::{Redis, RedisFailure};
 
 use super::marks::loaded;
-use super::read::{HotWindow, LiveSession, Stamp};
+use super::read::HotWindow;
 use crate::fold::carts::{KEPT, hash};
 use crate::fold::rollups::RollupKey;
 use crate::keys;
+use crate::live_session::{LiveSession, Stamp};
 use crate::metric;
 use crate::store::carts::Stored;
 

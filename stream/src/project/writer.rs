@@ -1,6 +1,6 @@
 //! Writes what Postgres has into Redis.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use chrono::Utc;
 use sqlx::PgPool;
@@ -11,6 +11,7 @@ use super::{list, lost, mutant, read, write};
 use crate::fold::carts::KEPT;
 use crate::fold::rollups::RollupKey;
 use crate::keys;
+use crate::live_session::LiveSession;
 use crate::metric::Definitions;
 use crate::store::carts;
 
@@ -54,6 +55,24 @@ impl Writer {
         }
         write::users(&self.redis, &users).await?;
         tokio::try_join!(self.windows(&windows), self.sessions(&sessions), self.carts(&carts)).map(drop)
+    }
+
+    /// Has Redis show these sessions, which are the latest that we know of. Gives those that have to be read all the
+    /// same, since they are of another epoch or generation than the present one, or were absent.
+    pub(super) async fn show(&self, mut latest: Vec<LiveSession>) -> Result<Vec<Key>, ProjectError> {
+        if latest.is_empty() {
+            return Ok(Vec::new());
+        }
+        let projects: BTreeSet<&str> = latest.iter().map(|session| &*session.key.0).collect();
+        let (epoch, generations) = read::times(&self.pool, &Vec::from_iter(projects)).await?;
+        let is_present = |LiveSession { key, stamp, .. }: &LiveSession| {
+            stamp.epoch == epoch && generations.get(&key.0) == Some(&stamp.generation)
+        };
+        let now = Utc::now().timestamp_millis();
+        latest.retain(|session| session.expires_ms > now);
+        let (present, past): (Vec<_>, Vec<_>) = latest.into_iter().partition(is_present);
+        let absent = write::sessions(&self.redis, &present).await?;
+        Ok(past.into_iter().map(|session| session.key).chain(absent).map(Key::Session).collect())
     }
 
     /// Has Redis lose what is older than this epoch and generation under these keys, which an earlier generation had.

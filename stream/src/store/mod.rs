@@ -9,13 +9,14 @@ mod dead_letters;
 mod raw_events;
 mod redrives;
 mod rollups;
-mod sessions;
+pub(crate) mod sessions;
 mod shards;
 mod users;
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
+use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgConnection, PgPool};
 use tidemill_common::event::Event;
 use tidemill_common::failpoint::{hit, mutant};
@@ -33,9 +34,13 @@ use crate::fold::guard::Guard;
 use crate::fold::rollups::{Changes, RollupKey};
 use crate::generation;
 use crate::ledger::{self, Advance, Side};
+use crate::live_session::LiveSession;
 use crate::metric::{self, Definitions, Enriched, Snapshot, Subject};
 use crate::properties::{LazyFields, Properties};
 use crate::publish::Publisher;
+
+/// A worker whose newest records have stood in the log for longer is behind.
+const BEHIND: TimeDelta = TimeDelta::seconds(5);
 
 /// Where a worker's batches go.
 #[derive(Debug)]
@@ -119,11 +124,20 @@ pub struct Batch {
     pub redrives: Vec<Redrive>,
 }
 
+impl Batch {
+    /// Whether all that is newest in its partitions has stood in the log for a while, so that its worker is behind.
+    pub fn is_behind(&self, now: DateTime<Utc>) -> bool {
+        self.steps.iter().map(|step| step.as_of).max().is_some_and(|newest| newest < now - BEHIND)
+    }
+}
+
 /// What a batch has changed, and Redis should show.
 #[derive(Debug, Default)]
 pub struct Touched {
     /// Project and [`crate::session_key`].
     pub sessions: Vec<(String, String)>,
+    /// What is to be shown of them, so far as it is known.
+    pub latest: Vec<LiveSession>,
     /// Project and session key of carts.
     pub carts: Vec<(String, String)>,
     /// Windows that have copies in Redis while they are hot.
@@ -166,9 +180,7 @@ impl Store {
         }
         let mut tx = self.pool.begin().await?;
         generation::begin(&mut tx, &self.held(batch)).await?;
-        if !ledger::advance(&mut tx, self.side, &batch.steps).await? {
-            return Ok(None);
-        }
+        let Some(epoch) = ledger::advance(&mut tx, self.side, &batch.steps).await? else { return Ok(None) };
         hit("stream.advanced").await?;
         if mutant("commit-first") {
             tx.commit().await?;
@@ -178,9 +190,11 @@ impl Store {
             return Ok(None);
         }
         let mut touched = Touched::default();
+        // Of what is behind, much will have changed again before it is shown.
+        let show = (self.side == Side::Live && !batch.is_behind(Utc::now())).then_some(epoch);
         // Generations stand side by side, so each is a batch of its own to the tables below.
         for (generation, events) in by_generation(&batch.events) {
-            self.apply(&mut tx, generation, &events, &definitions, &mut touched).await?;
+            self.apply(&mut tx, generation, show, &events, &definitions, &mut touched).await?;
         }
         if let Some(raw_events) = &self.raw_events {
             raw_events.insert(&mut tx, &batch.events).await?;
@@ -207,13 +221,14 @@ impl Store {
         &self,
         tx: &mut PgConnection,
         generation: i32,
+        show: Option<i64>,
         events: &[&Counted],
         definitions: &Arc<Snapshot>,
         touched: &mut Touched,
     ) -> Result<(), sqlx::Error> {
         let firsts = users::apply(tx, generation, events, touched).await?;
         let mut changes = self.count(generation, events, definitions);
-        sessions::apply(tx, generation, events, &firsts, &mut changes, touched).await?;
+        sessions::apply(tx, generation, show, events, &firsts, &mut changes, touched).await?;
         carts::apply(tx, generation, events, touched).await?;
         let rows = changes.settle();
         rollups::apply(tx, generation, &self.shards, &rows).await?;

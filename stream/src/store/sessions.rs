@@ -5,13 +5,14 @@ use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::postgres::PgRow;
-use sqlx::{PgConnection, Row};
+use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::users::{Firsts, SessionKey};
 use super::{Counted, Touched};
 use crate::decimal::Decimal;
 use crate::fold::rollups::Changes;
 use crate::fold::sessions::{At, GAP, Session, add, alone, differences, merge, slot};
+use crate::live_session::{LiveSession, Stamp};
 use crate::session_key;
 use crate::time::utc;
 
@@ -44,10 +45,12 @@ struct Writes<'a> {
 }
 
 /// Applies the events to their sessions, and adds the difference to `changes`. Keys of sessions whose users have
-/// turned out not to be new get a new version too, since what Redis shows of them has changed.
+/// turned out not to be new get a new version too, since what Redis shows of them has changed. With `show`, which is the epoch, what it is to show of
+/// those sessions that are the latest of their keys is said at once, and need not be read.
 pub async fn apply(
     tx: &mut PgConnection,
     generation: i32,
+    show: Option<i64>,
     events: &[&Counted],
     firsts: &Firsts<'_>,
     changes: &mut Changes,
@@ -57,7 +60,7 @@ pub async fn apply(
     if groups.is_empty() {
         return Ok(());
     }
-    lock(tx, generation, &groups).await?;
+    let locked = lock(tx, generation, &groups).await?;
     let rows = load(tx, generation, &groups).await?;
     let mut stored: Vec<Stored<'_>> = Vec::new();
     stored.resize_with(groups.len(), Stored::default);
@@ -69,12 +72,16 @@ pub async fn apply(
         places.insert(place, row.try_get(20)?);
     }
     let mut writes = Writes::default();
-    for (group, stored) in groups.iter_mut().zip(&stored) {
+    for ((group, stored), locked) in groups.iter_mut().zip(&stored).zip(locked) {
         let mut parts = std::mem::take(&mut group.parts);
         parts.iter_mut().for_each(|part| part.is_new = names_first(part, group.project, firsts));
         parts.extend(stored.sessions.iter().cloned().map(|session| withdrawn(session, group.project, firsts)));
         let merged = merge(parts);
         differences(&stored.sessions, &merged, |d| changes.add(group.project, d.metric, d.at, d.count, d.sum));
+        if let (Some(epoch), Some(latest)) = (show, merged.last().filter(|_| locked.latest == group.span.1)) {
+            let key = (group.project.to_owned(), group.key.clone().into_owned());
+            touched.latest.push(LiveSession::new(key, Stamp { epoch, generation, version: locked.version }, latest));
+        }
         writes.add(group.project, &group.key, stored, merged);
     }
     delete(tx, generation, &writes.gone).await?;
@@ -153,37 +160,67 @@ fn groups<'a>(events: &[&'a Counted], renewed: &'a [(SessionKey, i64)], changes:
     groups
 }
 
+/// What its lock says of a key.
+struct Locked {
+    /// The version that it has from now on.
+    version: i64,
+    /// When the latest of all its events happened, in microseconds since 1970.
+    latest: i64,
+}
+
 /// Locks the keys, in order, and raises their versions.
-async fn lock(tx: &mut PgConnection, generation: i32, groups: &[Group<'_>]) -> Result<(), sqlx::Error> {
-    sqlx::query(
-        "INSERT INTO session_keys AS s (generation, project, session_id, version)
-         SELECT $1, project, session_id, 1 FROM unnest($2::text[], $3::text[]) AS k(project, session_id)
-         ON CONFLICT (generation, project, session_id) DO UPDATE SET version = s.version + 1",
+async fn lock(tx: &mut PgConnection, generation: i32, groups: &[Group<'_>]) -> Result<Vec<Locked>, sqlx::Error> {
+    let rows = sqlx::query(
+        "INSERT INTO session_keys AS s (generation, project, session_id, version, latest_event_at)
+         SELECT $1, project, session_id, 1, latest
+         FROM unnest($2::text[], $3::text[], $4::timestamptz[]) AS k(project, session_id, latest)
+         ON CONFLICT (generation, project, session_id) DO UPDATE
+         SET version = s.version + 1, latest_event_at = greatest(s.latest_event_at, excluded.latest_event_at)
+         RETURNING session_id, version, latest_event_at",
     )
     .bind(generation)
     .bind(groups.iter().map(|group| group.project).collect::<Vec<_>>())
     .bind(groups.iter().map(|group| &*group.key).collect::<Vec<_>>())
-    .execute(tx)
+    .bind(groups.iter().map(|group| utc(group.span.1)).collect::<Vec<_>>())
+    .fetch_all(tx)
     .await?;
-    Ok(())
+    if rows.len() != groups.len() {
+        return Err(out_of_order());
+    }
+    let locked = |(row, group): (&PgRow, &Group<'_>)| {
+        if row.try_get::<&str, _>(0)? != group.key {
+            return Err(out_of_order());
+        }
+        let latest: DateTime<Utc> = row.try_get(2)?;
+        Ok(Locked { version: row.try_get(1)?, latest: latest.timestamp_micros() })
+    };
+    rows.iter().zip(groups).map(locked).collect()
 }
+
+/// Postgres inserts row by row, as they are given, and returns them so, but does not promise it.
+fn out_of_order() -> sqlx::Error {
+    sqlx::Error::Protocol("session keys came back in another order".to_owned())
+}
+
+/// The columns of a session `s`, as [`session`] reads them behind another one.
+pub const SESSION: &str = "s.first_event_at, s.last_event_at, s.total_events, s.page_views, s.conversions, \
+    s.revenue::text, s.is_new, s.user_id, s.user_at, s.entry_page, s.entry_at, s.current_page, s.page_at, \
+    s.traffic_source, s.source_at, s.device_type, s.device_at, s.country, s.country_at";
 
 /// The stored sessions within reach of the batch's, each after the place of its group. In a statement of its own, so
 /// that it sees what others have committed before the locks were given. OFFSET keeps the planner from joining: without
 /// statistics, as on a new table, it compares everything with everything.
 async fn load(tx: &mut PgConnection, generation: i32, groups: &[Group<'_>]) -> Result<Vec<PgRow>, sqlx::Error> {
     let reach = TimeDelta::microseconds(GAP);
-    sqlx::query(
-        "SELECT k.n, s.first_event_at, s.last_event_at, s.total_events, s.page_views, s.conversions, s.revenue::text,
-                s.is_new, s.user_id, s.user_at, s.entry_page, s.entry_at, s.current_page, s.page_at,
-                s.traffic_source, s.source_at, s.device_type, s.device_at, s.country, s.country_at, s.ctid::text
+    sqlx::query(AssertSqlSafe(format!(
+        "SELECT k.n, {SESSION}, s.ctid::text
          FROM unnest($2::text[], $3::text[], $4::timestamptz[], $5::timestamptz[]) WITH ORDINALITY
               AS k(project, session_id, reach_from, reach_to, n)
          CROSS JOIN LATERAL (
              SELECT ctid, * FROM sessions
              WHERE generation = $1 AND project = k.project AND session_id = k.session_id
-               AND first_event_at <= k.reach_to AND last_event_at >= k.reach_from OFFSET 0) s",
-    )
+               AND first_event_at <= k.reach_to AND last_event_at >= k.reach_from OFFSET 0) s"
+    )))
     .bind(generation)
     .bind(groups.iter().map(|group| group.project).collect::<Vec<_>>())
     .bind(groups.iter().map(|group| &*group.key).collect::<Vec<_>>())
@@ -193,7 +230,8 @@ async fn load(tx: &mut PgConnection, generation: i32, groups: &[Group<'_>]) -> R
     .await
 }
 
-fn session(row: &PgRow) -> Result<Session<'_>, sqlx::Error> {
+/// The session in a row that has the columns [`SESSION`] from the second on.
+pub fn session(row: &PgRow) -> Result<Session<'_>, sqlx::Error> {
     let micros = |i: usize| row.try_get::<DateTime<Utc>, _>(i).map(|time| time.timestamp_micros());
     let at = |i: usize| -> Result<Option<At<'_>>, sqlx::Error> {
         let Some(value) = row.try_get::<Option<&str>, _>(i)? else { return Ok(None) };
