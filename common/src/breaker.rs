@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use metrics::{Counter, Gauge};
+use metrics::{Counter, Gauge, Label};
 use recloser::{AsyncRecloser, Error, Recloser};
 
 /// The breaker opens when half of this many calls failed, and by default lets one through after `OPEN`.
@@ -11,7 +11,7 @@ const CALLS: usize = 20;
 const OPEN: Duration = Duration::from_secs(30);
 
 /// Why a call to the component of this name gave no answer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum Failure<E> {
     /// Too many calls failed lately; this one was not tried.
     #[error("{0} is left alone for a while after repeated failures")]
@@ -37,14 +37,21 @@ pub struct Breaker {
 impl Breaker {
     /// A closed breaker whose calls may take up to `timeout`.
     pub fn new(name: &'static str, timeout: Duration) -> Self {
-        Self::opening_for(name, timeout, OPEN)
+        Self::labelled(name, timeout, OPEN, vec![Label::new("component", name)])
     }
 
-    /// The same with another pause before a call is tried again.
-    pub fn opening_for(name: &'static str, timeout: Duration, open: Duration) -> Self {
+    /// The same with another pause before a call is tried again, for one `node` of several, where there are: its
+    /// metrics bear that as a label.
+    pub fn of_node(name: &'static str, node: Option<&str>, timeout: Duration, open: Option<Duration>) -> Self {
+        let mut labels = vec![Label::new("component", name)];
+        labels.extend(node.map(|node| Label::new("node", node.to_owned())));
+        Self::labelled(name, timeout, open.unwrap_or(OPEN), labels)
+    }
+
+    fn labelled(name: &'static str, timeout: Duration, open: Duration, labels: Vec<Label>) -> Self {
         let recloser = Recloser::custom().error_rate(0.5).closed_len(CALLS).half_open_len(1).open_wait(open).build();
-        let open = metrics::gauge!("tidemill_breaker_open", "component" => name);
-        let failures = metrics::counter!("tidemill_breaker_failures_total", "component" => name);
+        let open = metrics::gauge!("tidemill_breaker_open", labels.clone());
+        let failures = metrics::counter!("tidemill_breaker_failures_total", labels);
         Self { name, timeout, recloser: AsyncRecloser::from(recloser), open, failures }
     }
 
