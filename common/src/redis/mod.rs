@@ -22,6 +22,7 @@ use crate::breaker::Failure;
 use address::Address;
 pub use address::Mode;
 use node::{Kind, NodeClient, TIMEOUT, error_of};
+pub use ring::BOUND as RING_BOUND;
 use router::{Map, Router};
 use slots::Shard;
 

@@ -129,12 +129,8 @@ mod tests {
     #[test]
     fn keys_are_in_the_slots_that_redis_says() {
         // CLUSTER KEYSLOT of a real node.
-        for (key, expected) in
-            [("foo", 12_182), ("123456789", 12_739), ("{user1000}.following", 3_443), ("a{}b", 4_847)]
-        {
-            if key != "a{}b" {
-                assert_eq!(slot(key.as_bytes()), expected, "{key}");
-            }
+        for (key, expected) in [("foo", 12_182), ("123456789", 12_739), ("{user1000}.following", 3_443)] {
+            assert_eq!(slot(key.as_bytes()), expected, "{key}");
         }
         assert_eq!(slot(b"{user1000}.following"), slot(b"{user1000}.followers"));
         assert_eq!(slot(b"foo{{bar}}zap"), slot(b"{bar"), "between the first braces");
