@@ -60,21 +60,21 @@ pub async fn hot_windows(
     if windows.is_empty() {
         return HashMap::new();
     }
-    let keys: Vec<String> =
-        windows.iter().map(|start| keys::metric(&project.id, metric, granularity, *start)).collect();
     let mut pipeline = redis::pipe();
-    pipeline.cmd("MGET").arg(keys);
-    match redis.run::<(Vec<Option<String>>,)>(&pipeline).await {
-        Ok((values,)) => windows
-            .iter()
-            .zip(values)
-            .filter_map(|(start, value)| Some((*start, parse(&value?, project.generation)?)))
-            .collect(),
-        Err(error) => {
-            tracing::debug!(%error, "hot windows are read from Postgres");
-            HashMap::new()
+    for start in windows {
+        pipeline.cmd("GET").arg(keys::metric(&project.id, metric, granularity, *start));
+    }
+    let mut found = HashMap::with_capacity(windows.len());
+    for (start, answer) in windows.iter().zip(redis.run_each(&pipeline).await) {
+        match answer {
+            Ok(value) => {
+                let value = redis::from_redis_value::<Option<String>>(value).ok().flatten();
+                found.extend(value.and_then(|value| Some((*start, parse(&value, project.generation)?))));
+            }
+            Err(error) => tracing::debug!(%error, "a hot window is read from Postgres"),
         }
     }
+    found
 }
 
 fn parse(value: &str, generation: i32) -> Option<HotWindow> {

@@ -8,7 +8,7 @@ use jsonschema::Validator;
 use serde_json::Value;
 use sqlx::PgPool;
 use tidemill_common::breaker::Breaker;
-use tidemill_common::redis::Redis;
+use tidemill_common::redis::{Redis, RedisFailure};
 
 use super::cache::Known;
 use super::schema;
@@ -52,13 +52,14 @@ impl Lookup {
         for event_type in types {
             pipeline.cmd("GET").arg(keys::newest_schema(project, event_type, changed));
         }
-        match self.redis.run(&pipeline).await {
-            Ok(cached) => cached,
+        let read = |answer: Result<redis::Value, RedisFailure>| match answer {
+            Ok(value) => redis::from_redis_value(value).ok().flatten(),
             Err(failure) => {
                 tracing::debug!(%failure, "going on without redis");
-                vec![None; types.len()]
+                None
             }
-        }
+        };
+        self.redis.run_each(&pipeline).await.into_iter().map(read).collect()
     }
 
     async fn stored(

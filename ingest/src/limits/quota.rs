@@ -172,13 +172,17 @@ impl Quotas {
         if asked.is_empty() {
             return;
         }
-        let answer = tokio::time::timeout(PATIENCE, self.redis.run::<Vec<(i64, u32)>>(&pipeline)).await;
-        let answer = answer.ok().and_then(Result::ok).filter(|answer| answer.len() == asked.len());
-        self.tell_of_redis(answer.is_none());
-        for (index, (project, lease, owed)) in asked.into_iter().enumerate() {
+        let answers = tokio::time::timeout(PATIENCE, self.redis.run_each(&pipeline)).await.unwrap_or_default();
+        let mut answers = answers
+            .into_iter()
+            .map(|answer| redis::from_redis_value::<(i64, u32)>(answer.ok()?).ok())
+            .collect::<Vec<_>>();
+        answers.resize(asked.len(), None);
+        self.tell_of_redis(answers.contains(&None));
+        for ((project, lease, owed), answer) in asked.into_iter().zip(answers) {
             let Some(seen) = seen.get_mut(&project) else { continue };
-            match &answer {
-                Some(answer) => lease.leased(answer[index].0, answer[index].1),
+            match answer {
+                Some((tokens, gateways)) => lease.leased(tokens, gateways),
                 None => {
                     lease.owed.fetch_add(owed, Ordering::Relaxed);
                     lease.fill_alone(seen.filled.elapsed());
