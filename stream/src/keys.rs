@@ -23,12 +23,13 @@ pub fn metric(project: &str, metric: &str, granularity: Granularity, window_star
     format!("metric:{project}:{metric}:{granularity}:{window_start}")
 }
 
-/// HASH of how far a project's projection has got, and in which Redis it is whole.
-pub fn projection(project: &str) -> String {
-    format!("analytics:projection:{project}")
+/// HASH of how far a project's projection has got, and for which Redis it is whole. One per node that has keys: `tag`
+/// makes the name one of that node's.
+pub fn projection(project: &str, tag: &str) -> String {
+    format!("analytics:projection:{project}{tag}")
 }
 
-/// Held by the worker that projects all of a project again.
-pub fn projecting(project: &str) -> String {
-    format!("analytics:projecting:{project}")
+/// Held by the worker that projects all of a project again; in the same place.
+pub fn projecting(project: &str, tag: &str) -> String {
+    format!("analytics:projecting:{project}{tag}")
 }

@@ -54,7 +54,7 @@ async fn marked(stack: &Stack) {
 async fn whole(stack: &Stack, redis: &PrivateRedis) {
     eventually("the project is whole", || async {
         let mut redis = redis.connection().await;
-        redis.hexists::<_, _, bool>(keys::projection(&stack.project), "whole").await.unwrap()
+        redis.hexists::<_, _, bool>(keys::projection(&stack.project, ""), "whole").await.unwrap()
     })
     .await;
 }
@@ -345,7 +345,7 @@ async fn a_hot_key_is_written_once_per_interval_and_the_ledger_waits_for_it() {
     drained(&stack).await;
     assert_eq!(shown().await, Some(1), "the second write waits");
     let marks: BTreeMap<String, String> =
-        redis.connection().await.hgetall(keys::projection(&stack.project)).await.unwrap();
+        redis.connection().await.hgetall(keys::projection(&stack.project, "")).await.unwrap();
     let said = |what: &str| -> i64 {
         let marks = marks.iter().filter(|(field, _)| field.starts_with(what));
         marks.map(|(_, mark)| mark.split_once(':').unwrap().1.parse::<i64>().unwrap()).sum()

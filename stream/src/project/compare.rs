@@ -82,7 +82,7 @@ pub async fn sample(
 
 /// Compares these keys, and whether the users of these sessions are among the seen.
 pub async fn compare(writer: &Writer, sample: BTreeSet<Key>) -> Result<Findings, ProjectError> {
-    let held = held(&writer.redis, &sample).await?;
+    let held = held(&writer.redis, &sample).await;
     let mut findings = Findings::default();
     let mut users = BTreeSet::new();
     for (key, copy) in stored(writer, &sample, &mut users).await? {
@@ -98,7 +98,7 @@ pub async fn compare(writer: &Writer, sample: BTreeSet<Key>) -> Result<Findings,
     }
     users.extend(sample.into_iter().filter(|key| matches!(key, Key::User(_))));
     findings.compared += users.len() as u64;
-    let missing = unseen(&writer.redis, users).await?;
+    let missing = unseen(&writer.redis, users).await;
     findings.odd.extend(missing.into_iter().map(|key| (key, Finding::Behind(None))));
     Ok(findings)
 }
@@ -119,10 +119,10 @@ fn judge(held: &Copy, stored: &Copy) -> Finding {
     }
 }
 
-async fn held(redis: &Redis, sample: &BTreeSet<Key>) -> Result<BTreeMap<Key, Held>, ProjectError> {
+async fn held(redis: &Redis, sample: &BTreeSet<Key>) -> BTreeMap<Key, Held> {
     let copies: Vec<&Key> = sample.iter().filter(|key| !matches!(key, Key::User(_) | Key::Cart(_))).collect();
     if copies.is_empty() {
-        return Ok(BTreeMap::new());
+        return BTreeMap::new();
     }
     let mut pipeline = redis::pipe();
     for key in &copies {
@@ -132,8 +132,10 @@ async fn held(redis: &Redis, sample: &BTreeSet<Key>) -> Result<BTreeMap<Key, Hel
             Key::User(_) | Key::Cart(_) => continue,
         };
     }
-    let answers: Vec<redis::Value> = redis.run(&pipeline).await?;
-    Ok(copies.into_iter().zip(answers).map(|(key, answer)| (key.clone(), read_held(key, answer))).collect())
+    let answers = redis.run_each(&pipeline).await;
+    // What cannot be asked for now is not there.
+    let held = |(key, answer): (&Key, Result<redis::Value, _>)| Some((key.clone(), read_held(key, answer.ok()?)));
+    copies.into_iter().zip(answers).filter_map(held).collect()
 }
 
 fn read_held(key: &Key, answer: redis::Value) -> Held {
@@ -195,17 +197,18 @@ async fn stored(
 }
 
 /// The users that Redis has not among the seen, where it has such a set at all.
-async fn unseen(redis: &Redis, users: BTreeSet<Key>) -> Result<Vec<Key>, ProjectError> {
+async fn unseen(redis: &Redis, users: BTreeSet<Key>) -> Vec<Key> {
     if users.is_empty() {
-        return Ok(Vec::new());
+        return Vec::new();
     }
     let mut pipeline = redis::pipe();
     for key in &users {
         let Key::User((project, id)) = key else { continue };
         pipeline.cmd("SISMEMBER").arg(keys::seen_users(project)).arg(id);
     }
-    let answers: Vec<bool> = redis.run(&pipeline).await?;
-    Ok(users.into_iter().zip(answers).filter(|(_, seen)| !seen).map(|(key, _)| key).collect())
+    let is_missing = |answer: &Result<redis::Value, _>| matches!(answer, Ok(redis::Value::Int(0)));
+    let answers = users.into_iter().zip(redis.run_each(&pipeline).await);
+    answers.filter(|(_, answer)| is_missing(answer)).map(|(key, _)| key).collect()
 }
 
 #[cfg(test)]

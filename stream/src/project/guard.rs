@@ -1,6 +1,6 @@
 //! What is known of our partitions' marks, and what those that Redis and Postgres hold say about it. Pure.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tidemill_common::names::project_of;
 
@@ -14,7 +14,8 @@ use crate::timeline::{Timeline, behind};
 #[derive(Default)]
 pub struct Guard {
     ours: ByPlace<Ours>,
-    server: String,
+    /// The nodes that answered at the last look, and which process each was.
+    servers: BTreeMap<String, String>,
     whole: BTreeSet<String>,
 }
 
@@ -79,11 +80,17 @@ impl Guard {
         self.whole.contains(project)
     }
 
-    /// The newest generation of a project that we know of, and what it is whole for in the Redis of the last look.
-    pub fn whole(&self, of: &str, epoch: i64) -> (i32, String) {
+    /// The newest generation of a project that we know of, and what it is whole for at each node of the last look.
+    pub fn whole(&self, of: &str, epoch: i64) -> (i32, BTreeMap<String, String>) {
         let ours = self.ours.keys().filter(|place| project_of(&place.topic) == Some(of));
         let generation = ours.map(|place| place.generation).max().unwrap_or_default();
-        (generation, marks::whole(&self.server, epoch, generation))
+        let whole = |(node, server): (&String, &String)| (node.clone(), marks::whole(server, epoch, generation));
+        (generation, self.servers.iter().map(whole).collect())
+    }
+
+    /// Whether a node answered at the last look.
+    pub fn is_there(&self, node: &str) -> bool {
+        self.servers.contains_key(node)
     }
 
     /// What has to be said before writing.
@@ -149,24 +156,26 @@ impl Guard {
         None
     }
 
-    /// What Redis lacks, in this epoch.
+    /// What Redis lacks, in this epoch, at any node that answered.
     pub fn redis(&mut self, epoch: i64, held: &Held) -> Look {
-        self.server.clone_from(&held.server);
+        self.servers = held.on.iter().map(|(node, on)| (node.clone(), on.server.clone())).collect();
         let mut look = Look::default();
         let of_epoch = |mark: Option<&Mark>| mark.filter(|mark| mark.epoch == epoch).map(|mark| mark.offset);
         for (place, ours) in &mut self.ours {
             let Some(project) = project(place) else { continue };
-            match of_epoch(held.shown.get(place)) {
-                Some(shown) if shown < ours.shown => drop(look.older.insert(project.clone())),
-                Some(_) => {}
-                None => drop(look.unsaid.insert(place.clone(), ours.shown)),
-            }
-            if of_epoch(held.began.get(place)).is_none() {
+            if held.unbegun.contains(place) || of_epoch(held.began.get(place)).is_none() {
                 ours.began = -1;
             }
-            let whole = |held: &String| marks::is_whole(held, &self.server, epoch, place.generation);
-            if !held.whole.get(&project).is_some_and(whole) {
-                look.not_whole.insert(project);
+            for on in held.on.values() {
+                match of_epoch(on.shown.get(place)) {
+                    Some(shown) if shown < ours.shown => drop(look.older.insert(project.clone())),
+                    Some(_) => {}
+                    None => drop(look.unsaid.insert(place.clone(), ours.shown)),
+                }
+                let whole = |held: &String| marks::is_whole(held, &on.server, epoch, place.generation);
+                if !on.whole.get(&project).is_some_and(whole) {
+                    look.not_whole.insert(project.clone());
+                }
             }
         }
         look.not_whole.extend(look.older.iter().cloned());
@@ -179,6 +188,7 @@ impl Guard {
 mod tests {
     use std::collections::HashMap;
 
+    use super::marks::OnNode;
     use super::*;
 
     fn place() -> Place {
@@ -200,7 +210,38 @@ mod tests {
     fn held(began: (i64, i64), shown: (i64, i64), whole: &str) -> Held {
         let mark = |(epoch, offset)| HashMap::from([(place(), Mark { epoch, offset })]);
         let whole = HashMap::from([("p".to_owned(), whole.to_owned())]);
-        Held { server: "redis-1".to_owned(), whole, began: mark(began), shown: mark(shown) }
+        on(&[OnNode { server: "redis-1".to_owned(), whole, began: mark(began), shown: mark(shown) }])
+    }
+
+    fn on(nodes: &[OnNode]) -> Held {
+        Held::of((0..).zip(nodes.iter().cloned()).map(|(n, node)| (format!("node-{n}"), node)).collect(), &[place()])
+    }
+
+    fn empty() -> OnNode {
+        OnNode { server: "redis-1".to_owned(), ..OnNode::default() }
+    }
+
+    #[test]
+    fn each_node_tells_of_its_own_loss() {
+        let (mut guard, timeline) = opened(100);
+        let whole = |server: &str, shown| {
+            let node = held((5, 100), (5, shown), &format!("{server}:5:0")).on.into_values().next().expect("a node");
+            OnNode { server: server.to_owned(), ..node }
+        };
+        assert_eq!(guard.redis(5, &on(&[whole("a", 100), whole("b", 100)])), Look::default());
+        assert_eq!(guard.whole("p", 5).1["node-1"], "b:5:0");
+        assert!(guard.is_there("node-1"));
+        let flushed = guard.redis(5, &on(&[whole("a", 100), empty()]));
+        assert!(flushed.not_whole.contains("p") && flushed.older.is_empty());
+        assert_eq!((flushed.unsaid[&place()], guard.to_begin()[&place()]), (100, 100), "what it does not know is said");
+        let replaced = on(&[OnNode { server: "c".to_owned(), ..whole("a", 100) }, whole("b", 100)]);
+        assert!(guard.redis(5, &replaced).not_whole.contains("p"), "node-0 failed over");
+        assert!(guard.redis(5, &on(&[whole("a", 100), whole("b", 99)])).older.contains("p"));
+        assert_eq!(guard.redis(5, &on(&[whole("a", 100)])), Look::default(), "who does not answer is found later");
+        assert!(!guard.is_there("node-1"));
+        let ahead = on(&[empty(), whole("b", 100)]);
+        let (mut guard, _) = opened(90);
+        assert!(guard.older_postgres(&timeline, Some(&ahead), &standing(90)).is_some(), "one node knows it");
     }
 
     #[test]
@@ -236,7 +277,7 @@ mod tests {
         assert!(guard.older_postgres(&timeline, Some(&mark), &standing(105)).is_some(), "but all of it was ours");
         // Whereas our own mark says nothing.
         let (mut guard, timeline) = opened(90);
-        let none = Held { server: "redis-1".to_owned(), ..Held::default() };
+        let none = on(&[empty()]);
         assert_eq!(guard.older_postgres(&timeline, Some(&none), &standing(90)), None);
         guard.reached(&place(), 105);
         let own = held((5, 105), (5, 105), "redis-1:5:0");
@@ -248,8 +289,7 @@ mod tests {
         let (mut guard, _) = opened(100);
         assert_eq!(guard.redis(5, &held((5, 100), (5, 100), "redis-1:5:0")), Look::default());
         assert!(guard.is_whole("p"));
-        let empty = Held { server: "redis-1".to_owned(), ..Held::default() };
-        let look = guard.redis(5, &empty);
+        let look = guard.redis(5, &on(&[empty()]));
         assert!(look.not_whole.contains("p") && look.older.is_empty());
         assert_eq!(look.unsaid[&place()], 100, "the mark is to be written again");
         assert_eq!(guard.to_begin()[&place()], 100);
@@ -264,10 +304,12 @@ mod tests {
         guard.live(of_another.clone(), Position { next: 100, projected: 100 });
         assert_eq!(guard.places(), [of_another], "the generation before is not live any more");
         assert!(guard.redis(5, &held((5, 100), (5, 100), "redis-1:5:0")).not_whole.contains("p"), "it left this");
-        assert_eq!(guard.whole("p", 5), (1, "redis-1:5:1".to_owned()));
+        let whole = BTreeMap::from([("node-0".to_owned(), "redis-1:5:1".to_owned())]);
+        assert_eq!(guard.whole("p", 5), (1, whole));
         let (mut guard, _) = opened(100);
         // After a flush another worker has projected it all again; only our marks are missing.
-        let look = guard.redis(5, &Held { shown: HashMap::new(), ..held((5, 100), (5, 0), "redis-1:5:0") });
+        let kept = held((5, 100), (5, 0), "redis-1:5:0").on.into_values().next().expect("a node");
+        let look = guard.redis(5, &on(&[OnNode { shown: HashMap::new(), ..kept }]));
         assert!(look.not_whole.is_empty());
     }
 }

@@ -12,6 +12,7 @@ use redis::Script;
 use tidemill_common::redis::{Redis, RedisFailure};
 
 use super::marks::loaded;
+use super::write::behind_the_script;
 use crate::keys;
 use crate::metric;
 use crate::window::Granularity;
@@ -52,6 +53,29 @@ static FORGET_WINDOW: LazyLock<Script> = LazyLock::new(|| {
 static FORGET_HASH: LazyLock<Script> =
     LazyLock::new(|| Script::new(forget!("unpack(redis.call('HMGET', KEYS[1], 'epoch', 'generation'))")));
 
+/// Keys that got no answer, and why the last of them did not.
+#[derive(Default)]
+pub struct Missed {
+    /// As they stand in Redis.
+    pub keys: Vec<String>,
+    /// Why.
+    pub why: Option<RedisFailure>,
+}
+
+impl Missed {
+    /// Notes one.
+    pub fn add(&mut self, key: String, why: RedisFailure) {
+        self.keys.push(key);
+        self.why = Some(why);
+    }
+
+    /// Both.
+    pub fn with(mut self, other: Self) -> Self {
+        self.keys.extend(other.keys);
+        Self { keys: self.keys, why: other.why.or(self.why) }
+    }
+}
+
 /// Removes copies of windows of what sessions count for that are older than this epoch and generation, at `now` in
 /// seconds since 1970. Safe to run twice.
 pub async fn of_sessions(
@@ -60,43 +84,46 @@ pub async fn of_sessions(
     granularity: Granularity,
     stamp: (i64, i32),
     now: i64,
-) -> Result<(), RedisFailure> {
+) -> Missed {
     windows(redis, &hot(project, granularity, now), stamp).await
 }
 
 /// Removes the copies of windows under these keys that are older than this epoch and generation. Safe to run twice.
-pub async fn windows(redis: &Redis, keys: &[String], stamp: (i64, i32)) -> Result<(), RedisFailure> {
+pub async fn windows(redis: &Redis, keys: &[String], stamp: (i64, i32)) -> Missed {
     forget(redis, &FORGET_WINDOW, keys, stamp).await
 }
 
 /// The same of sessions and carts.
-pub async fn hashes(redis: &Redis, keys: &[String], stamp: (i64, i32)) -> Result<(), RedisFailure> {
+pub async fn hashes(redis: &Redis, keys: &[String], stamp: (i64, i32)) -> Missed {
     forget(redis, &FORGET_HASH, keys, stamp).await
 }
 
 /// Removes users from those that a project has seen.
-pub async fn users(redis: &Redis, project: &str, users: &[&str]) -> Result<(), RedisFailure> {
+pub async fn users(redis: &Redis, project: &str, users: &[&str]) -> Missed {
+    let mut missed = Missed::default();
     for chunk in users.chunks(CHUNK) {
-        redis.run::<()>(redis::pipe().srem(keys::seen_users(project), chunk).ignore()).await?;
+        let key = keys::seen_users(project);
+        if let Err(error) = redis.run::<()>(redis::pipe().srem(&key, chunk).ignore()).await {
+            missed.add(key, error);
+        }
     }
-    Ok(())
+    missed
 }
 
-async fn forget(
-    redis: &Redis,
-    script: &Script,
-    keys: &[String],
-    (epoch, generation): (i64, i32),
-) -> Result<(), RedisFailure> {
+async fn forget(redis: &Redis, script: &Script, keys: &[String], (epoch, generation): (i64, i32)) -> Missed {
+    let mut missed = Missed::default();
     for chunk in keys.chunks(CHUNK) {
         let mut pipeline = loaded(script);
         for key in chunk {
-            let command = pipeline.cmd("EVALSHA").arg(script.get_hash()).arg(1).arg(key);
-            command.arg(epoch).arg(generation).ignore();
+            pipeline.cmd("EVALSHA").arg(script.get_hash()).arg(1).arg(key).arg(epoch).arg(generation);
         }
-        redis.run::<()>(&pipeline).await?;
+        for (key, answer) in chunk.iter().zip(behind_the_script(redis, &pipeline).await) {
+            if let Err(error) = answer {
+                missed.add(key.clone(), error);
+            }
+        }
     }
-    Ok(())
+    missed
 }
 
 /// The keys of all such windows that can have a copy.

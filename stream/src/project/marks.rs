@@ -1,17 +1,18 @@
 //! What the projection leaves of itself in Redis, to notice when Redis or Postgres come back with less than they had.
 //!
-//! One hash per project. `began:<place>` says how far the ledger had got when the latest writes began: a ledger behind
+//! One hash per project and node that has keys, so that each node tells of its own loss. `began:<place>` says how far the ledger had got when the latest writes began: a ledger behind
 //! it has come back older. `shown:<place>` says up to where everything is in Redis: behind what was left there, Redis
 //! has come back older. `whole` names the Redis process and the epoch for which all that is live was projected: it is
 //! missing after a flush, and names another process after a restart or a fail-over, which may have lost what the mark
 //! could not tell of. And it names the live generation, since what an earlier one has left is to be written over.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::LazyLock;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::{Arc, LazyLock};
 
+use futures::future::join_all;
 use redis::{Pipeline, Script};
 use tidemill_common::names::project_of;
-use tidemill_common::redis::{Redis, RedisFailure};
+use tidemill_common::redis::{Node, Redis, RedisFailure};
 
 use crate::keys;
 use crate::ledger::Place;
@@ -27,9 +28,55 @@ pub struct Mark {
     pub offset: i64,
 }
 
-/// What Redis says of some places, all of it after one connection's order.
+/// A node that has keys.
+pub struct Shard {
+    node: Node,
+    redis: Redis,
+}
+
+impl Shard {
+    /// Its address.
+    pub fn name(&self) -> &str {
+        &self.node.address
+    }
+
+    fn projection(&self, project: &str) -> String {
+        keys::projection(project, &self.node.tag)
+    }
+
+    fn projecting(&self, project: &str) -> String {
+        keys::projecting(project, &self.node.tag)
+    }
+
+    /// Which process it is, as one of which nodes: where those change, so do the keys that each of them has.
+    fn server(&self, info: &str) -> String {
+        match &*self.node.ring {
+            "" => process(info),
+            ring => format!("{}@{ring}", process(info)),
+        }
+    }
+}
+
+/// All nodes that have keys now.
+pub async fn shards(redis: &Redis) -> Result<Vec<Arc<Shard>>, RedisFailure> {
+    let nodes = redis.masters().await?;
+    nodes.into_iter().map(|node| Ok(Arc::new(Shard { redis: redis.on(&node)?, node }))).collect()
+}
+
+/// What Redis says of some places.
 #[derive(Debug, Default)]
 pub struct Held {
+    /// What each node says that answered, by its name.
+    pub on: BTreeMap<String, OnNode>,
+    /// How far the ledger had got when writes began, as the node says that knows most.
+    pub began: HashMap<Place, Mark>,
+    /// Places of which some node that answered does not know that.
+    pub unbegun: HashSet<Place>,
+}
+
+/// What a node says of some places, all of it after one connection's order.
+#[derive(Debug, Default, Clone)]
+pub struct OnNode {
     /// Which process answered.
     pub server: String,
     /// For which server, epoch and generation each project is whole.
@@ -38,6 +85,21 @@ pub struct Held {
     pub began: HashMap<Place, Mark>,
     /// Up to where everything was shown.
     pub shown: HashMap<Place, Mark>,
+}
+
+impl Held {
+    /// What the nodes say together.
+    pub fn of(on: BTreeMap<String, OnNode>, places: &[Place]) -> Self {
+        let mut held = Self::default();
+        for place in places {
+            let marks = on.values().filter_map(|node| node.began.get(place));
+            held.began.extend(marks.max().map(|mark| (place.clone(), *mark)));
+            if on.values().any(|node| !node.began.contains_key(place)) {
+                held.unbegun.insert(place.clone());
+            }
+        }
+        Self { on, ..held }
+    }
 }
 
 /// ARGV: field, epoch, offset; and so on. A mark only goes forward.
@@ -85,86 +147,107 @@ pub fn is_whole(held: &str, server: &str, epoch: i64, generation: i32) -> bool {
     })
 }
 
-/// Reads what Redis holds for these places.
-pub async fn read(redis: &Redis, places: &[Place]) -> Result<Held, RedisFailure> {
+/// Reads what the nodes hold for these places; those that do not answer are left out, unless none does.
+pub async fn read(shards: &[Arc<Shard>], places: &[Place]) -> Result<Held, RedisFailure> {
+    let answers = join_all(shards.iter().map(|shard| read_one(shard, places))).await;
+    let (mut on, mut failure) = (BTreeMap::new(), None);
+    for (shard, answer) in shards.iter().zip(answers) {
+        match answer {
+            Ok(node) => drop(on.insert(shard.name().to_owned(), node)),
+            Err(error) => failure = Some(error),
+        }
+    }
+    match failure {
+        Some(failure) if on.is_empty() => Err(failure),
+        _ => Ok(Held::of(on, places)),
+    }
+}
+
+async fn read_one(shard: &Shard, places: &[Place]) -> Result<OnNode, RedisFailure> {
     let by_project = by_project(places.iter().map(|place| (place, ())));
     let mut pipeline = redis::pipe();
     pipeline.cmd("INFO").arg("server");
     for (project, places) in &by_project {
-        pipeline.cmd("HMGET").arg(keys::projection(project)).arg(WHOLE);
+        pipeline.cmd("HMGET").arg(shard.projection(project)).arg(WHOLE);
         for (place, ()) in places {
             pipeline.arg(field("began", place)).arg(field("shown", place));
         }
     }
-    let answers: Vec<redis::Value> = redis.run(&pipeline).await?;
-    let mut held = Held::default();
+    let answers: Vec<redis::Value> = shard.redis.run(&pipeline).await?;
+    let mut node = OnNode::default();
     let mut answers = answers.into_iter();
-    held.server = answers.next().map(|info| process(&text(info).unwrap_or_default())).unwrap_or_default();
+    node.server = answers.next().map(|info| shard.server(&text(info).unwrap_or_default())).unwrap_or_default();
     for ((project, places), answer) in by_project.into_iter().zip(answers) {
         let redis::Value::Array(values) = answer else { continue };
         let mut values = values.into_iter().map(text);
-        held.whole.extend(values.next().flatten().map(|whole| (project.to_owned(), whole)));
+        node.whole.extend(values.next().flatten().map(|whole| (project.to_owned(), whole)));
         for (place, ()) in places {
-            held.began.extend(values.next().flatten().and_then(|mark| Some((place.clone(), parse(&mark)?))));
-            held.shown.extend(values.next().flatten().and_then(|mark| Some((place.clone(), parse(&mark)?))));
+            node.began.extend(values.next().flatten().and_then(|mark| Some((place.clone(), parse(&mark)?))));
+            node.shown.extend(values.next().flatten().and_then(|mark| Some((place.clone(), parse(&mark)?))));
         }
     }
-    Ok(held)
+    Ok(node)
 }
 
-/// Says, before anything is written, how far the ledger has got.
-pub async fn begin(redis: &Redis, epoch: i64, positions: &HashMap<Place, i64>) -> Result<(), RedisFailure> {
-    raise(redis, "began", epoch, positions).await
+/// Says, before anything is written, how far the ledger has got. One node that knows it is enough: which one it is
+/// does not matter to who looks, and where it cannot be said nothing is written either.
+pub async fn begin(shards: &[Arc<Shard>], epoch: i64, positions: &HashMap<Place, i64>) -> Result<(), RedisFailure> {
+    let mut said = join_all(shards.iter().map(|shard| raise(shard, "began", epoch, positions))).await;
+    if said.iter().any(Result::is_ok) { Ok(()) } else { said.pop().unwrap_or(Ok(())) }
 }
 
-/// Says, once it is written, up to where everything is.
-pub async fn show(redis: &Redis, epoch: i64, positions: &HashMap<Place, i64>) -> Result<(), RedisFailure> {
-    raise(redis, "shown", epoch, positions).await
+/// Says, once it is written, up to where everything is. Every node has to know.
+pub async fn show(shards: &[Arc<Shard>], epoch: i64, positions: &HashMap<Place, i64>) -> Result<(), RedisFailure> {
+    let said = join_all(shards.iter().map(|shard| raise(shard, "shown", epoch, positions))).await;
+    said.into_iter().collect()
 }
 
-async fn raise(redis: &Redis, what: &str, epoch: i64, positions: &HashMap<Place, i64>) -> Result<(), RedisFailure> {
+async fn raise(shard: &Shard, what: &str, epoch: i64, positions: &HashMap<Place, i64>) -> Result<(), RedisFailure> {
     if positions.is_empty() {
         return Ok(());
     }
     let mut pipeline = redis::pipe();
     pipeline.load_script(&RAISE).ignore();
     for (project, marks) in by_project(positions.iter().map(|(place, offset)| (place, *offset))) {
-        pipeline.cmd("EVALSHA").arg(RAISE.get_hash()).arg(1).arg(keys::projection(project));
+        pipeline.cmd("EVALSHA").arg(RAISE.get_hash()).arg(1).arg(shard.projection(project));
         for (place, offset) in marks {
             pipeline.arg(field(what, place)).arg(epoch).arg(offset);
         }
         pipeline.ignore();
     }
-    redis.run::<()>(&pipeline).await
+    shard.redis.run::<()>(&pipeline).await
 }
 
-/// Says that a project is not whole, since Redis has come back older without being another process.
-pub async fn broken(redis: &Redis, project: &str) -> Result<(), RedisFailure> {
-    redis.run::<()>(redis::pipe().cmd("HDEL").arg(keys::projection(project)).arg(WHOLE).ignore()).await
+/// Says that a project is not whole anywhere, since Redis has come back older without being another process.
+pub async fn broken(shards: &[Arc<Shard>], project: &str) -> Result<(), RedisFailure> {
+    let said = shards.iter().map(|shard| async move {
+        shard.redis.run::<()>(redis::pipe().cmd("HDEL").arg(shard.projection(project)).arg(WHOLE).ignore()).await
+    });
+    join_all(said).await.into_iter().collect()
 }
 
 /// Takes a project's lease for `ms`, if nobody has it.
-pub async fn take(redis: &Redis, project: &str, token: &str, ms: u64) -> Result<bool, RedisFailure> {
+pub async fn take(shard: &Shard, project: &str, token: &str, ms: u64) -> Result<bool, RedisFailure> {
     let mut pipeline = redis::pipe();
-    pipeline.cmd("SET").arg(keys::projecting(project)).arg(token).arg("NX").arg("PX").arg(ms);
-    let (taken,): (Option<String>,) = redis.run(&pipeline).await?;
+    pipeline.cmd("SET").arg(shard.projecting(project)).arg(token).arg("NX").arg("PX").arg(ms);
+    let (taken,): (Option<String>,) = shard.redis.run(&pipeline).await?;
     Ok(taken.is_some())
 }
 
 /// Keeps our lease for another `ms`; false when it is not ours any more.
-pub async fn keep(redis: &Redis, project: &str, token: &str, ms: u64) -> Result<bool, RedisFailure> {
+pub async fn keep(shard: &Shard, project: &str, token: &str, ms: u64) -> Result<bool, RedisFailure> {
     let mut pipeline = loaded(&KEEP);
-    pipeline.cmd("EVALSHA").arg(KEEP.get_hash()).arg(1).arg(keys::projecting(project)).arg(token).arg(ms);
-    let (kept,): (i64,) = redis.run(&pipeline).await?;
+    pipeline.cmd("EVALSHA").arg(KEEP.get_hash()).arg(1).arg(shard.projecting(project)).arg(token).arg(ms);
+    let (kept,): (i64,) = shard.redis.run(&pipeline).await?;
     Ok(kept == 1)
 }
 
 /// Says that a project is whole, and gives the lease back; false when that is not ours any more.
-pub async fn finish(redis: &Redis, project: &str, token: &str, whole: &str) -> Result<bool, RedisFailure> {
+pub async fn finish(shard: &Shard, project: &str, token: &str, whole: &str) -> Result<bool, RedisFailure> {
     let mut pipeline = loaded(&FINISH);
-    pipeline.cmd("EVALSHA").arg(FINISH.get_hash()).arg(2).arg(keys::projection(project)).arg(keys::projecting(project));
+    pipeline.cmd("EVALSHA").arg(FINISH.get_hash()).arg(2).arg(shard.projection(project)).arg(shard.projecting(project));
     pipeline.arg(token).arg(whole);
-    let (finished,): (i64,) = redis.run(&pipeline).await?;
+    let (finished,): (i64,) = shard.redis.run(&pipeline).await?;
     Ok(finished == 1)
 }
 

@@ -53,6 +53,8 @@ pub struct Pending {
     others: HashMap<Key, u64>,
     /// What is left of a round; the oldest at the end.
     round: Vec<(Key, u64)>,
+    /// What cannot be written for now, since its part of Redis is away. Others pass it.
+    parked: HashMap<Key, u64>,
     /// Batches that are not all written, oldest first: the number of each, and where it ended.
     batches: VecDeque<(u64, Vec<(Place, i64)>)>,
     next: u64,
@@ -109,8 +111,8 @@ impl Pending {
     /// Says that all keys that were taken have been written. Gives the positions up to which everything is, where they
     /// have moved.
     pub fn written(&mut self) -> Positions {
-        let waiting = self.windows.values().chain(self.others.values()).chain(self.round.last().map(|(_, n)| n));
-        let oldest = waiting.copied().min().unwrap_or(self.next);
+        let waiting = self.windows.values().chain(self.others.values()).chain(self.parked.values());
+        let oldest = waiting.chain(self.round.last().map(|(_, n)| n)).copied().min().unwrap_or(self.next);
         let mut positions = Positions::new();
         while self.batches.front().is_some_and(|(number, _)| *number < oldest) {
             positions.extend(self.batches.pop_front().into_iter().flat_map(|(_, ends)| ends));
@@ -125,6 +127,20 @@ impl Pending {
         }
     }
 
+    /// Sets these keys aside until their part of Redis is there again.
+    pub fn park(&mut self, keys: Vec<(Key, u64)>) {
+        for (key, number) in keys {
+            let parked = self.parked.entry(key).or_insert(number);
+            *parked = number.min(*parked);
+        }
+    }
+
+    /// Puts back the parked keys that can be written again.
+    pub fn unpark(&mut self, mut can_be_written: impl FnMut(&Key) -> bool) {
+        let back: Vec<(Key, u64)> = self.parked.extract_if(|key, _| can_be_written(key)).collect();
+        self.put_back(back);
+    }
+
     /// Forgets where batches ended, since their positions mean nothing any more.
     pub fn forget_positions(&mut self) {
         self.batches.iter_mut().for_each(|(_, ends)| ends.clear());
@@ -135,17 +151,23 @@ impl Pending {
         self.windows.clear();
         self.others.clear();
         self.round.clear();
+        self.parked.clear();
         self.written()
     }
 
     /// How many keys wait.
     pub fn len(&self) -> usize {
-        self.windows.len() + self.others.len() + self.round.len()
+        self.windows.len() + self.others.len() + self.round.len() + self.parked.len()
     }
 
-    /// Whether nothing is left to write or to say.
+    /// Whether nothing is left to write because it could not be.
+    pub fn is_level(&self) -> bool {
+        self.parked.is_empty()
+    }
+
+    /// Whether nothing is left to write or to say, for now.
     pub fn is_empty(&self) -> bool {
-        self.len() == 0 && self.batches.is_empty()
+        self.len() == self.parked.len() && (self.batches.is_empty() || !self.parked.is_empty())
     }
 }
 
@@ -258,5 +280,23 @@ mod tests {
         assert!(!pending.in_round());
         assert_eq!(ids(&take(&mut pending)), ["a"]);
         assert_eq!(pending.written()[&place()], 40);
+    }
+
+    #[test]
+    fn what_is_parked_holds_its_batch_back_and_nobody_else() {
+        let mut pending = Pending::default();
+        note(&mut pending, &["a"], 10);
+        let away = take(&mut pending);
+        pending.park(away);
+        assert!(pending.is_empty(), "nothing can be done about it");
+        assert_eq!(pending.len(), 1);
+        note(&mut pending, &["a", "b"], 20);
+        assert_eq!(ids(&take(&mut pending)), ["a", "b"]);
+        assert_eq!(pending.written(), Positions::new(), "the first a was not written");
+        pending.unpark(|_| false);
+        assert!(!pending.has_others());
+        pending.unpark(|_| true);
+        assert_eq!(ids(&take(&mut pending)), ["a"]);
+        assert_eq!(pending.written()[&place()], 20);
     }
 }

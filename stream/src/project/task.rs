@@ -1,19 +1,22 @@
 //! The projection's task: what is due when, and what is done about a Redis or a Postgres that has come back older.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tidemill_common::failpoint::hit;
+use tidemill_common::redis::RedisFailure;
 use tokio::sync::mpsc;
 
 use super::again::{Again, Step};
 use super::compare::Suspects;
 use super::guard::Guard;
+use super::marks::{self, Shard};
 use super::pending::{Key, Pending, Positions};
+use super::write::redis_key;
 use super::writer::{ProjectError, Writer};
-use super::{Intervals, Note, Progress, marks};
+use super::{Intervals, Note, Progress};
 use crate::ledger::{self, Place};
 use crate::live_session::LiveSession;
 use crate::store::Touched;
@@ -44,11 +47,15 @@ pub struct Projection {
     /// What is to be shown of sessions that wait, so far as it is known; the others are read.
     latest: HashMap<(String, String), LiveSession>,
     pub(super) guard: Guard,
+    /// The nodes that have keys, as of the last look.
+    shards: Vec<Arc<Shard>>,
     timeline: Timeline,
     /// Written, but not said to be.
     written: Positions,
     /// Projects to be projected again. True: what we have forgotten, so no other's work will do.
     pub(super) queue: BTreeMap<String, bool>,
+    /// Projects of which we have forgotten something, and not every node has been told yet.
+    untold: BTreeSet<String>,
     again: Option<Again>,
     pub(super) suspects: Suspects,
     /// The last project of the last audit.
@@ -63,6 +70,8 @@ pub struct Projection {
     pub(super) second_look_at: Option<Instant>,
     retry_at: Instant,
     failing: bool,
+    /// Why a part of Redis lags behind, while the rest does not.
+    partly: Option<RedisFailure>,
 }
 
 impl Projection {
@@ -76,9 +85,11 @@ impl Projection {
             pending: Pending::default(),
             latest: HashMap::new(),
             guard: Guard::default(),
+            shards: Vec::new(),
             timeline: Timeline::default(),
             written: Positions::new(),
             queue: BTreeMap::new(),
+            untold: BTreeSet::new(),
             again: None,
             suspects: Suspects::new(),
             audited: String::new(),
@@ -91,6 +102,7 @@ impl Projection {
             second_look_at: None,
             retry_at: now,
             failing: false,
+            partly: None,
         }
     }
 
@@ -198,6 +210,7 @@ impl Projection {
             if let Some(again) = self.again.as_mut().filter(|again| again.project == project) {
                 again.stale = true;
             }
+            self.untold.insert(project.clone());
             self.queue.insert(project, true);
         }
     }
@@ -220,19 +233,24 @@ impl Projection {
         if Instant::now() < self.retry_at {
             return;
         }
-        match self.work().await {
-            Ok(()) if self.failing => tracing::info!("redis is level again"),
-            Ok(()) => {}
+        let failed = match self.work().await {
+            Ok(()) => self.partly.take().map(ProjectError::Redis),
             Err(error) => {
-                if !self.failing {
-                    tracing::warn!(%error, keys = self.pending.len(), "redis lags behind; trying again until it is level");
-                }
-                self.failing = true;
                 self.retry_at = Instant::now() + PAUSE;
-                return;
+                Some(error)
             }
+        };
+        match failed {
+            Some(error) if !self.failing => {
+                tracing::warn!(%error, keys = self.pending.len(), "redis lags behind; trying again until it is level");
+                self.failing = true;
+            }
+            None if self.failing && self.pending.is_level() => {
+                tracing::info!("redis is level again");
+                self.failing = false;
+            }
+            _ => {}
         }
-        self.failing = false;
     }
 
     async fn work(&mut self) -> Result<(), ProjectError> {
@@ -297,36 +315,64 @@ impl Projection {
         }
     }
 
-    /// Writes what is due.
+    /// Writes what is due. What a part of Redis does not take waits for it, and all that follows passes it; but up to
+    /// where everything is shown is said only once it is shown everywhere.
     async fn flush(&mut self, all: bool) -> Result<(), ProjectError> {
         let Some(epoch) = self.timeline.epoch else { return Ok(()) };
-        for (project, ours) in &self.queue {
-            // Said before the positions: should we end, the next one will know.
-            if *ours && self.guard.is_whole(project) {
-                marks::broken(&self.writer.redis, project).await?;
-            }
+        if self.shards.is_empty() {
+            self.shards = marks::shards(&self.writer.redis).await?;
         }
         let keys = self.due(all);
         let (latest, rest) = known(&mut self.latest, &keys);
         let began = self.guard.to_begin();
         let writes = async {
             if !keys.is_empty() {
-                marks::begin(&self.writer.redis, epoch, &began).await?;
+                marks::begin(&self.shards, epoch, &began).await?;
             }
-            let unknown = self.writer.show(latest).await?;
-            self.writer.write(rest.into_iter().chain(&unknown)).await
+            let (unknown, missed) = self.writer.show(latest).await?;
+            Ok(missed.with(self.writer.write(rest.into_iter().chain(&unknown)).await?))
         };
-        if let Err(error) = writes.await {
-            self.pending.put_back(keys);
-            return Err(error);
+        let unwritten = match writes.await {
+            Ok(unwritten) => unwritten,
+            Err(error) => {
+                self.pending.put_back(keys);
+                return Err(error);
+            }
+        };
+        let (missed, written): (Vec<_>, Vec<_>) = keys.into_iter().partition(|(key, _)| unwritten.keys.contains(key));
+        match unwritten.why {
+            Some(error) if self.shards.len() == 1 || written.is_empty() => {
+                self.pending.put_back(missed);
+                return Err(error.into());
+            }
+            why => {
+                self.pending.park(missed);
+                self.partly = why;
+            }
         }
-        if !keys.is_empty() {
+        if !written.is_empty() {
             let _ = hit("stream.projected").await; // only to abort or pause: an error here would say nothing new
             self.guard.has_begun(began);
-            metrics::counter!("tidemill_stream_projected_keys_total").increment(keys.len() as u64);
+            metrics::counter!("tidemill_stream_projected_keys_total").increment(written.len() as u64);
         }
         self.written.extend(self.pending.written());
-        marks::show(&self.writer.redis, epoch, &self.written).await?;
+        match self.show(epoch).await {
+            Err(error) if self.shards.len() > 1 => self.partly = Some(error),
+            shown => shown?,
+        }
+        Ok(())
+    }
+
+    /// Says up to where everything is shown.
+    async fn show(&mut self, epoch: i64) -> Result<(), RedisFailure> {
+        let forgotten = self.queue.iter().filter(|(project, ours)| **ours && self.guard.is_whole(project));
+        let forgotten: BTreeSet<String> = forgotten.map(|(project, _)| project).chain(&self.untold).cloned().collect();
+        for project in &forgotten {
+            // Said before the positions: should we end, the next one will know.
+            marks::broken(&self.shards, project).await?;
+            self.untold.remove(project);
+        }
+        marks::show(&self.shards, epoch, &self.written).await?;
         let mut shown = self.progress.shown();
         for (place, next) in self.written.drain() {
             if self.guard.show(&place, next) {
@@ -342,7 +388,13 @@ impl Projection {
         if places.is_empty() {
             return Ok(());
         }
-        let held = marks::read(&self.writer.redis, &places).await;
+        let held = match marks::shards(&self.writer.redis).await {
+            Ok(shards) => {
+                self.shards = shards;
+                marks::read(&self.shards, &places).await
+            }
+            Err(error) => Err(error),
+        };
         let standing = ledger::look(&self.writer.pool, &places).await?;
         // Without Redis, too: what we know ourselves says something.
         let older = self.guard.older_postgres(&self.timeline, held.as_ref().ok(), &standing);
@@ -358,8 +410,16 @@ impl Projection {
         let look = self.guard.redis(epoch, &held?);
         for project in &look.older {
             tracing::warn!(project, "redis has come back older than it was; projecting again");
-            marks::broken(&self.writer.redis, project).await?;
+            if let Err(error) = marks::broken(&self.shards, project).await {
+                self.untold.insert(project.clone());
+                self.partly = Some(error);
+            }
         }
+        let (redis, guard) = (&self.writer.redis, &self.guard);
+        self.pending.unpark(|key| {
+            let node = redis.node_of(redis_key(key).as_bytes());
+            node.is_none_or(|node| guard.is_there(&node))
+        });
         self.written.extend(look.unsaid);
         for project in look.not_whole {
             self.queue.entry(project).or_insert(false);
@@ -374,8 +434,9 @@ impl Projection {
     async fn go_on_again(&mut self) -> Result<(), ProjectError> {
         if self.again.is_none() {
             let (Some(project), Some(epoch)) = (self.queue.keys().next(), self.timeline.epoch) else { return Ok(()) };
-            let (generation, whole) = self.guard.whole(project, epoch);
-            self.again = Again::begin(&self.writer.redis, project, (epoch, generation), whole).await?;
+            let (generation, mut whole) = self.guard.whole(project, epoch);
+            let there = self.shards.iter().filter_map(|shard| Some((Arc::clone(shard), whole.remove(shard.name())?)));
+            self.again = Again::begin(there.collect(), project, (epoch, generation)).await?;
             if self.again.is_none() {
                 self.again_at = Instant::now() + PAUSE; // another worker is at it
                 self.check_at = self.again_at;

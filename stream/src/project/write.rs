@@ -3,11 +3,12 @@
 use std::collections::HashSet;
 use std::sync::LazyLock;
 
-use redis::{Pipeline, Script};
+use redis::{Pipeline, Script, Value};
 use serde_json::json;
 use tidemill_common::redis::{Redis, RedisFailure};
 
 use super::marks::loaded;
+use super::pending::Key;
 use super::read::HotWindow;
 use crate::fold::carts::{KEPT, hash};
 use crate::fold::rollups::RollupKey;
@@ -55,21 +56,52 @@ static WRITE_WINDOW: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
+/// What became of writes.
+pub struct Written<K> {
+    /// Keys that were absent.
+    pub absent: HashSet<K>,
+    /// Keys that got no answer,
+    pub missed: Vec<K>,
+    /// and why the last of them did not.
+    pub why: Option<RedisFailure>,
+}
+
+impl<K: Eq + std::hash::Hash> Written<K> {
+    fn nothing() -> Self {
+        Self { absent: HashSet::new(), missed: Vec::new(), why: None }
+    }
+
+    fn take(&mut self, key: K, answer: Result<Value, RedisFailure>) {
+        match answer {
+            Ok(Value::Int(ABSENT)) => drop(self.absent.insert(key)),
+            Ok(_) => {}
+            Err(error) => {
+                self.why = Some(error);
+                self.missed.push(key);
+            }
+        }
+    }
+}
+
 /// Adds users to their projects' sets.
-pub async fn users(redis: &Redis, users: &[&(String, String)]) -> Result<(), RedisFailure> {
+pub async fn users(redis: &Redis, users: &[&(String, String)]) -> Written<(String, String)> {
+    let mut written = Written::nothing();
     for chunk in users.chunks(CHUNK) {
         let mut pipeline = redis::pipe();
         for (project, user_id) in chunk {
-            pipeline.sadd(keys::seen_users(project), user_id).ignore();
+            pipeline.sadd(keys::seen_users(project), user_id);
         }
-        redis.run::<()>(&pipeline).await?;
+        for (user, answer) in chunk.iter().zip(redis.run_each(&pipeline).await) {
+            written.take((*user).clone(), answer);
+        }
+        written.absent.clear();
     }
-    Ok(())
+    written
 }
 
-/// Writes sessions; gives the keys that were absent.
-pub async fn sessions(redis: &Redis, sessions: &[LiveSession]) -> Result<HashSet<(String, String)>, RedisFailure> {
-    let mut absent = HashSet::new();
+/// Writes sessions.
+pub async fn sessions(redis: &Redis, sessions: &[LiveSession]) -> Written<(String, String)> {
+    let mut written = Written::nothing();
     for chunk in sessions.chunks(CHUNK) {
         let mut pipeline = loaded(&WRITE_HASH);
         for session in chunk {
@@ -80,15 +112,16 @@ pub async fn sessions(redis: &Redis, sessions: &[LiveSession]) -> Result<HashSet
                 command.arg(*field).arg(value);
             }
         }
-        let answers: Vec<i64> = redis.run(&pipeline).await?;
-        absent.extend(chunk.iter().zip(answers).filter(|(_, a)| *a == ABSENT).map(|(session, _)| session.key.clone()));
+        for (session, answer) in chunk.iter().zip(behind_the_script(redis, &pipeline).await) {
+            written.take(session.key.clone(), answer);
+        }
     }
-    Ok(absent)
+    written
 }
 
-/// Writes carts; gives the keys that were absent.
-pub async fn carts(redis: &Redis, carts: &[Stored]) -> Result<HashSet<(String, String)>, RedisFailure> {
-    let mut absent = HashSet::new();
+/// Writes carts.
+pub async fn carts(redis: &Redis, carts: &[Stored]) -> Written<(String, String)> {
+    let mut written = Written::nothing();
     for chunk in carts.chunks(CHUNK) {
         let mut pipeline = loaded(&WRITE_HASH);
         for Stored { key, epoch, generation, version, cart } in chunk {
@@ -99,15 +132,16 @@ pub async fn carts(redis: &Redis, carts: &[Stored]) -> Result<HashSet<(String, S
                 command.arg(field).arg(value);
             }
         }
-        let answers: Vec<i64> = redis.run(&pipeline).await?;
-        absent.extend(chunk.iter().zip(answers).filter(|(_, a)| *a == ABSENT).map(|(cart, _)| cart.key.clone()));
+        for (cart, answer) in chunk.iter().zip(behind_the_script(redis, &pipeline).await) {
+            written.take(cart.key.clone(), answer);
+        }
     }
-    Ok(absent)
+    written
 }
 
-/// Writes windows; gives the keys that were absent.
-pub async fn windows<'a>(redis: &Redis, windows: &[HotWindow<'a>]) -> Result<HashSet<&'a RollupKey>, RedisFailure> {
-    let mut absent = HashSet::new();
+/// Writes windows.
+pub async fn windows<'a>(redis: &Redis, windows: &[HotWindow<'a>]) -> Written<&'a RollupKey> {
+    let mut written = Written::nothing();
     for chunk in windows.chunks(CHUNK) {
         let mut pipeline = loaded(&WRITE_WINDOW);
         for window in chunk {
@@ -115,10 +149,29 @@ pub async fn windows<'a>(redis: &Redis, windows: &[HotWindow<'a>]) -> Result<Has
                 .arg(window.key.granularity.hot_until(window.key.window_start) * 1_000)
                 .arg(value(window).to_string());
         }
-        let answers: Vec<i64> = redis.run(&pipeline).await?;
-        absent.extend(chunk.iter().zip(answers).filter(|(_, a)| *a == ABSENT).map(|(window, _)| window.key));
+        for (window, answer) in chunk.iter().zip(behind_the_script(redis, &pipeline).await) {
+            written.take(window.key, answer);
+        }
     }
-    Ok(absent)
+    written
+}
+
+/// The answers to what stands behind the script in a pipeline.
+pub async fn behind_the_script(
+    redis: &Redis,
+    pipeline: &Pipeline,
+) -> impl Iterator<Item = Result<Value, RedisFailure>> + use<> {
+    redis.run_each(pipeline).await.into_iter().skip(1)
+}
+
+/// Where something stands.
+pub fn redis_key(key: &Key) -> String {
+    match key {
+        Key::Session((project, key)) => keys::session(project, key),
+        Key::Cart((project, key)) => keys::cart(project, key),
+        Key::Window(key) => window_key(key),
+        Key::User((project, _)) => keys::seen_users(project),
+    }
 }
 
 /// Where a window's copy stands.

@@ -6,8 +6,9 @@ use chrono::Utc;
 use sqlx::PgPool;
 use tidemill_common::redis::{Redis, RedisFailure};
 
+use super::lost::{self, Missed};
 use super::pending::Key;
-use super::{list, lost, mutant, read, write};
+use super::{list, mutant, read, write};
 use crate::fold::carts::KEPT;
 use crate::fold::rollups::RollupKey;
 use crate::keys;
@@ -38,9 +39,29 @@ pub struct Writer {
     pub(super) definitions: Definitions,
 }
 
+/// Keys that could not be written, since their part of Redis gives no answer, and why the last of them could not.
+#[derive(Default)]
+pub struct Unwritten {
+    pub keys: HashSet<Key>,
+    pub why: Option<RedisFailure>,
+}
+
+impl Unwritten {
+    fn add<K>(&mut self, missed: Vec<K>, why: Option<RedisFailure>, key: impl Fn(K) -> Key) {
+        self.keys.extend(missed.into_iter().map(key));
+        self.why = why.or(self.why.take());
+    }
+
+    /// Both.
+    pub(super) fn with(mut self, other: Self) -> Self {
+        self.keys.extend(other.keys);
+        Self { keys: self.keys, why: other.why.or(self.why) }
+    }
+}
+
 impl Writer {
-    /// Has Redis show the present state of these keys, so far as they are live.
-    pub(super) async fn write<'a>(&self, keys: impl IntoIterator<Item = &'a Key>) -> Result<(), ProjectError> {
+    /// Has Redis show the present state of these keys, so far as they are live. Gives those that it cannot.
+    pub(super) async fn write<'a>(&self, keys: impl IntoIterator<Item = &'a Key>) -> Result<Unwritten, ProjectError> {
         let now = Utc::now();
         let (mut sessions, mut carts, mut windows, mut users) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for key in keys {
@@ -53,15 +74,20 @@ impl Writer {
                 Key::User(key) => users.push(key),
             }
         }
-        write::users(&self.redis, &users).await?;
-        tokio::try_join!(self.windows(&windows), self.sessions(&sessions), self.carts(&carts)).map(drop)
+        let mut unwritten = Unwritten::default();
+        let seen = write::users(&self.redis, &users).await;
+        unwritten.add(seen.missed, seen.why, Key::User);
+        let (windows, sessions, carts) =
+            tokio::try_join!(self.windows(&windows), self.sessions(&sessions), self.carts(&carts))?;
+        Ok(unwritten.with(windows).with(sessions).with(carts))
     }
 
     /// Has Redis show these sessions, which are the latest that we know of. Gives those that have to be read all the
-    /// same, since they are of another epoch or generation than the present one, or were absent.
-    pub(super) async fn show(&self, mut latest: Vec<LiveSession>) -> Result<Vec<Key>, ProjectError> {
+    /// same, since they are of another epoch or generation than the present one, or were absent; and those that it
+    /// cannot show.
+    pub(super) async fn show(&self, mut latest: Vec<LiveSession>) -> Result<(Vec<Key>, Unwritten), ProjectError> {
         if latest.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Default::default());
         }
         let projects: BTreeSet<&str> = latest.iter().map(|session| &*session.key.0).collect();
         let (epoch, generations) = read::times(&self.pool, &Vec::from_iter(projects)).await?;
@@ -71,72 +97,81 @@ impl Writer {
         let now = Utc::now().timestamp_millis();
         latest.retain(|session| session.expires_ms > now);
         let (present, past): (Vec<_>, Vec<_>) = latest.into_iter().partition(is_present);
-        let absent = write::sessions(&self.redis, &present).await?;
-        Ok(past.into_iter().map(|session| session.key).chain(absent).map(Key::Session).collect())
+        let (written, mut unwritten) = (write::sessions(&self.redis, &present).await, Unwritten::default());
+        unwritten.add(written.missed, written.why, Key::Session);
+        let past = past.into_iter().map(|session| session.key);
+        Ok((past.chain(written.absent).map(Key::Session).collect(), unwritten))
     }
 
     /// Has Redis lose what is older than this epoch and generation under these keys, which an earlier generation had.
-    pub(super) async fn forget(&self, keys: &[Key], epoch: i64, generation: i32) -> Result<(), ProjectError> {
+    pub(super) async fn forget(&self, keys: &[Key], epoch: i64, generation: i32) -> Result<Missed, ProjectError> {
         let (mut windows, mut hashes) = (Vec::new(), Vec::new());
         let mut users = BTreeMap::<&str, Vec<&str>>::new();
         for key in keys {
             match key {
-                Key::Window(key) => windows.push(write::window_key(key)),
-                Key::Session((project, key)) => hashes.push(keys::session(project, key)),
-                Key::Cart((project, key)) => hashes.push(keys::cart(project, key)),
+                Key::Window(_) => windows.push(write::redis_key(key)),
+                Key::Session(_) | Key::Cart(_) => hashes.push(write::redis_key(key)),
                 Key::User((project, user)) => users.entry(project).or_default().push(user),
             }
         }
-        lost::windows(&self.redis, &windows, (epoch, generation)).await?;
-        lost::hashes(&self.redis, &hashes, (epoch, generation)).await?;
+        let mut missed = lost::windows(&self.redis, &windows, (epoch, generation)).await;
+        missed = missed.with(lost::hashes(&self.redis, &hashes, (epoch, generation)).await);
         for (project, users) in users {
-            lost::users(&self.redis, project, &users).await?;
+            missed = missed.with(lost::users(&self.redis, project, &users).await);
             // Who has come meanwhile may have been added before that.
             let known = list::known(&self.pool, project, &users).await?;
             let known: Vec<(String, String)> = known.into_iter().map(|user| (project.to_owned(), user)).collect();
-            write::users(&self.redis, &known.iter().collect::<Vec<_>>()).await?;
+            if let Some(why) = write::users(&self.redis, &known.iter().collect::<Vec<_>>()).await.why {
+                missed.add(keys::seen_users(project), why);
+            }
         }
-        Ok(())
+        Ok(missed)
     }
 
     /// A key that was absent may have been written newer and have expired or been evicted meanwhile, so Postgres is
     /// looked at once more after the write.
-    async fn windows(&self, keys: &[&RollupKey]) -> Result<(), ProjectError> {
+    async fn windows(&self, keys: &[&RollupKey]) -> Result<Unwritten, ProjectError> {
+        let mut unwritten = Unwritten::default();
         for chunk in keys.chunks(WINDOWS) {
             let mut keys = chunk.to_vec();
             for _ in 0..2 {
                 let hot = mutant::incremented(&self.redis, read::windows(&self.pool, &keys).await?).await?;
-                let absent = write::windows(&self.redis, &hot).await?;
-                keys.retain(|key| absent.contains(key));
+                let written = write::windows(&self.redis, &hot).await;
+                keys.retain(|key| written.absent.contains(key));
+                unwritten.add(written.missed, written.why, |key| Key::Window(key.clone()));
             }
         }
-        Ok(())
+        Ok(unwritten)
     }
 
-    async fn sessions(&self, keys: &[&(String, String)]) -> Result<(), ProjectError> {
+    async fn sessions(&self, keys: &[&(String, String)]) -> Result<Unwritten, ProjectError> {
+        let mut unwritten = Unwritten::default();
         for chunk in keys.chunks(SESSIONS) {
             let mut keys = chunk.to_vec();
             for _ in 0..2 {
                 let live = read::sessions(&self.pool, &keys, Utc::now()).await?;
-                let absent: HashSet<_> = write::sessions(&self.redis, &live).await?;
-                keys.retain(|key| absent.contains(*key));
+                let written = write::sessions(&self.redis, &live).await;
+                keys.retain(|key| written.absent.contains(*key));
+                unwritten.add(written.missed, written.why, Key::Session);
             }
         }
-        Ok(())
+        Ok(unwritten)
     }
 
     /// Carts are shown for a day.
-    async fn carts(&self, keys: &[&(String, String)]) -> Result<(), ProjectError> {
+    async fn carts(&self, keys: &[&(String, String)]) -> Result<Unwritten, ProjectError> {
+        let mut unwritten = Unwritten::default();
         for chunk in keys.chunks(SESSIONS) {
             let mut keys = chunk.to_vec();
             for _ in 0..2 {
                 let columns: Vec<(&str, &str)> = keys.iter().map(|(project, key)| (&**project, &**key)).collect();
                 let mut stored = carts::load(&self.pool, &columns).await?;
                 stored.retain(|stored| stored.cart.changed_at > Utc::now().timestamp_micros() - KEPT);
-                let absent: HashSet<_> = write::carts(&self.redis, &stored).await?;
-                keys.retain(|key| absent.contains(*key));
+                let written = write::carts(&self.redis, &stored).await;
+                keys.retain(|key| written.absent.contains(*key));
+                unwritten.add(written.missed, written.why, Key::Cart);
             }
         }
-        Ok(())
+        Ok(unwritten)
     }
 }
