@@ -6,6 +6,7 @@ pub mod archiving;
 pub mod drill;
 pub mod flow;
 pub mod journal;
+pub mod load;
 pub mod log;
 pub mod onlooker;
 pub mod oracle;

@@ -1,6 +1,7 @@
 //! Senders. Each tells the journal what it sent and what it was answered.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
@@ -138,6 +139,25 @@ pub struct Http {
     url: String,
     key: String,
     journal: Journal,
+    answered: Arc<Mutex<Answered>>,
+}
+
+/// What the gateway's answers were like. 0 stands for a request without one.
+#[derive(Debug, Clone, Default)]
+pub struct Answered {
+    /// Requests by status.
+    pub statuses: BTreeMap<u16, usize>,
+    /// How long each took.
+    pub took: Vec<Duration>,
+}
+
+impl Answered {
+    /// The time within which this share of requests was answered.
+    pub fn within(&self, share: f64) -> Duration {
+        let mut took = self.took.clone();
+        took.sort_unstable();
+        took.get((took.len() as f64 * share) as usize).or(took.last()).copied().unwrap_or_default()
+    }
 }
 
 #[derive(Deserialize)]
@@ -156,7 +176,7 @@ impl Http {
     /// A client of the gateway at `url`.
     pub fn new(url: &str, key: &str, journal: Journal) -> anyhow::Result<Self> {
         let client = Client::builder().timeout(ANSWER).build()?;
-        Ok(Self { client, url: format!("{url}/v1/events"), key: key.to_owned(), journal })
+        Ok(Self { client, url: format!("{url}/v1/events"), key: key.to_owned(), journal, answered: Arc::default() })
     }
 
     /// Sends events until each has its answer, or the client's patience ends.
@@ -212,13 +232,26 @@ impl Http {
         Ok((accepted, limited))
     }
 
+    /// What the answers were like since this was last asked.
+    pub fn answered(&self) -> Answered {
+        std::mem::take(&mut *self.answered.lock().expect("no holder panics"))
+    }
+
     async fn post(&self, events: &[&Event]) -> Option<Vec<Verdict>> {
         let body: Vec<Value> = events.iter().map(|event| json(event)).collect();
         // By what is sent, so that a seed decides it.
         let sum: usize = events.iter().flat_map(|event| event.event_id.bytes()).map(usize::from).sum();
         let request =
             self.client.post(&self.url).bearer_auth(&self.key).header("user-agent", AGENTS[sum % AGENTS.len()].0);
-        let answer = request.json(&body).send().await.ok()?;
+        let began = Instant::now();
+        let answer = request.json(&body).send().await;
+        {
+            let status = answer.as_ref().map_or(0, |answer| answer.status().as_u16());
+            let mut answered = self.answered.lock().expect("no holder panics");
+            *answered.statuses.entry(status).or_default() += 1;
+            answered.took.push(began.elapsed());
+        }
+        let answer = answer.ok()?;
         if !answer.status().is_success() {
             return None;
         }

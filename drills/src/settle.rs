@@ -122,8 +122,10 @@ impl Drill {
     async fn redis(&self, expected: &Expected, limit: Duration) -> anyhow::Result<Vec<String>> {
         let deadline = Instant::now() + limit;
         loop {
-            let shown = views::shown(&self.stack).await?;
-            let differences = reconcile::redis(expected, &shown, chrono::Utc::now().timestamp());
+            let differences = match views::shown(&self.stack).await {
+                Ok(shown) => reconcile::redis(expected, &shown, chrono::Utc::now().timestamp()),
+                Err(error) => vec![format!("redis cannot be read: {error:#}")],
+            };
             if differences.is_empty() || Instant::now() > deadline {
                 return Ok(differences);
             }

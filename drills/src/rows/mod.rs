@@ -9,6 +9,7 @@ mod postgres;
 mod processes;
 mod producers;
 mod redis;
+mod redis_modes;
 mod redrive;
 mod replay;
 mod steps;
@@ -83,6 +84,7 @@ pub fn all() -> Vec<Row> {
     rows.extend(archive::rows());
     rows.extend(archive_store::rows());
     rows.extend(operators::rows());
+    rows.extend(redis_modes::rows());
     rows
 }
 

@@ -18,7 +18,8 @@ use crate::send::Http;
 use crate::settle::until;
 
 /// The rows of `make drill-operators`.
-pub const OPERATORS: [&str; 3] = ["redrive", "hot-partition", "replay"];
+pub const OPERATORS: [&str; 7] =
+    ["redrive", "hot-partition", "replay", "redis-sentinel", "redis-cluster", "redis-reshard", "redis-ring"];
 
 const LOUD: &str = "loud";
 const HOT: i32 = 1;

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use chrono::DateTime;
-use redis::AsyncConnectionConfig;
 use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, FromRedisValue};
 use serde_json::Value;
+use tidemill_common::redis::Redis;
 use tidemill_testkit::Stack;
 
 use crate::oracle::{EVENTS, Reading, WindowKey};
@@ -26,14 +27,16 @@ pub struct Shown {
 }
 
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Commands per round trip: few enough to be answered in time on a busy machine.
+const CHUNK: usize = 500;
 /// Fields by which the stream tells which state of a hash is the newer one.
 const STAMP: [&str; 3] = ["epoch", "generation", "version"];
 
 /// What Redis shows of the stack's project now.
 pub async fn shown(stack: &Stack) -> anyhow::Result<Shown> {
-    let mut redis = connect(&stack.connections.redis_url).await?;
+    let redis = Redis::background(&stack.connections.redis_url)?;
     let project = &stack.project;
-    let mut sessions = hashes(&mut redis, &format!("analytics:session:{project}:")).await?;
+    let mut sessions = hashes(&redis, &format!("analytics:session:{project}:")).await?;
     for (key, fields) in &mut sessions {
         for name in ["firstEventAt", "lastEventAt"] {
             if let Some(value) = fields.get_mut(name) {
@@ -41,11 +44,14 @@ pub async fn shown(stack: &Stack) -> anyhow::Result<Shown> {
             }
         }
     }
+    let mut users = redis::pipe();
+    users.cmd("SMEMBERS").arg(format!("analytics:seen_users:{project}"));
+    let (users,) = redis.run(&users).await?;
     Ok(Shown {
         sessions,
-        carts: hashes(&mut redis, &format!("cart:{project}:")).await?,
-        windows: windows(&mut redis, project).await?,
-        users: redis::cmd("SMEMBERS").arg(format!("analytics:seen_users:{project}")).query_async(&mut redis).await?,
+        carts: hashes(&redis, &format!("cart:{project}:")).await?,
+        windows: windows(&redis, project).await?,
+        users,
     })
 }
 
@@ -57,19 +63,9 @@ pub async fn connect(url: &str) -> anyhow::Result<MultiplexedConnection> {
 }
 
 /// The hashes below a prefix, by what comes behind it.
-async fn hashes(
-    redis: &mut MultiplexedConnection,
-    prefix: &str,
-) -> anyhow::Result<BTreeMap<String, BTreeMap<String, String>>> {
-    let keys = scan(redis, prefix).await?;
-    let mut pipeline = redis::pipe();
-    for key in &keys {
-        pipeline.hgetall(key);
-    }
-    let found: Vec<BTreeMap<String, String>> =
-        if keys.is_empty() { Vec::new() } else { pipeline.query_async(redis).await? };
+async fn hashes(redis: &Redis, prefix: &str) -> anyhow::Result<BTreeMap<String, BTreeMap<String, String>>> {
     let mut hashes = BTreeMap::new();
-    for (key, mut fields) in keys.into_iter().zip(found) {
+    for (key, mut fields) in values::<BTreeMap<String, String>>(redis, prefix, "HGETALL").await? {
         fields.retain(|name, _| !STAMP.contains(&name.as_str()));
         if !fields.is_empty() {
             // else it has expired since
@@ -79,16 +75,25 @@ async fn hashes(
     Ok(hashes)
 }
 
-async fn windows(redis: &mut MultiplexedConnection, project: &str) -> anyhow::Result<BTreeMap<WindowKey, Reading>> {
-    let prefix = format!("metric:{project}:");
-    let keys = scan(redis, &prefix).await?;
-    let mut pipeline = redis::pipe();
-    for key in &keys {
-        pipeline.get(key);
+/// The keys below a prefix, each with what a command says of it.
+async fn values<T: FromRedisValue>(redis: &Redis, prefix: &str, command: &str) -> anyhow::Result<Vec<(String, T)>> {
+    let keys = scan(redis, prefix).await?;
+    let mut values = Vec::with_capacity(keys.len());
+    for chunk in keys.chunks(CHUNK) {
+        let mut pipeline = redis::pipe();
+        for key in chunk {
+            pipeline.cmd(command).arg(key);
+        }
+        values.extend(redis.run::<Vec<T>>(&pipeline).await?);
     }
-    let values: Vec<Option<String>> = if keys.is_empty() { Vec::new() } else { pipeline.query_async(redis).await? };
+    Ok(keys.into_iter().zip(values).collect())
+}
+
+async fn windows(redis: &Redis, project: &str) -> anyhow::Result<BTreeMap<WindowKey, Reading>> {
+    let prefix = format!("metric:{project}:");
+    let values = values::<Option<String>>(redis, &prefix, "GET").await?;
     let mut windows = BTreeMap::new();
-    for (key, value) in keys.into_iter().zip(values) {
+    for (key, value) in values {
         let parts: Vec<&str> = key[prefix.len()..].split(':').collect();
         let ([name, granularity, start], Some(value)) = (&parts[..], value) else { continue };
         let value: Value = serde_json::from_str(&value).with_context(|| key.clone())?;
@@ -111,16 +116,21 @@ async fn windows(redis: &mut MultiplexedConnection, project: &str) -> anyhow::Re
     Ok(windows)
 }
 
-async fn scan(redis: &mut MultiplexedConnection, prefix: &str) -> anyhow::Result<Vec<String>> {
-    let (mut keys, mut cursor) = (BTreeSet::new(), 0u64);
-    loop {
-        let pattern = format!("{prefix}*");
-        let ask = redis::cmd("SCAN").arg(cursor).arg("MATCH").arg(pattern).arg("COUNT").arg(5_000).to_owned();
-        let (next, found): (u64, Vec<String>) = ask.query_async(redis).await?;
-        keys.extend(found);
-        cursor = next;
-        if cursor == 0 {
-            return Ok(keys.into_iter().collect());
+/// The keys below a prefix that lie where readers look for them.
+async fn scan(redis: &Redis, prefix: &str) -> anyhow::Result<Vec<String>> {
+    let mut keys = BTreeSet::new();
+    for node in redis.masters().await? {
+        let (on, mut cursor) = (redis.on(&node)?, 0u64);
+        loop {
+            let mut ask = redis::pipe();
+            ask.cmd("SCAN").arg(cursor).arg("MATCH").arg(format!("{prefix}*")).arg("COUNT").arg(5_000);
+            let ((next, found),): ((u64, Vec<String>),) = on.run(&ask).await?;
+            keys.extend(found.into_iter().filter(|key| redis.node_of(key.as_bytes()).as_ref() == Some(&node.address)));
+            cursor = next;
+            if cursor == 0 {
+                break;
+            }
         }
     }
+    Ok(keys.into_iter().collect())
 }
