@@ -95,13 +95,23 @@ async fn a_ring_goes_on_without_a_node_and_fills_it_when_it_is_back() {
     marked(&stack).await;
     running.stop().await;
 
-    // A fourth joins while nobody looks: what it has from now on is written there.
+    // A fourth joins: what is its share is written there.
     own.join().await;
     let mut stack = stack;
     stack.connections.redis_url = own.ring_url();
-    let redis = Redis::background(&own.ring_url()).unwrap();
-    assert!(!behind(&stack, &redis).await.is_empty());
+    let four = Redis::background(&own.ring_url()).unwrap();
+    assert!(!behind(&stack, &four).await.is_empty());
     let running = worker(&stack, "b", |_, _| {}).await;
+    level(SOON, &stack, &four).await;
+    traffic(&stack, 1_200..1_800).await;
+    level(SOON, &stack, &four).await;
+    marked(&stack).await;
+    running.stop().await;
+
+    // It leaves again. What the others have of its keys is from before it came, in processes that have run all the time.
+    stack.connections.redis_url = own.url.clone();
+    assert!(!behind(&stack, &redis).await.is_empty());
+    let running = worker(&stack, "c", |_, _| {}).await;
     level(SOON, &stack, &redis).await;
     running.stop().await;
 }

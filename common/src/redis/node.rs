@@ -140,11 +140,13 @@ fn lazy(client: &redis::Client) -> Result<ConnectionManager, RedisError> {
     ConnectionManager::new_lazy_with_config(client.clone(), config)
 }
 
-/// Whether an answer says that the node is not well. One that sends us elsewhere, or wants a script, is.
+/// Whether an answer says that the node is not well. One that sends us elsewhere, wants a script, or waits for others,
+/// says so at once, and needs no breaker: that would be open for longer than it takes them.
 fn is_sick(value: &Value) -> bool {
     let Value::ServerError(error) = value else { return false };
-    use ServerErrorKind::{Ask, Moved, NoScript, TryAgain};
-    !matches!(error.kind(), Some(Moved | Ask | TryAgain | NoScript))
+    use ServerErrorKind::{Ask, BusyLoading, ClusterDown, MasterDown, Moved, NoScript, ReadOnly, TryAgain};
+    let passes = [Ask, BusyLoading, ClusterDown, MasterDown, Moved, NoScript, ReadOnly, TryAgain];
+    !error.kind().is_some_and(|kind| passes.contains(&kind))
 }
 
 /// The error of one command.

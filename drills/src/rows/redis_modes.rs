@@ -124,7 +124,8 @@ async fn ring(options: Options) -> anyhow::Result<Outcome> {
     }
     let (back, joined, all) = (back.as_secs_f64(), joined.as_secs_f64(), keys.len());
     outcome.facts.push(format!("a node was back, empty, and all hot values {back:.1} s later"));
-    outcome.facts.push(format!("a fourth joined: {moved} of {all} sessions moved, all there after {joined:.1} s"));
+    let of = format!("{moved} of {all} sessions moved, all there {joined:.1} s after the worker was");
+    outcome.facts.push(format!("a fourth joined: {of}"));
     Ok(outcome)
 }
 
