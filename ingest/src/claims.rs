@@ -24,6 +24,9 @@ pub struct Claims {
 /// Keys of one call: Redis does nothing else meanwhile.
 const PER_CALL: usize = 1_000;
 
+/// What stood in a claim's way: the event's number, the value, and how long it still stands in milliseconds.
+type InTheWay = (usize, Vec<u8>, i64);
+
 /// What a claim found.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
@@ -58,11 +61,11 @@ impl Claims {
                 calls.push(&self.redis);
             }
         }
-        let answers = self.run::<Vec<(usize, Vec<u8>, i64)>>("claim", calls).await;
-        let in_the_way = |(numbers, held): (Vec<usize>, Vec<(usize, Vec<u8>, i64)>)| {
+        let answers = self.run::<Vec<InTheWay>>("claim", calls).await;
+        let in_the_way = |(numbers, held): (Vec<usize>, Vec<InTheWay>)| {
             held.into_iter().filter_map(move |(at, held, ms)| Some((*numbers.get(at)?, held, ms)))
         };
-        let mut held: Vec<(usize, Vec<u8>, i64)> = answers.into_iter().flat_map(in_the_way).collect();
+        let mut held: Vec<InTheWay> = answers.into_iter().flat_map(in_the_way).collect();
         held.sort_unstable_by_key(|(number, ..)| *number);
         let mut places = flights
             .iter()

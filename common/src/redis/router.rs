@@ -155,12 +155,10 @@ impl Router {
     /// The nodes that may know: those that are named, and those that were found.
     fn known(&self) -> Result<Vec<Arc<NodeClient>>, RedisFailure> {
         let mut known: Vec<String> = self.address.named.iter().map(|named| named.addr().to_string()).collect();
-        if let Some((map, _)) = &*self.map.read().expect("no holder panics") {
-            if let Map::Slots(slots) = &**map {
-                known.extend(
-                    slots.shards.iter().flat_map(|shard| shard.replicas.iter().chain([&shard.master])).cloned(),
-                );
-            }
+        if let Some((map, _)) = &*self.map.read().expect("no holder panics")
+            && let Map::Slots(slots) = &**map
+        {
+            known.extend(slots.shards.iter().flat_map(|shard| shard.replicas.iter().chain([&shard.master])).cloned());
         }
         known.sort();
         known.dedup();
