@@ -54,6 +54,25 @@ impl Output {
     }
 }
 
+impl Output {
+    /// Ends a command that was to change something: people have seen the plan, programs get it now, with how it ended.
+    pub fn ended(self, change: &impl Serialize, applied: bool) -> anyhow::Result<()> {
+        match self {
+            Self::Json => json_line(change),
+            Self::Table if applied => print_line("done"),
+            Self::Table => print_line("nothing was changed"),
+        }
+    }
+
+    /// Shows people, and nobody else, a plan: a row for each of its `fields`.
+    pub fn plan(self, plan: &impl Serialize, fields: &[&str]) -> anyhow::Result<()> {
+        match self {
+            Self::Json => Ok(()),
+            Self::Table => self.thing(plan, fields),
+        }
+    }
+}
+
 /// Prints a value as one line of JSON.
 pub fn json_line(value: &impl Serialize) -> anyhow::Result<()> {
     print_line(&serde_json::to_string(value)?)

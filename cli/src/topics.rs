@@ -48,15 +48,6 @@ pub struct Declared {
     pub replication: Option<i32>,
 }
 
-/// What was done, and what was left.
-#[derive(Serialize, Default)]
-pub struct Applied {
-    /// Topics that were created.
-    pub topics_created: Vec<String>,
-    /// Differences that were only found, in words.
-    pub drift: Vec<String>,
-}
-
 /// Declarations and the cluster that they are for.
 pub struct Target {
     pub declarations: Declarations,
@@ -171,18 +162,5 @@ impl Target {
 
     pub async fn plan(&self, topics: &[Topic]) -> anyhow::Result<Vec<Change>> {
         Ok(plan(topics, &self.cluster.existing(topics).await?))
-    }
-}
-
-impl Applied {
-    pub fn new(changes: &[Change]) -> Self {
-        let mut applied = Self::default();
-        for change in changes {
-            match change {
-                Change::Create(topic) => applied.topics_created.push(topic.name.clone()),
-                _ => applied.drift.push(change.to_string()),
-            }
-        }
-        applied
     }
 }

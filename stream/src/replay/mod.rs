@@ -36,6 +36,8 @@ pub use rebuild::{Rebuilding, Setup};
 pub use remove::{drop_kept, remove_aborted};
 pub use starts::Start;
 
+pub(crate) use archive::topic as archive_topic;
+
 use crate::sort::Transient;
 
 /// A replay's row.
