@@ -90,7 +90,7 @@ pub async fn run(reset: Reset, connections: &Connections, output: Output) -> any
     if !matches!(output, Output::Json) {
         output.things(&seeks, &SEEK)?;
     }
-    let moved = seeks.iter().filter(|seek| seek.to.is_some() && seek.to != seek.from).count();
+    let moved = seeks.iter().filter(|seek| seek.to != seek.from).count();
     let applied = consent.given(&format!("Move {moved} partitions of group {group}?"))?;
     let mut done = Done { group: group.clone(), applied, undo_file: None, seeks: seeks.clone() };
     if applied {
