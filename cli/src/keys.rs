@@ -94,7 +94,10 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
             let planned = Created { key: None, prefix: None, project, scopes, rate_limit, expires_at, applied: false };
             create(planned, consent, &mut db, output).await
         }
-        Command::List { project } => output.things(&store::keys(&mut db, project.as_deref()).await?, &FIELDS),
+        Command::List { project } => {
+            store::known(&mut db, project.as_deref()).await?;
+            output.things(&store::keys(&mut db, project.as_deref()).await?, &FIELDS)
+        }
         Command::Revoke { prefix, consent } => {
             let mut keys = store::keys(&mut db, None).await?;
             let known = keys.iter().position(|key| key.prefix == prefix);

@@ -32,7 +32,7 @@ use tidemill_common::failpoint;
 use tidemill_common::telemetry::start_logging;
 
 use crate::consent::Declined;
-use crate::output::Output;
+use crate::output::{Output, told};
 use crate::services::Service;
 use crate::topics::Differs;
 
@@ -140,7 +140,7 @@ async fn main() -> ExitCode {
     match dispatch(cli).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            eprintln!("error: {}", told(&error));
             match error {
                 error if error.is::<Declined>() => DECLINED.into(),
                 error if error.is::<Differs>() => DIFFERS.into(),

@@ -120,6 +120,14 @@ pub async fn live_projects(db: &mut PgConnection) -> anyhow::Result<Vec<Project>
     Ok(projects)
 }
 
+/// Refuses an id that nobody has or has had: a list of nothing would say that all is well.
+pub async fn known(db: &mut PgConnection, id: Option<&str>) -> anyhow::Result<()> {
+    match id {
+        Some(id) if project(db, id).await?.is_none() => Err(no_project(id)),
+        _ => Ok(()),
+    }
+}
+
 /// Nobody has this id.
 pub fn no_project(id: &str) -> anyhow::Error {
     anyhow!("there is no project {id:?}; see 'tidemill projects list'")

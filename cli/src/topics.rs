@@ -10,7 +10,7 @@ use tidemill_topics::{Change, Cluster, Declarations, Topic, plan, replication};
 
 use crate::audit;
 use crate::consent::Consent;
-use crate::output::{Output, json_line};
+use crate::output::{Output, counted, json_line};
 use crate::store;
 
 const STEP: [&str; 6] = ["action", "topic", "setting", "from", "to", "note"];
@@ -95,7 +95,7 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
             if matches!(output, Output::Table) {
                 show(&changes, false, output)?;
             }
-            let applied = consent.given(&format!("Make these {to_do} changes?"))?;
+            let applied = consent.given(&format!("Make {}?", counted(to_do, "change")))?;
             if applied {
                 let mut db = store::connect(&connections.database_url).await?;
                 let lines: Vec<String> = changes.iter().map(Change::to_string).collect();
@@ -105,7 +105,7 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
             }
             match output {
                 Output::Json => show(&changes, applied, output),
-                Output::Table => Ok(()),
+                Output::Table => output.ended(&(), applied),
             }
         }
     }

@@ -13,7 +13,7 @@ use tidemill_common::config::Connections;
 
 use super::projects;
 use crate::consent::Consent;
-use crate::output::{Output, json_line, spinner};
+use crate::output::{Output, counted, json_line, spinner};
 use crate::{audit, store};
 
 const FIELDS: [&str; 6] = ["project", "snapshots", "snapshots_left", "expired_files", "orphans", "bytes"];
@@ -56,9 +56,8 @@ pub async fn run(what: &Maintain, connections: &Connections, output: Output) -> 
         }
     }
     let question = format!(
-        "Remove what nobody needs from {} tables: these files, and snapshots older than {} h with the files that only \
-         they have?",
-        projects.len(),
+        "Remove what nobody needs from {}: these files, and snapshots older than {} h with the files that only they have?",
+        counted(projects.len(), "table"),
         what.snapshot_hours
     );
     if what.consent.given(&question)? {

@@ -3,7 +3,7 @@
 //! What is there is looked at, what is missing is made, in an order in which whoever sees a part finds those that it
 //! needs in place. So a run that was cut short is completed by the same command.
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use indicatif::ProgressBar;
 use serde::Serialize;
 use sqlx::{Connection, PgConnection};
@@ -19,7 +19,7 @@ use tidemill_topics::{Change, Partitions};
 
 use crate::audit;
 use crate::consent::Consent;
-use crate::output::{Output, json_line, print_line, spinner};
+use crate::output::{Output, json_line, print_line, spinner, told};
 use crate::store::{self, Project};
 use crate::topics::{Declared, Target};
 
@@ -118,7 +118,7 @@ pub async fn run(wanted: &Wanted, consent: Consent, connections: &Connections, o
     if missing > 0 && consent.given(&question)? {
         let entry = audit::begin(&mut db, "projects create", Some(look.id.as_str()), &creation).await?;
         let bar = spinner("beginning");
-        let made = look.make(&mut db, &bar).await.context(AGAIN);
+        let made = look.make(&mut db, &bar).await.map_err(|error| anyhow!("{}; {AGAIN}", told(&error)));
         bar.finish_and_clear();
         let (kept, keys) = entry.end(&mut db, made).await?;
         creation.finish(kept, keys);
@@ -156,6 +156,10 @@ impl Look {
             let subject = format!("{topic}-value");
             let lacks = registry.lacks(&subject, schema).await?;
             schemas.push((subject, schema, lacks));
+        }
+        let place = &connections.warehouse_url;
+        if !["file:///", "s3://"].iter().any(|scheme| place.starts_with(scheme)) {
+            bail!("WAREHOUSE_URL is {place:?}; give the archiver's, which begins with file:/// or s3://");
         }
         let tables = Tables::new(connections);
         let table =

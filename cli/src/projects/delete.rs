@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::anyhow;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use sqlx::PgConnection;
@@ -17,7 +17,7 @@ use tidemill_topics::Cluster;
 
 use crate::audit;
 use crate::consent::Consent;
-use crate::output::{Output, json_line, spinner};
+use crate::output::{Output, json_line, spinner, told};
 use crate::store::{self, explain};
 
 /// How many rows an archive has, by the table itself.
@@ -78,7 +78,8 @@ pub async fn run(id: &str, consent: Consent, connections: &Connections, output: 
     if consent.given(&question)? {
         let entry = audit::begin(&mut db, "projects delete", Some(id), &plan).await?;
         let done = delete(&mut db, &plan, connections).await;
-        plan.rows = entry.end(&mut db, done.context("run it again, and it goes on from here")).await?;
+        let done = done.map_err(|error| anyhow!("{}; run it again, and it goes on from here", told(&error)));
+        plan.rows = entry.end(&mut db, done).await?;
         plan.applied = true;
     }
     match output {

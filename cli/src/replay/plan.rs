@@ -7,7 +7,7 @@ use tidemill_stream::replay::{self, From, Plan};
 use super::{Desk, archive, explain};
 use crate::audit;
 use crate::consent::Consent;
-use crate::output::{Output, json_line};
+use crate::output::{Output, counted, json_line};
 use crate::{position, store};
 
 const PLAN: [&str; 7] = ["project", "begins", "records", "archive_files", "left_out", "replaces", "rate"];
@@ -78,7 +78,7 @@ pub async fn run(args: &Args, desk: &mut Desk) -> anyhow::Result<()> {
         (None, 0) => String::new(),
         (None, left_out) => format!(" {left_out} older records will not be in what it builds."),
     };
-    if args.consent.given(&format!("Plan {} replays?{warning}", planned.len()))? {
+    if args.consent.given(&format!("Plan {}?{warning}", counted(planned.len(), "replay")))? {
         for planned in &mut planned {
             let entry = audit::begin(db, "replay plan", Some(&planned.plan.project), &planned.plan).await?;
             let entered = replay::enter(pool, &planned.plan, &audit::who()).await.map_err(explain);

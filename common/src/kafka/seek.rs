@@ -57,10 +57,10 @@ pub enum SeekError {
         members: usize,
     },
     /// Misspelt, most likely.
-    #[error("there is no topic {0:?}")]
+    #[error("there is no topic {0:?}; is its name right, and KAFKA_BROKERS the cluster that has it?")]
     NoTopic(String),
     /// Kafka.
-    #[error("Kafka: {0}")]
+    #[error("Kafka: {0}; is KAFKA_BROKERS right and Kafka up?")]
     Kafka(#[from] KafkaError),
 }
 

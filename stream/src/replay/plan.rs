@@ -99,7 +99,9 @@ pub async fn plan(
     };
     let live = live(pool, &topic, &incarnation, project.generation).await?;
     if live.is_empty() {
-        return refused(format!("nothing of {topic} is counted yet, so there is nothing to rebuild"));
+        return refused(format!(
+            "nothing of {topic} is counted yet, so there is nothing to rebuild; see 'tidemill lag'"
+        ));
     }
     let before = counted_before(pool, &topic, &incarnation, project.generation).await?;
     if *from == From::Beginning && before > 0 {
