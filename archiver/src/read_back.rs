@@ -2,9 +2,12 @@
 
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::datatypes::{Int32Type, Int64Type, TimestampMicrosecondType};
+use chrono::{DateTime, Utc};
 use futures::stream::BoxStream;
 use futures::{StreamExt, TryStreamExt, stream};
+use iceberg::expr::Reference;
 use iceberg::scan::FileScanTask;
+use iceberg::spec::Datum;
 use iceberg::table::Table;
 use iceberg::{Error, ErrorKind, Result};
 use tidemill_common::event::Event;
@@ -27,11 +30,22 @@ pub struct ReadBack {
 pub type Archived = (Event, At);
 
 impl ReadBack {
-    /// The table at this snapshot, or at its newest; none where nothing is archived.
-    pub async fn open(tables: &Tables, project: &str, snapshot: Option<i64>) -> Result<Option<Self>> {
+    /// The table at this snapshot, or at its newest; none where nothing is archived. Of it all, or the rows of records
+    /// that were appended at a time or later.
+    pub async fn open(
+        tables: &Tables,
+        project: &str,
+        snapshot: Option<i64>,
+        since: Option<DateTime<Utc>>,
+    ) -> Result<Option<Self>> {
         let Some(table) = tables.load(project).await? else { return Ok(None) };
         let Some(snapshot) = snapshot.or(table.metadata().current_snapshot_id()) else { return Ok(None) };
-        let scan = table.scan().snapshot_id(snapshot).select(COLUMNS.map(|column| column.name)).build()?;
+        let mut scan = table.scan().snapshot_id(snapshot).select(COLUMNS.map(|column| column.name));
+        if let Some(since) = since {
+            let since = Datum::timestamptz_from_datetime(since);
+            scan = scan.with_filter(Reference::new("append_time").greater_than_or_equal_to(since));
+        }
+        let scan = scan.build()?;
         let mut files: Vec<FileScanTask> = scan.plan_files().await?.try_collect().await?;
         files.sort_by(|a, b| (&a.data_file_path, a.start).cmp(&(&b.data_file_path, b.start)));
         Ok(Some(Self { table, snapshot, files }))

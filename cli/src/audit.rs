@@ -4,6 +4,7 @@ use serde::Serialize;
 use serde_json::Value;
 use sqlx::PgConnection;
 
+use crate::output::told;
 use crate::store::explain;
 
 const BEGIN: &str = "INSERT INTO audit (who, command, project, plan) VALUES ($1, $2, $3, $4) RETURNING id";
@@ -31,7 +32,7 @@ impl Entry {
     pub async fn end<T>(self, db: &mut PgConnection, result: anyhow::Result<T>) -> anyhow::Result<T> {
         let outcome = match &result {
             Ok(_) => "done".to_owned(),
-            Err(error) => format!("failed: {error:#}"),
+            Err(error) => format!("failed: {}", told(error)),
         };
         let entered = sqlx::query(END).bind(self.0).bind(outcome).execute(db).await.map_err(explain);
         result.and_then(|done| entered.map(|_| done))

@@ -28,6 +28,12 @@ pub enum Declined {
 }
 
 impl Consent {
+    /// Whether somebody wants to see the plan before anything is done: it need not be made for a script that has said yes,
+    /// where that takes long.
+    pub fn wants_plan(self) -> bool {
+        !self.yes
+    }
+
     /// Whether to go ahead with the plan, which `question` sums up: "Discard 12 dead letters?". False for `--dry-run`.
     ///
     /// # Errors

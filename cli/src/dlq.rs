@@ -87,6 +87,7 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
     match command {
         Command::List { project, which, state, records, limit } => {
             let mut db = store::connect(&connections.database_url).await?;
+            store::known(&mut db, project.as_deref()).await?;
             let filter = Filter { state: state.name(), ..which.filter(project) };
             if records {
                 let letters = dlq::list(&mut db, &filter, limit).await.map_err(explain)?;

@@ -4,13 +4,13 @@ use anyhow::{Context, anyhow};
 use chrono::{DateTime, TimeDelta, Utc};
 use clap::{Subcommand, ValueEnum};
 use serde::Serialize;
-use serde_json::json;
+use sqlx::PgConnection;
 use tidemill_common::auth;
 use tidemill_common::config::Connections;
 
 use crate::audit;
 use crate::consent::Consent;
-use crate::output::Output;
+use crate::output::{Output, print_line};
 use crate::store::{self, Key};
 
 const FIELDS: [&str; 7] = ["prefix", "project", "scopes", "rate_limit", "created_at", "expires_at", "revoked_at"];
@@ -30,6 +30,8 @@ pub enum Command {
         /// How long the key works, e.g. 30d, 12h or 15m [default: until it is revoked]
         #[arg(long, value_name = "TIME", value_parser = lifetime)]
         expires: Option<TimeDelta>,
+        #[command(flatten)]
+        consent: Consent,
     },
     /// List keys, by their prefixes
     List {
@@ -55,50 +57,117 @@ pub enum Scope {
     Admin,
 }
 
+const PLAN: [&str; 4] = ["project", "scopes", "rate_limit", "expires_at"];
+const REVOKING: [&str; 7] = ["prefix", "project", "scopes", "created_at", "expires_at", "revoked_at", "note"];
+
+/// A key that is made. The key itself is there once it is.
 #[derive(Serialize)]
 struct Created {
-    key: String,
-    prefix: String,
+    key: Option<String>,
+    prefix: Option<String>,
     project: String,
     scopes: Vec<&'static str>,
     rate_limit: Option<i32>,
     expires_at: Option<DateTime<Utc>>,
+    applied: bool,
+}
+
+/// A key that is revoked.
+#[derive(Serialize)]
+struct Revoked {
+    #[serde(flatten)]
+    key: Key,
+    /// What its project can do with no other key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    note: Option<String>,
+    applied: bool,
 }
 
 pub async fn run(command: Command, connections: &Connections, output: Output) -> anyhow::Result<()> {
     let mut db = store::connect(&connections.database_url).await?;
     match command {
-        Command::Create { project, scope, rate_limit, expires } => {
+        Command::Create { project, scope, rate_limit, expires, consent } => {
+            let known = store::project(&mut db, &project).await?.filter(|project| project.deleted_at.is_none());
+            known.with_context(|| no_project(&project))?;
             let expires_at = expires.map(|expires| Utc::now() + expires);
             let scopes = names(&scope);
-            let new = auth::generate();
-            let plan =
-                json!({"prefix": new.prefix, "scopes": scopes, "rate_limit": rate_limit, "expires_at": expires_at});
-            let entry = audit::begin(&mut db, "keys create", Some(&project), &plan).await?;
-            let inserted = match store::insert_key(&mut db, &new, &project, &scopes, rate_limit, expires_at).await {
-                Ok(false) => {
-                    Err(anyhow!("there is no project {project:?}; make it with 'tidemill projects create {project}'"))
-                }
-                inserted => inserted,
-            };
-            entry.end(&mut db, inserted).await?;
-            let created = Created { key: new.key, prefix: new.prefix, project, scopes, rate_limit, expires_at };
-            output.thing(&created, &["key", "prefix", "project", "scopes", "rate_limit", "expires_at"])
+            let planned = Created { key: None, prefix: None, project, scopes, rate_limit, expires_at, applied: false };
+            create(planned, consent, &mut db, output).await
         }
-        Command::List { project } => output.things(&store::keys(&mut db, project.as_deref()).await?, &FIELDS),
+        Command::List { project } => {
+            store::known(&mut db, project.as_deref()).await?;
+            output.things(&store::keys(&mut db, project.as_deref()).await?, &FIELDS)
+        }
         Command::Revoke { prefix, consent } => {
-            let known = store::keys(&mut db, None).await?.into_iter().find(|key| key.prefix == prefix);
-            let mut key: Key = known
-                .with_context(|| format!("there is no key with the prefix {prefix:?}; see 'tidemill keys list'"))?;
-            let question = format!("Make key {prefix} of project {} useless for ever?", key.project);
-            if consent.given(&question)? {
-                let entry = audit::begin(&mut db, "keys revoke", Some(&key.project), &key).await?;
-                let revoked = store::revoke_key(&mut db, &prefix).await;
-                key = entry.end(&mut db, revoked).await?;
-            }
-            output.thing(&key, &FIELDS)
+            let mut keys = store::keys(&mut db, None).await?;
+            let known = keys.iter().position(|key| key.prefix == prefix);
+            let key = keys
+                .swap_remove(known.with_context(|| {
+                    format!("there is no key with the prefix {prefix:?}; see 'tidemill keys list'")
+                })?);
+            revoke(key, &keys, consent, &mut db, output).await
         }
     }
+}
+
+async fn create(mut created: Created, consent: Consent, db: &mut PgConnection, output: Output) -> anyhow::Result<()> {
+    output.plan(&created, &PLAN)?;
+    let question = format!("Make a key of project {} for {}?", created.project, created.scopes.join(" and "));
+    if !consent.given(&question)? {
+        return output.ended(&created, false);
+    }
+    let new = auth::generate();
+    created.prefix = Some(new.prefix.clone());
+    let Created { project, scopes, rate_limit, expires_at, .. } = &created;
+    let entry = audit::begin(db, "keys create", Some(project), &created).await?;
+    let inserted = match store::insert_key(db, &new, project, scopes, *rate_limit, *expires_at).await {
+        Ok(false) => Err(anyhow!(no_project(project))),
+        inserted => inserted,
+    };
+    entry.end(db, inserted).await?;
+    (created.key, created.applied) = (Some(new.key), true);
+    match output {
+        Output::Json => output.ended(&created, true),
+        Output::Table => {
+            output.thing(&created, &["prefix", "key"])?;
+            print_line("done; nobody can show this key again")
+        }
+    }
+}
+
+async fn revoke(
+    key: Key,
+    others: &[Key],
+    consent: Consent,
+    db: &mut PgConnection,
+    output: Output,
+) -> anyhow::Result<()> {
+    let note = missed(&key, others, Utc::now());
+    let mut revoked = Revoked { key, note, applied: false };
+    output.plan(&revoked, &REVOKING)?;
+    let question = format!("Make key {} of project {} useless for ever?", revoked.key.prefix, revoked.key.project);
+    if consent.given(&question)? {
+        let entry = audit::begin(db, "keys revoke", Some(&revoked.key.project), &revoked).await?;
+        let done = store::revoke_key(db, &revoked.key.prefix).await;
+        (revoked.key, revoked.applied) = (entry.end(db, done).await?, true);
+    }
+    output.ended(&revoked, revoked.applied)
+}
+
+fn no_project(project: &str) -> String {
+    format!("there is no project {project:?}; make it with 'tidemill projects create {project}'")
+}
+
+/// What nobody can do any more without this key.
+fn missed(key: &Key, others: &[Key], now: DateTime<Utc>) -> Option<String> {
+    let usable = |key: &Key| key.revoked_at.is_none() && key.expires_at.is_none_or(|at| at > now);
+    if !usable(key) {
+        return Some("it is useless already".to_owned());
+    }
+    let others: Vec<&Key> = others.iter().filter(|other| other.project == key.project && usable(other)).collect();
+    let only = |scope: &&String| others.iter().all(|other| !other.scopes.contains(scope));
+    let missed: Vec<&str> = key.scopes.iter().filter(only).map(String::as_str).collect();
+    (!missed.is_empty()).then(|| format!("no other key of {} is for: {}", key.project, missed.join(", ")))
 }
 
 /// Reads a number of days, hours or minutes; ten years are the most.

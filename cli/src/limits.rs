@@ -9,7 +9,7 @@ use tidemill_ingest::event_limits::{self, EventLimit, Limited};
 
 use crate::audit;
 use crate::consent::Consent;
-use crate::output::{Output, json_line};
+use crate::output::Output;
 use crate::store::{self, explain};
 
 const FIELDS: [&str; 5] = ["project", "kind", "name", "per_second", "set_at"];
@@ -84,6 +84,7 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
     match command {
         Command::List { project } => {
             let mut db = store::connect(&connections.database_url).await?;
+            store::known(&mut db, project.as_deref()).await?;
             output.things(&event_limits::all(&mut db, project.as_deref()).await.map_err(explain)?, &FIELDS)
         }
         Command::Set { of, rate, consent } => change(&of, Some(rate), consent, connections, output).await,
@@ -101,6 +102,7 @@ async fn change(
     let limited = of.limited()?;
     let (project, kind, name) = (of.project.clone(), limited.kind(), limited.name().to_owned());
     let mut db = store::connect(&connections.database_url).await?;
+    store::known(&mut db, Some(&project)).await?;
     let known = event_limits::all(&mut db, Some(&project)).await.map_err(explain)?;
     let before = known.iter().find(|limit| limit.kind == kind && limit.name == name).map(|limit| limit.per_second);
     if rate.is_none() && before.is_none() {
@@ -127,8 +129,5 @@ async fn change(
         entry.end(&mut db, done).await?;
         plan.applied = true;
     }
-    match output {
-        Output::Json => json_line(&plan),
-        Output::Table => Ok(()),
-    }
+    output.ended(&plan, plan.applied)
 }

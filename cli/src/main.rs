@@ -17,6 +17,7 @@ mod projects;
 mod replay;
 mod schemas;
 mod services;
+mod setting;
 mod signals;
 mod spool;
 mod store;
@@ -27,10 +28,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use tidemill_common::config::Settings;
+use tidemill_common::failpoint;
 use tidemill_common::telemetry::start_logging;
 
 use crate::consent::Declined;
-use crate::output::Output;
+use crate::output::{Output, told};
 use crate::services::Service;
 use crate::topics::Differs;
 
@@ -47,7 +49,8 @@ Settings come from environment variables, over the TOML file that TIDEMILL_CONFI
 
 Exit codes: 0 done, 1 failed, 2 a mistake in the command line, 3 nothing changed because nobody said yes,
 4 a check found something to do.
-Most changes are entered in the table `audit`, by the name in TIDEMILL_OPERATOR or else the login's.";
+What changes something shows what it is going to do and asks; --yes goes ahead, --dry-run only shows. Every change is
+entered in the table `audit`, by the name in TIDEMILL_OPERATOR or else the login's.";
 /// The exit code of a change that was not agreed to.
 const DECLINED: u8 = 3;
 /// The exit code of a check that found something to do.
@@ -79,7 +82,9 @@ enum Command {
     #[command(after_help = services::HELP)]
     Query,
     /// Create the database if it is missing and bring its schema up to date
-    Migrate,
+    ///
+    /// It only ever goes forward, and whoever installs a version needs it, so it does not ask.
+    Migrate(migrate::Migrate),
     /// Declared topics
     #[command(subcommand)]
     Topics(topics::Command),
@@ -135,7 +140,7 @@ async fn main() -> ExitCode {
     match dispatch(cli).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            eprintln!("error: {}", told(&error));
             match error {
                 error if error.is::<Declined>() => DECLINED.into(),
                 error if error.is::<Differs>() => DIFFERS.into(),
@@ -159,17 +164,18 @@ async fn dispatch(cli: Cli) -> anyhow::Result<()> {
 
 async fn operate(command: Command, output: Output) -> anyhow::Result<()> {
     start_logging(OPERATOR_LOG);
+    failpoint::arm()?;
     let settings = Settings::load("cli")?;
     let connections = settings.connections();
     match command {
-        Command::Migrate => migrate::run(&connections, output).await,
+        Command::Migrate(migrate) => migrate::run(&migrate, &connections, output).await,
         Command::Topics(command) => topics::run(command, &connections, output).await,
         Command::Projects(command) => projects::run(command, &connections, output).await,
         Command::Keys(command) => keys::run(command, &connections, output).await,
         Command::Doctor(doctor) => doctor::run(doctor, &connections, output).await,
         Command::Lag(lag) => lag::run(lag, &connections, output).await,
         Command::Limits(command) => limits::run(command, &connections, output).await,
-        Command::Spool(spool) => spool::run(spool, output),
+        Command::Spool(spool) => spool::run(spool, &connections, output).await,
         Command::Schemas(command) => schemas::run(command, &connections, output).await,
         Command::Archive(command) => archive::run(command, &connections, output).await,
         Command::Dlq(command) => dlq::run(command, &connections, output).await,
@@ -177,5 +183,66 @@ async fn operate(command: Command, output: Output) -> anyhow::Result<()> {
         Command::Loadgen(args) => loadgen::run(args).await,
         // Dispatched before.
         Command::Ingest | Command::Stream | Command::Archiver | Command::Query | Command::Completion { .. } => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// What only looks, and what runs or sends until it is ended.
+    const CHANGE_NOTHING: [&str; 22] = [
+        "ingest",
+        "stream",
+        "archiver",
+        "query",
+        "topics plan",
+        "projects list",
+        "keys list",
+        "lag",
+        "lag hot",
+        "limits list",
+        "doctor",
+        "spool list",
+        "schemas check",
+        "schemas list",
+        "schemas show",
+        "archive warehouse-setup",
+        "dlq list",
+        "dlq show",
+        "replay status",
+        "completion",
+        "loadgen",
+        "help",
+    ];
+    /// `migrate` is for installers; `run` does what was agreed to when the replay was planned, beside what is live.
+    const DO_NOT_ASK: [&str; 2] = ["migrate", "replay run"];
+
+    fn leaves(command: &clap::Command, name: &str, found: &mut Vec<(String, bool)>) {
+        let asks = ["dry_run", "yes"].iter().all(|id| command.get_arguments().any(|argument| argument.get_id() == id));
+        if !command.has_subcommands() || command.get_arguments().any(|argument| argument.get_id() == "watch") {
+            found.push((name.to_owned(), asks));
+        }
+        for verb in command.get_subcommands() {
+            leaves(verb, format!("{name} {}", verb.get_name()).trim_start(), found);
+        }
+    }
+
+    #[test]
+    fn whatever_changes_something_asks() {
+        Cli::command().debug_assert();
+        let mut found = Vec::new();
+        leaves(&Cli::command(), "", &mut found);
+        assert!(found.len() > 35, "{found:?}");
+        for (name, asks) in found {
+            let known = CHANGE_NOTHING.contains(&&*name) || DO_NOT_ASK.contains(&&*name);
+            assert_eq!(
+                asks, !known,
+                "{name}: give it --dry-run and --yes (consent.rs) and an entry in the book \
+                (audit.rs), or name it here as one that changes nothing"
+            );
+        }
     }
 }

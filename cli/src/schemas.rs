@@ -13,7 +13,10 @@ use tidemill_common::config::Connections;
 use tidemill_common::projects::SchemaMode;
 use tidemill_ingest::json_schemas::{self, MOST_BYTES, Registration, SchemaError};
 
-use crate::output::Output;
+use crate::audit;
+use crate::consent::Consent;
+use crate::output::{Output, json_line, print_line};
+use crate::setting::Setting;
 use crate::store;
 
 #[derive(Subcommand)]
@@ -28,6 +31,8 @@ pub enum Command {
         /// Register it even if events that were valid may become invalid
         #[arg(long)]
         force: bool,
+        #[command(flatten)]
+        consent: Consent,
     },
     /// Say whether a schema could be registered, and what is against it
     Check(New),
@@ -53,6 +58,8 @@ pub enum Command {
         project: String,
         /// The new mode
         mode: Option<Mode>,
+        #[command(flatten)]
+        consent: Consent,
     },
 }
 
@@ -84,6 +91,16 @@ struct Registered {
     created: bool,
 }
 
+/// A schema that is registered.
+#[derive(Serialize)]
+struct Registering {
+    #[serde(flatten)]
+    schema: Registered,
+    /// Whether events that were valid may become invalid.
+    force: bool,
+    applied: bool,
+}
+
 #[derive(Serialize)]
 struct Version {
     event_type: String,
@@ -97,18 +114,19 @@ struct Version {
 struct ProjectMode {
     project: String,
     mode: &'static str,
+    /// Whether it was changed.
+    applied: bool,
 }
+
+const REGISTERED: [&str; 4] = ["project", "event_type", "version", "created"];
 
 pub async fn run(command: Command, connections: &Connections, output: Output) -> anyhow::Result<()> {
     let mut db = store::connect(&connections.database_url).await?;
     match command {
-        Command::Register { new, force } => {
-            let registered = register(&mut db, new, force, false).await?;
-            output.thing(&registered, &["project", "event_type", "version", "created"])
-        }
+        Command::Register { new, force, consent } => register(&new, force, consent, &mut db, output).await,
         Command::Check(new) => {
-            let checked = register(&mut db, new, false, true).await?;
-            output.thing(&checked, &["project", "event_type", "version", "created"])
+            let checked = look(&mut db, &Asked::read(&new, false)?, true).await?;
+            output.thing(&checked, &REGISTERED)
         }
         Command::List { project } => {
             json_schemas::mode(&mut db, &project).await.map_err(explain)?; // or there is no such project
@@ -131,20 +149,71 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
             let shown = Version { event_type: one.event_type, version, created_at: one.created_at, schema };
             output.thing(&shown, &["event_type", "version", "created_at", "schema"])
         }
-        Command::Mode { project, mode } => {
-            if let Some(mode) = mode {
-                json_schemas::set_mode(&mut db, &project, named(mode)).await.map_err(explain)?;
-            }
-            let mode = json_schemas::mode(&mut db, &project).await.map_err(explain)?.as_str();
-            output.thing(&ProjectMode { project, mode }, &["project", "mode"])
+        Command::Mode { project, mode, consent } => {
+            let before = json_schemas::mode(&mut db, &project).await.map_err(explain)?;
+            let Some(mode) = mode.map(named) else {
+                let shown = ProjectMode { project, mode: before.as_str(), applied: false };
+                return output.thing(&shown, &["project", "mode"]);
+            };
+            let (from, to) = (before.as_str().into(), mode.as_str().into());
+            let setting = Setting { project: &project, setting: "schema_mode", from, to };
+            let question = format!("Go over to mode {} in project {project}?", mode.as_str());
+            let set = async |db: &mut PgConnection| {
+                json_schemas::set_mode(db, &project, mode).await.map(drop).map_err(explain)
+            };
+            let applied = setting.change("schemas mode", &question, (consent, output), &mut db, set).await?;
+            let mode = if applied { mode } else { before }.as_str();
+            output.ended(&ProjectMode { project, mode, applied }, applied)
         }
     }
 }
 
-async fn register(db: &mut PgConnection, new: New, force: bool, dry_run: bool) -> anyhow::Result<Registered> {
-    let text = read(&new.file)?;
+/// What is to be registered, read.
+struct Asked<'a> {
+    new: &'a New,
+    text: String,
+    force: bool,
+}
+
+impl<'a> Asked<'a> {
+    fn read(new: &'a New, force: bool) -> anyhow::Result<Self> {
+        Ok(Self { new, text: read(&new.file)?, force })
+    }
+}
+
+async fn register(
+    new: &New,
+    force: bool,
+    consent: Consent,
+    db: &mut PgConnection,
+    output: Output,
+) -> anyhow::Result<()> {
+    let asked = Asked::read(new, force)?;
+    let schema = look(db, &asked, true).await?;
+    let listed = json_schemas::list(db, &new.project).await.map_err(explain)?;
+    let there = listed.iter().any(|one| (&one.event_type, one.version) == (&schema.event_type, schema.version));
+    let mut registering = Registering { schema, force, applied: false };
+    output.plan(&registering, &["project", "event_type", "version", "force"])?;
+    let version = registering.schema.version;
+    if there {
+        return match output {
+            Output::Json => json_line(&registering),
+            Output::Table => print_line("there is nothing to do: it is the newest already"),
+        };
+    }
+    let question = format!("Register version {version} for {} of project {}?", new.event_type, new.project);
+    if consent.given(&question)? {
+        let entry = audit::begin(db, "schemas register", Some(&new.project), &registering).await?;
+        let done = look(db, &asked, false).await;
+        (registering.schema, registering.applied) = (entry.end(db, done).await?, true);
+    }
+    output.ended(&registering, registering.applied)
+}
+
+async fn look(db: &mut PgConnection, asked: &Asked<'_>, dry_run: bool) -> anyhow::Result<Registered> {
+    let Asked { new, text, force } = asked;
     let registration =
-        Registration { project: &new.project, event_type: &new.event_type, schema: &text, force, dry_run };
+        Registration { project: &new.project, event_type: &new.event_type, schema: text, force: *force, dry_run };
     let done = json_schemas::register(db, &registration).await.map_err(explain)?;
     Ok(Registered { project: done.project, event_type: done.event_type, version: done.version, created: done.created })
 }

@@ -19,16 +19,16 @@ const PROJECTS: &str = "SELECT id, partitions, dlq_partitions, quota_per_second,
      suspended_at, deleted_at FROM projects ORDER BY id";
 const INSERT_PROJECT: &str = "INSERT INTO projects (id, partitions, dlq_partitions) VALUES ($1, $2, $3) \
      ON CONFLICT (id) DO NOTHING";
-const SET_QUOTA: &str = "UPDATE projects SET quota_per_second = $2 WHERE id = $1 AND deleted_at IS NULL \
-     RETURNING id, partitions, dlq_partitions, quota_per_second, generation, created_at, suspended_at, deleted_at";
+const LOCK_PROJECT: &str = "SELECT 1 FROM projects WHERE id = $1 FOR UPDATE";
+const SET_QUOTA: &str = "UPDATE projects SET quota_per_second = $2 WHERE id = $1 AND deleted_at IS NULL";
 /// Suspending again leaves the first time as it is.
 const SUSPEND: &str =
     "UPDATE projects SET suspended_at = CASE WHEN $2 THEN coalesce(suspended_at, now()) END WHERE id = $1";
 /// As does deleting again.
 const DELETE: &str = "UPDATE projects SET deleted_at = coalesce(deleted_at, now()) WHERE id = $1";
 const ARCHIVE_DAYS: &str = "SELECT archive_days FROM projects WHERE id = $1 AND deleted_at IS NULL";
-const SET_ARCHIVE_DAYS: &str =
-    "UPDATE projects SET archive_days = $2 WHERE id = $1 AND deleted_at IS NULL RETURNING archive_days";
+const SET_ARCHIVE_DAYS: &str = "UPDATE projects SET archive_days = $2 WHERE id = $1 AND deleted_at IS NULL";
+const HAD_KEYS: &str = "SELECT EXISTS (SELECT 1 FROM api_keys WHERE project = $1)";
 const INSERT_KEY: &str = "INSERT INTO api_keys (hash, prefix, project, scopes, rate_limit, expires_at) \
      SELECT $1, $2, id, $4, $5, $6 FROM projects WHERE id = $3 AND deleted_at IS NULL";
 const KEYS: &str = "SELECT prefix, project, scopes, rate_limit, created_at, expires_at, revoked_at \
@@ -120,6 +120,14 @@ pub async fn live_projects(db: &mut PgConnection) -> anyhow::Result<Vec<Project>
     Ok(projects)
 }
 
+/// Refuses an id that nobody has or has had: a list of nothing would say that all is well.
+pub async fn known(db: &mut PgConnection, id: Option<&str>) -> anyhow::Result<()> {
+    match id {
+        Some(id) if project(db, id).await?.is_none() => Err(no_project(id)),
+        _ => Ok(()),
+    }
+}
+
 /// Nobody has this id.
 pub fn no_project(id: &str) -> anyhow::Error {
     anyhow!("there is no project {id:?}; see 'tidemill projects list'")
@@ -131,9 +139,14 @@ pub async fn insert_project(db: &mut PgConnection, id: &str, partitions: Partiti
     Ok(insert.execute(db).await.map_err(explain)?.rows_affected() == 1)
 }
 
-/// The project with its new quota, if there is one.
-pub async fn set_quota(db: &mut PgConnection, id: &str, quota: Option<i32>) -> anyhow::Result<Option<Project>> {
-    sqlx::query_as(SET_QUOTA).bind(id).bind(quota).fetch_optional(db).await.map_err(explain)
+/// Keeps others from doing so until the transaction ends.
+pub async fn lock_project(db: &mut PgConnection, id: &str) -> anyhow::Result<()> {
+    sqlx::query(LOCK_PROJECT).bind(id).execute(db).await.map(drop).map_err(explain)
+}
+
+/// Gives a project another quota.
+pub async fn set_quota(db: &mut PgConnection, id: &str, quota: Option<i32>) -> anyhow::Result<()> {
+    sqlx::query(SET_QUOTA).bind(id).bind(quota).execute(db).await.map(drop).map_err(explain)
 }
 
 /// Has a project take no events over HTTP, or take them again.
@@ -152,12 +165,13 @@ pub async fn archive_days(db: &mut PgConnection, id: &str) -> anyhow::Result<Opt
 }
 
 /// Changes that.
-pub async fn set_archive_days(
-    db: &mut PgConnection,
-    id: &str,
-    days: Option<i32>,
-) -> anyhow::Result<Option<Option<i32>>> {
-    sqlx::query_scalar(SET_ARCHIVE_DAYS).bind(id).bind(days).fetch_optional(db).await.map_err(explain)
+pub async fn set_archive_days(db: &mut PgConnection, id: &str, days: Option<i32>) -> anyhow::Result<()> {
+    sqlx::query(SET_ARCHIVE_DAYS).bind(id).bind(days).execute(db).await.map(drop).map_err(explain)
+}
+
+/// Whether a project has, or has had, a key.
+pub async fn had_keys(db: &mut PgConnection, project: &str) -> anyhow::Result<bool> {
+    sqlx::query_scalar(HAD_KEYS).bind(project).fetch_one(db).await.map_err(explain)
 }
 
 /// False if there is no such project.

@@ -10,7 +10,7 @@ use tidemill_topics::{Change, Cluster, Declarations, Topic, plan, replication};
 
 use crate::audit;
 use crate::consent::Consent;
-use crate::output::{Output, json_line};
+use crate::output::{Output, counted, json_line};
 use crate::store;
 
 const STEP: [&str; 6] = ["action", "topic", "setting", "from", "to", "note"];
@@ -46,15 +46,6 @@ pub struct Declared {
     /// Copies of each partition [default: as declared; 1 on a single broker]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
     pub replication: Option<i32>,
-}
-
-/// What was done, and what was left.
-#[derive(Serialize, Default)]
-pub struct Applied {
-    /// Topics that were created.
-    pub topics_created: Vec<String>,
-    /// Differences that were only found, in words.
-    pub drift: Vec<String>,
 }
 
 /// Declarations and the cluster that they are for.
@@ -104,7 +95,7 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
             if matches!(output, Output::Table) {
                 show(&changes, false, output)?;
             }
-            let applied = consent.given(&format!("Make these {to_do} changes?"))?;
+            let applied = consent.given(&format!("Make {}?", counted(to_do, "change")))?;
             if applied {
                 let mut db = store::connect(&connections.database_url).await?;
                 let lines: Vec<String> = changes.iter().map(Change::to_string).collect();
@@ -114,7 +105,7 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
             }
             match output {
                 Output::Json => show(&changes, applied, output),
-                Output::Table => Ok(()),
+                Output::Table => output.ended(&(), applied),
             }
         }
     }
@@ -171,18 +162,5 @@ impl Target {
 
     pub async fn plan(&self, topics: &[Topic]) -> anyhow::Result<Vec<Change>> {
         Ok(plan(topics, &self.cluster.existing(topics).await?))
-    }
-}
-
-impl Applied {
-    pub fn new(changes: &[Change]) -> Self {
-        let mut applied = Self::default();
-        for change in changes {
-            match change {
-                Change::Create(topic) => applied.topics_created.push(topic.name.clone()),
-                _ => applied.drift.push(change.to_string()),
-            }
-        }
-        applied
     }
 }

@@ -21,7 +21,7 @@ struct Statements {
 pub async fn setup(connections: &Connections, output: Output) -> anyhow::Result<()> {
     let config: Config = Settings::load("query")?.section("query")?;
     let address = config.warehouse_address()?;
-    let address = address.context("query.warehouse is not set; set it to trino or clickhouse, with its address")?;
+    let address = address.context("query.warehouse is not set; set TIDEMILL_QUERY__WAREHOUSE to trino or clickhouse, and TIDEMILL_QUERY__WAREHOUSE_URL to its address")?;
     let projects = archive::projects(None, connections).await?;
     match address.kind {
         Kind::Trino => {

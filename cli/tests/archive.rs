@@ -65,8 +65,10 @@ async fn maintenance_is_for_all_projects_or_one() {
     let mine = ["--project", &stack.project];
     let looked = json_of(&run(&stack, &["maintain", "--snapshot-hours", "0", "--keep-snapshots", "1", "--dry-run"]));
     assert_eq!((&looked[0]["snapshots"], &looked[0]["snapshots_left"]), (&json!(0), &json!(3)));
-    let done =
-        json_of(&run(&stack, &[&["maintain", "--snapshot-hours", "0", "--keep-snapshots", "2"], &mine[..]].concat()));
+    let done = json_of(&run(
+        &stack,
+        &[&["maintain", "--yes", "--snapshot-hours", "0", "--keep-snapshots", "2"], &mine[..]].concat(),
+    ));
     assert_eq!((&done[0]["project"], &done[0]["snapshots"]), (&json!(stack.project), &json!(1)));
     let unknown = run(&stack, &["maintain", "--project", "nobody"]);
     assert!(text(&unknown.stderr).contains("there is no project \"nobody\""));
@@ -82,9 +84,9 @@ async fn retention_is_kept_with_the_project() {
             .clone()
     };
     assert_eq!(days(&[]), Value::Null, "unlimited");
-    assert_eq!(days(&["--days", "400"]), 400);
+    assert_eq!(days(&["--days", "400", "--yes"]), 400);
     assert_eq!(days(&[]), 400);
-    assert_eq!(days(&["--days", "unlimited"]), Value::Null);
+    assert_eq!(days(&["--days", "unlimited", "--yes"]), Value::Null);
     let unknown = run(&stack, &["retention", "--project", "nobody", "--days", "1"]);
     assert!(text(&unknown.stderr).contains("there is no project"));
 }
@@ -127,7 +129,7 @@ async fn a_user_is_forgotten_in_postgres_and_his_archived_events_are_told() {
     let stack = Stack::new().await;
     remember(&stack, USER).await;
     remember_other(&stack).await;
-    let forget = |user: &str| run(&stack, &["forget", "--project", &stack.project, "--user", user]);
+    let forget = |user: &str| run(&stack, &["forget", "--yes", "--project", &stack.project, "--user", user]);
     let done = json_of(&forget(USER));
     let expected = json!({"archived": 0, "raw_events": 1, "sessions": 2, "first_seen": 1});
     for (name, value) in expected.as_object().unwrap() {
@@ -169,7 +171,7 @@ async fn spark_deletes_a_users_archived_events_for_good() {
     let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../archiver/maintenance/maintain.py");
     let python = std::env::var("PYTHON").unwrap();
     let spark = format!("{python} {script}");
-    let forgotten = run(&stack, &["forget", "--project", &stack.project, "--user", USER, "--spark", &spark]);
+    let forgotten = run(&stack, &["forget", "--yes", "--project", &stack.project, "--user", USER, "--spark", &spark]);
     let done = json_of(&forgotten);
     assert_eq!((&done["archived"], &done["snapshots"]), (&json!(2), &json!(3)), "{done}");
     let tables = Tables::new(&stack.connections);
@@ -195,7 +197,7 @@ async fn spark_deletes_a_users_archived_events_for_good() {
     let compacted = script(&["compact", "--days", "100000", "--min-files", "2"]);
     assert_eq!((&compacted["rewritten"], &compacted["added"]), (&json!(3), &json!(1)), "{compacted}");
     fill(&stack, 1, 2, &["more"]).await;
-    json_of(&run(&stack, &["retention", "--project", &stack.project, "--days", "30"]));
+    json_of(&run(&stack, &["retention", "--project", &stack.project, "--days", "30", "--yes"]));
     script(&["retain"]);
     assert_eq!(archived(&tables, &stack.project, "other").await.unwrap(), 0, "its day is over");
     fill(&stack, 1, 3, &["later"]).await;

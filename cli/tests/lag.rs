@@ -115,11 +115,8 @@ async fn limits_are_set_after_a_yes_and_entered() {
     }
     let rows = "SELECT command, outcome FROM audit ORDER BY id";
     let rows: Vec<(String, String)> = sqlx::query_as(rows).fetch_all(&stack.pool).await.unwrap();
-    assert_eq!(
-        rows.iter().map(|row| row.0.as_str()).collect::<Vec<_>>(),
-        ["limits set", "limits remove", "limits set"]
-    );
-    assert!(rows[0].1 == "done" && rows[2].1.starts_with("failed: there is no project"), "{rows:?}");
+    let done = |command: &str| (command.to_owned(), "done".to_owned());
+    assert_eq!(rows, [done("limits set"), done("limits remove")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -175,6 +175,15 @@ async fn a_group_is_moved_and_put_back() {
     assert_eq!(from(&json(&stack, &[&reset[..], &["--dry-run"]].concat()).await), 100, "it is where it was");
     let nowhere = ["reset", "--group", &group, "--topic", &topic, "--yes"];
     assert!(error(&stack, &nowhere).await.1.contains("--to-beginning"));
+
+    // A group that has never committed anything has nothing committed again.
+    let new = format!("{}-new", stack.project);
+    let reset = ["reset", "--group", &new, "--topic", &topic, "--to-end"];
+    let committed = |seeks: &Value| seeks["seeks"].as_array().unwrap().iter().filter(|s| s["from"].is_i64()).count();
+    let done = json(&stack, &[&reset[..], &["--yes"]].concat()).await;
+    assert_eq!(committed(&json(&stack, &[&reset[..], &["--dry-run"]].concat()).await), PARTITIONS as usize);
+    json(&stack, &["reset", "--undo", done["undo_file"].as_str().unwrap(), "--yes"]).await;
+    assert_eq!(committed(&json(&stack, &[&reset[..], &["--dry-run"]].concat()).await), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -223,6 +232,16 @@ async fn a_replay_begins_in_the_archive_and_goes_on_in_the_log() {
     assert_eq!(status["comparison"], serde_json::json!([]), "sessions, sources, devices: all is the same");
     assert_eq!(json(&stack, &["switch", &id, "--yes"]).await["state"], "switched");
     assert_eq!(counted(&stack).await, 900);
+    assert!(error(&stack, &["switch", &id, "--yes"]).await.1.contains("stood still"), "there is no way back");
+    json(&stack, &["drop", &id, "--yes"]).await;
+
+    // From a time that lies before what Kafka holds: what was archived since then, and what Kafka has.
+    let plan = json(&stack, &["plan", "--project", &stack.project, "--from-time", &sent.to_rfc3339(), "--yes"]).await;
+    assert!((1..files).contains(&plan[0]["archive_files"].as_i64().unwrap()), "older files are not read: {plan}");
+    let id = plan[0]["id"].to_string();
+    json(&stack, &["run", &id]).await;
+    json(&stack, &["switch", &id, "--yes"]).await;
+    assert_eq!(counted(&stack).await, 600);
     shutdown.cancel();
     worker.await.unwrap().unwrap();
     archiver.await.unwrap().unwrap();

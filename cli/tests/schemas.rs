@@ -42,18 +42,19 @@ async fn schemas_are_registered_checked_and_shown() {
     let first = json!({"properties": {"price": {"type": "integer"}}, "additionalProperties": false});
     let wider = json!({"properties": {"price": {"type": "number"}}, "additionalProperties": false});
     let other = json!({"properties": {"price": {"type": "string"}}, "additionalProperties": false});
-    let register = ["schemas", "register", shop, "purchase", "-"];
+    let register = ["schemas", "register", shop, "purchase", "-", "--yes"];
     let check = ["schemas", "check", shop, "purchase", "-"];
 
     let checked = result(&stack, &check, &first);
     assert_eq!((&checked["version"], &checked["created"]), (&json!(1), &json!(false)));
     assert_eq!(result(&stack, &["schemas", "list", shop], &Value::Null), json!([]), "checking leaves nothing");
     let registered = result(&stack, &register, &first);
-    assert_eq!(registered, json!({"project": shop, "event_type": "purchase", "version": 1, "created": true}));
+    let expected = json!({"project": shop, "event_type": "purchase", "version": 1, "created": true, "force": false, "applied": true});
+    assert_eq!(registered, expected);
     assert_eq!(result(&stack, &register, &first)["created"], false);
     assert_eq!(result(&stack, &register, &wider)["version"], 2);
-    for command in [check, register] {
-        let refused = error(&stack, &command, &other);
+    for command in [&check[..], &register] {
+        let refused = error(&stack, command, &other);
         assert!(refused.contains("properties/price: no longer allows") && refused.contains("--force"), "{refused}");
     }
     assert_eq!(result(&stack, &[&register[..], &["--force"]].concat(), &other)["version"], 3);
@@ -65,7 +66,7 @@ async fn schemas_are_registered_checked_and_shown() {
     assert_eq!(result(&stack, &show, &Value::Null)["schema"], first);
 
     assert_eq!(result(&stack, &["schemas", "mode", shop], &Value::Null)["mode"], "off");
-    assert_eq!(result(&stack, &["schemas", "mode", shop, "strict"], &Value::Null)["mode"], "strict");
+    assert_eq!(result(&stack, &["schemas", "mode", shop, "strict", "--yes"], &Value::Null)["mode"], "strict");
     assert_eq!(result(&stack, &["schemas", "mode", shop], &Value::Null)["mode"], "strict");
 }
 

@@ -6,6 +6,7 @@ use reqwest::StatusCode;
 use schema_registry_converter::async_impl::schema_registry::{SrSettings, get_schema_by_id, post_schema};
 use schema_registry_converter::error::SRCError;
 use schema_registry_converter::schema_registry_common::{SchemaType, SuppliedSchema};
+use serde_json::Value;
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -49,6 +50,35 @@ impl Registry {
         let rule = serde_json::json!({ "compatibility": "BACKWARD" });
         let answer = self.http.put(format!("{}/config/{subject}", self.url)).json(&rule).send().await;
         answer.and_then(reqwest::Response::error_for_status).map(drop).map_err(unreachable)
+    }
+
+    /// What a subject lacks to be as [`register`](Self::register) and
+    /// [`keep_backward_compatible`](Self::keep_backward_compatible) leave it; none: nothing.
+    pub async fn lacks(&self, subject: &str, schema: &str) -> Result<Option<String>, RegistryError> {
+        let Some(latest) = self.get(&format!("subjects/{subject}/versions/latest")).await? else {
+            return Ok(Some(format!("{subject} has no schema")));
+        };
+        let parse = |text: &str| serde_json::from_str::<Value>(text).ok();
+        let ours = latest["schema"].as_str().and_then(parse).is_some_and(|found| parse(schema) == Some(found));
+        if !ours {
+            return Ok(Some(format!("the newest schema of {subject} is not the one that this binary writes")));
+        }
+        let rule = self.get(&format!("config/{subject}")).await?;
+        let rule =
+            rule.as_ref().and_then(|rule| rule.get("compatibilityLevel").or(rule.get("compatibility"))?.as_str());
+        let kept = rule.is_some_and(|rule| rule.starts_with("BACKWARD") || rule.starts_with("FULL"));
+        Ok((!kept).then(|| {
+            format!("{subject} takes schemas that cannot read what was written before ({})", rule.unwrap_or("no rule"))
+        }))
+    }
+
+    /// An answer; none where there is no such thing.
+    async fn get(&self, path: &str) -> Result<Option<Value>, RegistryError> {
+        let answer = self.http.get(format!("{}/{path}", self.url)).send().await.map_err(unreachable)?;
+        match answer.status() {
+            StatusCode::NOT_FOUND => Ok(None),
+            _ => answer.error_for_status().map_err(unreachable)?.json().await.map(Some).map_err(unreachable),
+        }
     }
 
     /// Removes a subject, if there is one. Its schemas keep their ids, so what was written can still be read.

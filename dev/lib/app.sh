@@ -82,7 +82,7 @@ key() {
   local file=$DEV/keys/$PROJECT.$1
   if ! key_valid "$(cat "$file" 2>/dev/null)"; then
     mkdir -p "$DEV/keys"
-    (umask 077 && tidemill keys create "$PROJECT" --scope "$1" --output json |
+    (umask 077 && tidemill keys create "$PROJECT" --scope "$1" --yes --output json |
       sed -n 's/.*"key": *"\([^"]*\)".*/\1/p' >"$file")
     [[ -s $file ]] || die "tidemill keys create $PROJECT --scope $1 printed no key"
   fi

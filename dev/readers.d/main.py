@@ -92,7 +92,7 @@ class Play:
         schema.write_text(json.dumps({"type": "object", "properties": self.declared}))
         for event_type in TYPES:
             # No producer sends other values; the properties are new only to the schema.
-            command = [self.options.tidemill, "schemas", "register", "--force", self.project, event_type, str(schema)]
+            command = [self.options.tidemill, "schemas", "register", "--yes", "--force", self.project, event_type, str(schema)]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
         def there():

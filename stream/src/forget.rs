@@ -5,7 +5,8 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tidemill_common::names::events_topic;
 use tidemill_common::redis::{Redis, RedisFailure};
 
-use crate::{keys, session_key};
+use crate::replay::archive_topic;
+use crate::{generation, keys, session_key};
 
 /// What was removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -55,6 +56,24 @@ pub async fn user(db: &mut PgConnection, project: &str, user: &str) -> Result<Re
     Ok(Removed { raw_events, sessions, first_seen })
 }
 
+/// What there is of a user: what [`user`] would remove.
+pub async fn kept(db: &mut PgConnection, project: &str, user: &str) -> Result<Removed, sqlx::Error> {
+    let (raw_events, sessions, first_seen): (i64, i64, i64) = sqlx::query_as(
+        "SELECT (SELECT count(*) FROM raw_events WHERE project = $1 AND user_id = $2),
+                (SELECT count(*) FROM sessions WHERE project = $1 AND user_id = $2),
+                (SELECT count(*) FROM users WHERE project = $1 AND user_id = $2)",
+    )
+    .bind(project)
+    .bind(user)
+    .fetch_one(db)
+    .await?;
+    Ok(Removed {
+        raw_events: raw_events.unsigned_abs(),
+        sessions: sessions.unsigned_abs(),
+        first_seen: first_seen.unsigned_abs(),
+    })
+}
+
 /// Tables with rows of projects, but for what says that there was one.
 const TABLES: &str = "
     SELECT c.oid::regclass::text FROM pg_class c
@@ -62,12 +81,37 @@ const TABLES: &str = "
     WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relnamespace = current_schema()::regnamespace
       AND c.relname <> 'audit'
     ORDER BY 1";
+/// Tables whose rows name a project's topic, but not the project.
+const BY_TOPIC: [&str; 4] = ["gaps", "hot_partitions", "ledger", "redrives"];
 /// Rows that go in one transaction.
 const CHUNK: i64 = 20_000;
 
+/// How many rows of a project [`project`] would remove, by table; those that have none are left out.
+pub async fn rows(db: &mut PgConnection, project: &str) -> Result<Vec<(String, i64)>, sqlx::Error> {
+    let tables: Vec<String> = sqlx::query_scalar(TABLES).fetch_all(&mut *db).await?;
+    let mut rows = Vec::new();
+    for table in tables {
+        let count = AssertSqlSafe(format!("SELECT count(*) FROM {table} WHERE project = $1"));
+        rows.push((table, sqlx::query_scalar(count).bind(project).fetch_one(&mut *db).await?));
+    }
+    for table in BY_TOPIC {
+        let count = AssertSqlSafe(format!("SELECT count(*) FROM {table} WHERE topic = ANY ($1)"));
+        let count = sqlx::query_scalar(count).bind(topics(project)).fetch_one(&mut *db).await?;
+        rows.push((table.to_owned(), count));
+    }
+    rows.retain(|(_, rows)| *rows > 0);
+    Ok(rows)
+}
+
 /// Removes all rows of a project, some at a time; calls `each` with how many have gone. Its own row stays, since its
-/// id is never used again. It can be run again. No worker may write any more: its topics must be gone.
+/// id is never used again, and must say that it was deleted. It can be run again, and while workers are at it: what they
+/// have in hand goes through first, and without its rows in the ledger nothing does after that.
 pub async fn project(db: &mut PgConnection, project: &str, mut each: impl FnMut(u64)) -> Result<(), sqlx::Error> {
+    let mut fence = db.begin().await?;
+    generation::hold(&mut fence, project).await?;
+    let ledger = sqlx::query("DELETE FROM ledger WHERE topic = ANY ($1)").bind(topics(project));
+    each(ledger.execute(&mut *fence).await?.rows_affected());
+    fence.commit().await?;
     let tables: Vec<String> = sqlx::query_scalar(TABLES).fetch_all(&mut *db).await?;
     for table in tables {
         // Postgres gives the name, quoted.
@@ -83,12 +127,16 @@ pub async fn project(db: &mut PgConnection, project: &str, mut each: impl FnMut(
             }
         }
     }
-    let topic = events_topic(project);
-    for table in ["gaps", "hot_partitions", "ledger"] {
-        let delete = AssertSqlSafe(format!("DELETE FROM {table} WHERE topic = $1"));
-        each(sqlx::query(delete).bind(&topic).execute(&mut *db).await?.rows_affected());
+    for table in BY_TOPIC {
+        let delete = AssertSqlSafe(format!("DELETE FROM {table} WHERE topic = ANY ($1)"));
+        each(sqlx::query(delete).bind(topics(project)).execute(&mut *db).await?.rows_affected());
     }
     Ok(())
+}
+
+/// What a project's log is called there, and its archive, as a replay reads it.
+fn topics(project: &str) -> [String; 2] {
+    [events_topic(project), archive_topic(project)]
 }
 
 /// Removes the one key of a project in Redis that does not go by itself.

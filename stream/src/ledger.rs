@@ -56,7 +56,8 @@ pub struct Standing {
 }
 
 /// The positions of these partitions; those that are new begin at the beginning. Where a topic was made again, what
-/// its old log held behind its position is gone, and noted in `gaps`.
+/// its old log held behind its position is gone, and noted in `gaps`. Those of a project that was deleted are not begun:
+/// the lock on its row settles which was first.
 pub async fn open(pool: &PgPool, places: &[Place]) -> Result<Standing, sqlx::Error> {
     let mut connection = pool.acquire().await?;
     let mut places: Vec<&Place> = places.iter().collect();
@@ -67,6 +68,8 @@ pub async fn open(pool: &PgPool, places: &[Place]) -> Result<Standing, sqlx::Err
              INSERT INTO ledger (view, topic, partition, topic_incarnation, generation, next_offset, projected_offset, as_of)
              SELECT $1, w.topic, w.partition, w.incarnation, w.generation, 0, 0, to_timestamp(0)
              FROM unnest($2::text[], $3::int[], $4::text[], $5::int[]) AS w(topic, partition, incarnation, generation)
+             JOIN projects p ON p.id = substr(w.topic, 8) AND p.deleted_at IS NULL
+             FOR SHARE OF p
              ON CONFLICT DO NOTHING
              RETURNING topic, partition, topic_incarnation, generation)
          INSERT INTO gaps (view, generation, topic, topic_incarnation, partition, from_offset, reason)

@@ -127,6 +127,9 @@ pub async fn run(
     };
     tokio::spawn(prune_carts(pool.clone(), shutdown.clone()));
     tokio::spawn(dlq::watch::watch(pool.clone(), shutdown.clone()));
+    let (kafka, past) = (connections.kafka.clone(), history.clone());
+    tokio::spawn(dlq::prune::keep_pruning(pool.clone(), kafka, past, shutdown.clone()));
+    tokio::spawn(replay::watch::watch(pool.clone(), shutdown.clone()));
     let worker = Worker {
         consumer: GroupConsumer::join(
             &connections.kafka,

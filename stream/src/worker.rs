@@ -272,9 +272,11 @@ impl Worker {
         let Ok(now) = self.preparer.incarnations(topics.into_iter().collect()).await else { return };
         let Ok(generations) = projects::generations(&self.preparer.pool).await else { return };
         let made_again = |live: &Live| now.get(&live.place.topic).is_some_and(|id| *id != live.place.incarnation);
-        let left = |live: &Live| generations.get(&live.project.id).is_some_and(|now| *now != live.place.generation);
+        let left = |live: &Live| generations.get(&live.project.id) != Some(&live.place.generation);
         if self.state.live.values().any(|live| made_again(live) || left(live)) {
-            tracing::warn!("a topic was made again, or another generation is live; reading the ledger anew");
+            tracing::warn!(
+                "a topic was made again, a project was deleted, or another generation is live; reading the ledger anew"
+            );
             self.reset();
         }
     }

@@ -11,11 +11,11 @@ use tidemill_common::codec::Encoder;
 use tidemill_common::dead_letters::{LetterId, REDRIVE_OF, digest};
 use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
-use tidemill_common::kafka::Outgoing;
+use tidemill_common::kafka::{History, Outgoing, topic_incarnations};
 use tidemill_common::names::{dlq_topic, events_topic, processed_topic};
 use tidemill_common::telemetry::metrics;
 use tidemill_stream::dlq::redrive::{Outcomes, Redriver, Report, plan};
-use tidemill_stream::dlq::{self, Filter, watch};
+use tidemill_stream::dlq::{self, Filter, prune, watch};
 use tidemill_testkit::{LateRegistry, PARTITIONS, Stack, eventually};
 
 /// A schema that the registry lacks at first.
@@ -315,4 +315,36 @@ async fn a_letter_that_is_closed_while_its_record_is_in_hand_does_not_count() {
     assert_eq!(states(&stack).await, [state("counted", 1, 1), state("discarded", 1, 1)]);
     assert_eq!(counted(&stack).await, 1);
     running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_verdict_stays_for_as_long_as_its_record() {
+    let stack = Stack::new().await;
+    let topic = events_topic(&stack.project);
+    for i in 0..20 {
+        stack.send_raw(1, None, &[i]).await;
+    }
+    stack.delete_records(1, 8).await; // retention
+    let (kafka, history) = (stack.connections.kafka.clone(), History::new(stack.connections.kafka.clone()));
+    let (asked, name) = (kafka.clone(), topic.clone());
+    let found = tokio::task::spawn_blocking(move || topic_incarnations(&asked, &[&name], WAIT)).await.unwrap();
+    let now = found.unwrap()[&topic].clone();
+    let gone = format!("events.{}-nobodys", stack.project);
+    for (topic, incarnation, partition) in [(&topic, now.as_str(), 1), (&topic, "before", 2), (&gone, "gone", 0)] {
+        let insert = r#"INSERT INTO redrives (topic, topic_incarnation, partition, "offset", letter_incarnation,
+                                              letter_partition, letter_offset, outcome, created_at)
+                        SELECT $1, $2, $3, o, 'l', 0, o, 'counted', now() - interval '3 days' * (o % 2)
+                        FROM generate_series(4, 11) o"#;
+        sqlx::query(insert).bind(topic).bind(incarnation).bind(partition).execute(&stack.pool).await.unwrap();
+    }
+    let left = async |topic: &str, incarnation: &str| -> Vec<i64> {
+        let sql = r#"SELECT "offset" FROM redrives WHERE topic = $1 AND topic_incarnation = $2 ORDER BY 1"#;
+        sqlx::query_scalar(sql).bind(topic).bind(incarnation).fetch_all(&stack.pool).await.unwrap()
+    };
+    assert_eq!(prune::verdicts(&stack.pool, &kafka, &history, prune::KEPT).await.unwrap(), 2 + 4);
+    assert_eq!(left(&topic, &now).await, [4, 6, 8, 9, 10, 11], "young, or in the log");
+    assert_eq!(left(&topic, "before").await, [4, 6, 8, 10], "that log is gone as a whole");
+    assert_eq!(left(&gone, "gone").await.len(), 8, "nothing is known of that topic");
+    assert_eq!(prune::verdicts(&stack.pool, &kafka, &history, Duration::ZERO).await.unwrap(), 2 + 4);
+    assert_eq!(left(&topic, &now).await, [8, 9, 10, 11]);
 }

@@ -3,7 +3,7 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use redis::AsyncCommands;
@@ -13,6 +13,7 @@ use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
 use tidemill_common::kafka::{IdleGroup, SeekError, SeekTo};
 use tidemill_common::names::{dlq_topic, events_topic, processed_topic};
+use tidemill_common::telemetry::metrics;
 use tidemill_stream::replay::{self, Difference, From, Progress, Rebuilding, Replay, ReplayError, Setup};
 use tidemill_stream::{Config, keys};
 use tidemill_testkit::{PARTITIONS, Stack, event, eventually};
@@ -111,12 +112,20 @@ async fn progress(stack: &Stack, replay: &Replay) -> Progress {
     replay::progress(&stack.pool, replay).await.unwrap()
 }
 
+/// A gauge of this test's replay, as Prometheus sees it.
+fn gauge(stack: &Stack, name: &str) -> f64 {
+    let text = metrics().render();
+    let line = text.lines().find(|line| line.starts_with(&format!("{name}{{")) && line.contains(&stack.project));
+    line.expect(name).rsplit(' ').next().unwrap().parse().unwrap()
+}
+
 async fn generation(stack: &Stack) -> i32 {
     stack.project().await.generation
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rebuild_equals_what_is_live_while_events_arrive_and_its_workers_die() {
+    metrics();
     let stack = Stack::new().await;
     let events = live_traffic(0..9_000, 40);
     stack.send_all(&events[..4_000]).await;
@@ -130,7 +139,7 @@ async fn a_rebuild_equals_what_is_live_while_events_arrive_and_its_workers_die()
 
     let replay = plan(&stack, From::Beginning).await.unwrap();
     assert_eq!((replay.generation, replay.replaces), (1, 0));
-    replay::set_rate(&stack.pool, replay.id, Some(4_000)).await.unwrap(); // not over before it is killed
+    replay::set_rate(&stack.pool, replay.id, Some(1_000)).await.unwrap(); // not over before it is killed
     let sending = async {
         for chunk in events[4_000..].chunks(100) {
             stack.send_all(chunk).await;
@@ -146,6 +155,10 @@ async fn a_rebuild_equals_what_is_live_while_events_arrive_and_its_workers_die()
             done = progress(&stack, &replay).await.done;
         }
         assert!(progress(&stack, &replay).await.left > 0, "killed in the middle");
+        let looked = replay::watch::look(&stack.pool, &BTreeSet::new()).await.unwrap();
+        assert_eq!(looked, BTreeSet::from([(stack.project.clone(), replay.id)]));
+        assert!(gauge(&stack, "tidemill_replay_left_records") > 0.0);
+        assert_eq!(gauge(&stack, "tidemill_replay_running"), 1.0);
         replay::set_rate(&stack.pool, replay.id, None).await.unwrap();
         let mut first = Rebuilding::start(&setup(&stack, "machine"), &replay, None).await.unwrap();
         let second = Rebuilding::start(&setup(&stack, "another-machine"), &replay, None).await.unwrap();
@@ -167,6 +180,9 @@ async fn a_rebuild_equals_what_is_live_while_events_arrive_and_its_workers_die()
     assert_eq!(shown(&stack).await, events.len() as i64);
     assert_eq!(sessions(&stack, 1).await, expected(&events));
     assert_eq!(replay::find(&stack.pool, replay.id).await.unwrap().state, "switched");
+    let before = BTreeSet::from([(stack.project.clone(), replay.id)]);
+    assert_eq!(replay::watch::look(&stack.pool, &before).await.unwrap(), BTreeSet::new(), "it is over");
+    assert_eq!(gauge(&stack, "tidemill_replay_left_records"), 0.0);
     live.stop().await;
 }
 

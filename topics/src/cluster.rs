@@ -79,6 +79,13 @@ impl Cluster {
         self.existing_of(|name| declared.iter().any(|topic| topic.name == name)).await
     }
 
+    /// How many partitions those of these topics have that exist, by name.
+    pub async fn partitions(&self, names: &[String]) -> Result<BTreeMap<String, i32>, ClusterError> {
+        let mut counts = self.counts().await?;
+        counts.retain(|name, _| names.contains(name));
+        Ok(counts.into_iter().map(|(name, found)| (name, found.partitions)).collect())
+    }
+
     async fn existing_of(&self, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Existing>, ClusterError> {
         let mut topics = self.counts().await?;
         topics.retain(|name, _| wanted(name));

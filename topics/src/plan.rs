@@ -71,13 +71,17 @@ impl Change {
         self.topic().is_some()
     }
 
+    /// The name of the topic that it is about.
+    pub fn of(&self) -> &str {
+        match self {
+            Self::Create(topic) => &topic.name,
+            Self::Set { topic, .. } | Self::Grow { topic, .. } | Self::Drift { topic, .. } => topic,
+        }
+    }
+
     /// The topic to be changed, if one is.
     pub fn topic(&self) -> Option<&str> {
-        match self {
-            Self::Create(topic) => Some(&topic.name),
-            Self::Set { topic, .. } | Self::Grow { topic, .. } => Some(topic),
-            Self::Drift { .. } => None,
-        }
+        (!matches!(self, Self::Drift { .. })).then(|| self.of())
     }
 
     /// Whether its topic is as it was to become.

@@ -15,7 +15,7 @@ use clap::Args;
 use serde::Serialize;
 use tidemill_common::config::Connections;
 
-use crate::output::{Output, spinner};
+use crate::output::{Output, counted, spinner};
 use crate::store::Project;
 use crate::topics::Declared;
 
@@ -89,7 +89,10 @@ pub async fn run(doctor: Doctor, connections: &Connections, output: Output) -> a
     }
     output.things(&findings, &FIELDS)?;
     if failures > 0 {
-        bail!("{failures} checks failed, and {warnings} gave warnings; 'what to do' says how to mend them");
+        bail!(
+            "{} failed, and {warnings} gave warnings; 'what to do' says how to mend them",
+            counted(failures, "check")
+        );
     }
     Ok(())
 }

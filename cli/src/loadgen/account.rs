@@ -35,6 +35,13 @@ pub struct Summary {
     retries: u64,
 }
 
+impl Summary {
+    /// Whether nothing that was sent was answered as it is by a gateway at work.
+    pub fn all_failed(&self) -> bool {
+        self.sent > 0 && self.failed == self.sent
+    }
+}
+
 /// A line of the journal: an event, what became of it the first time, and of its copy if it had one.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]

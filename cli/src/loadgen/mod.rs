@@ -106,7 +106,14 @@ pub async fn run(args: Args) -> anyhow::Result<()> {
         }
     }
     bar.finish_and_clear();
-    json_line(&account.close(pacer.elapsed())?)
+    let summary = account.close(pacer.elapsed())?;
+    json_line(&summary)?;
+    anyhow::ensure!(
+        !summary.all_failed(),
+        "no event got through; is {0} a gateway that is up, and may the key write? 'curl {0}/health' tells",
+        args.url.trim_end_matches('/')
+    );
+    Ok(())
 }
 
 impl Args {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Context;
+use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt};
 use tidemill_archiver::read_back::{Archived, ReadBack};
 use tidemill_archiver::table::Tables;
@@ -11,9 +12,13 @@ use tidemill_common::names::events_topic;
 use tidemill_stream::replay::{Offer, Replay, ReplayError, Source};
 use tidemill_stream::store::Origin;
 
-/// What a project's archive has to offer; none where there is none.
-pub async fn offer(connections: &Connections, project: &str) -> anyhow::Result<Option<Offer>> {
-    let opened = ReadBack::open(&Tables::new(connections), project, None).await;
+/// What a project's archive has to offer of all time, or since then; none where there is none.
+pub async fn offer(
+    connections: &Connections,
+    project: &str,
+    since: Option<DateTime<Utc>>,
+) -> anyhow::Result<Option<Offer>> {
+    let opened = ReadBack::open(&Tables::new(connections), project, None, since).await;
     let Some(archive) = opened.context("the archive cannot be read")? else { return Ok(None) };
     let positions = archive.positions(&events_topic(project))?;
     let positions: BTreeMap<i32, (String, i64)> =
@@ -24,7 +29,7 @@ pub async fn offer(connections: &Connections, project: &str) -> anyhow::Result<O
 /// The archive at a replay's snapshot, if it has one.
 pub async fn source(connections: &Connections, replay: &Replay) -> anyhow::Result<Option<Source>> {
     let Some(snapshot) = replay.archive_snapshot else { return Ok(None) };
-    let opened = ReadBack::open(&Tables::new(connections), &replay.project, Some(snapshot)).await;
+    let opened = ReadBack::open(&Tables::new(connections), &replay.project, Some(snapshot), replay.archive_since).await;
     let gone = || {
         format!(
             "the archive cannot be read at snapshot {snapshot}; if it was removed, abort replay {} and plan another one",

@@ -127,7 +127,10 @@ pub async fn run(command: Command, settings: &Settings, output: Output) -> anyho
     match command {
         Command::Plan(args) => plan::run(&args, &mut desk).await,
         Command::Run { ids, rate, follow } => build::run(&ids, rate, follow, &mut desk).await,
-        Command::Status { id, project } => status(id, project.as_deref(), &desk).await,
+        Command::Status { id, project } => {
+            store::known(&mut desk.db, project.as_deref()).await?;
+            status(id, project.as_deref(), &desk).await
+        }
         Command::Switch { id, consent } => build::switch(id, consent, &mut desk).await,
         Command::Abort { id, consent } => give_up::run(Giving::Aborted, id, consent, &mut desk).await,
         Command::Drop { id, consent } => give_up::run(Giving::Kept, id, consent, &mut desk).await,

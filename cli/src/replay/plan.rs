@@ -7,7 +7,7 @@ use tidemill_stream::replay::{self, From, Plan};
 use super::{Desk, archive, explain};
 use crate::audit;
 use crate::consent::Consent;
-use crate::output::{Output, json_line};
+use crate::output::{Output, counted, json_line};
 use crate::{position, store};
 
 const PLAN: [&str; 7] = ["project", "begins", "records", "archive_files", "left_out", "replaces", "rate"];
@@ -61,7 +61,10 @@ pub async fn run(args: &Args, desk: &mut Desk) -> anyhow::Result<()> {
     };
     let mut planned = Vec::new();
     for project in projects {
-        let archive = if from == From::Beginning { archive::offer(connections, &project).await? } else { None };
+        let archive = match from {
+            From::Offsets(_) => None,
+            From::Beginning | From::Time(_) => archive::offer(connections, &project, args.from_time).await?,
+        };
         let begin = (&from, archive.as_ref());
         let plan = replay::plan(pool, &connections.kafka, &project, begin, args.rate).await.map_err(explain)?;
         planned.push(Planned { id: None, generation: None, applied: false, plan });
@@ -70,11 +73,12 @@ pub async fn run(args: &Args, desk: &mut Desk) -> anyhow::Result<()> {
         output.things(&planned, &PLAN)?;
     }
     let left_out: i64 = planned.iter().map(|planned| planned.plan.left_out).sum();
-    let warning = match left_out {
-        0 => String::new(),
-        left_out => format!(" {left_out} older records will not be in what it builds."),
+    let warning = match (args.from_time, left_out) {
+        (Some(time), _) => format!(" What was appended before {time} will not be in what it builds."),
+        (None, 0) => String::new(),
+        (None, left_out) => format!(" {left_out} older records will not be in what it builds."),
     };
-    if args.consent.given(&format!("Plan {} replays?{warning}", planned.len()))? {
+    if args.consent.given(&format!("Plan {}?{warning}", counted(planned.len(), "replay")))? {
         for planned in &mut planned {
             let entry = audit::begin(db, "replay plan", Some(&planned.plan.project), &planned.plan).await?;
             let entered = replay::enter(pool, &planned.plan, &audit::who()).await.map_err(explain);

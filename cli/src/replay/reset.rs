@@ -11,7 +11,7 @@ use tidemill_common::kafka::{IdleGroup, KafkaConfig, Seek, SeekTo};
 
 use crate::audit;
 use crate::consent::Consent;
-use crate::output::{Output, json_line};
+use crate::output::{Output, counted, json_line};
 use crate::store;
 
 const SEEK: [&str; 4] = ["topic", "partition", "from", "to"];
@@ -90,8 +90,8 @@ pub async fn run(reset: Reset, connections: &Connections, output: Output) -> any
     if !matches!(output, Output::Json) {
         output.things(&seeks, &SEEK)?;
     }
-    let moved = seeks.iter().filter(|seek| seek.to.is_some() && seek.to != seek.from).count();
-    let applied = consent.given(&format!("Move {moved} partitions of group {group}?"))?;
+    let moved = seeks.iter().filter(|seek| seek.to != seek.from).count();
+    let applied = consent.given(&format!("Move {} of group {group}?", counted(moved, "partition")))?;
     let mut done = Done { group: group.clone(), applied, undo_file: None, seeks: seeks.clone() };
     if applied {
         let mut db = store::connect(&connections.database_url).await?;

@@ -83,8 +83,9 @@ impl Fleet {
     }
 
     fn create_key(&self, scope: &str) -> String {
-        let made =
-            self.command(&["--output", "json", "keys", "create", &self.stack.project, "--scope", scope]).output();
+        let made = self
+            .command(&["--output", "json", "keys", "create", &self.stack.project, "--scope", scope, "--yes"])
+            .output();
         let made = made.expect("tidemill keys create");
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
         let made: Value = serde_json::from_slice(&made.stdout).expect("JSON");
@@ -129,6 +130,20 @@ impl Fleet {
 
     fn log(&self, name: &str) -> String {
         std::env::temp_dir().join(format!("{}-{name}.log", self.stack.project)).display().to_string()
+    }
+
+    /// How many warnings and errors each service has logged.
+    pub fn warnings(&self) -> BTreeMap<&'static str, usize> {
+        let of = |name| {
+            let log = std::fs::read_to_string(self.log(name)).unwrap_or_default();
+            log.lines().filter(|line| line.contains("\"WARN\"") || line.contains("\"ERROR\"")).count()
+        };
+        SERVICES.into_iter().map(|name| (name, of(name))).collect()
+    }
+
+    /// Whether no service has ended.
+    pub fn all_alive(&mut self) -> bool {
+        self.running.values_mut().all(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     pub fn journal_path(&self) -> PathBuf {

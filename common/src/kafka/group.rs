@@ -15,7 +15,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
 
 use rdkafka::ClientConfig;
-use rdkafka::client::ClientContext;
+use rdkafka::client::{ClientContext, DefaultClientContext};
+use rdkafka::config::RDKafkaLogLevel;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
@@ -292,7 +293,16 @@ impl Context {
     }
 }
 
-impl ClientContext for Context {}
+impl ClientContext for Context {
+    /// That offsets for lag displays were not committed is nothing to be told of with every batch: when a topic is deleted
+    /// it takes some seconds until its partitions are nobody's.
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
+        match facility {
+            "COMMITFAIL" => tracing::debug!(message, "offsets for lag displays were not committed"),
+            _ => DefaultClientContext.log(level, facility, message),
+        }
+    }
+}
 
 impl ConsumerContext for Context {
     /// Overridden whole: hooks before and after the default would assign twice.

@@ -8,6 +8,7 @@ mod leader_changes;
 mod producer;
 mod seek;
 mod topic_id;
+mod uncommit;
 mod way_back;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ pub use history::{End, History, Span};
 pub use producer::{Deliveries, Delivery, Outgoing, Producer, Sending};
 pub use seek::{IdleGroup, Seek, SeekError, SeekTo};
 pub use topic_id::topic_incarnations;
+use uncommit::uncommit;
 pub use way_back::look_after;
 
 /// Where Kafka is.

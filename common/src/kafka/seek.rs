@@ -10,7 +10,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 
-use super::{History, KafkaConfig, TopicPartition};
+use super::{History, KafkaConfig, TopicPartition, uncommit};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -36,7 +36,7 @@ pub struct Seek {
     pub partition: i32,
     /// What was committed; none: nothing.
     pub from: Option<i64>,
-    /// What will be; none: what is there stays, since Kafka does not take a committed offset back.
+    /// What will be; none: nothing, so that the group begins where its own settings say.
     pub to: Option<i64>,
 }
 
@@ -57,10 +57,10 @@ pub enum SeekError {
         members: usize,
     },
     /// Misspelt, most likely.
-    #[error("there is no topic {0:?}")]
+    #[error("there is no topic {0:?}; is its name right, and KAFKA_BROKERS the cluster that has it?")]
     NoTopic(String),
     /// Kafka.
-    #[error("Kafka: {0}")]
+    #[error("Kafka: {0}; is KAFKA_BROKERS right and Kafka up?")]
     Kafka(#[from] KafkaError),
 }
 
@@ -130,18 +130,25 @@ impl IdleGroup {
     /// Takes these steps. Kafka itself refuses if a member has come meanwhile.
     pub fn seek(&self, seeks: &[Seek]) -> Result<(), SeekError> {
         self.refuse_active()?;
-        let mut list = TopicPartitionList::new();
+        let (mut list, mut nothing) = (TopicPartitionList::new(), TopicPartitionList::new());
         for seek in seeks {
-            let Some(to) = seek.to else { continue };
-            list.add_partition_offset(&seek.topic, seek.partition, Offset::Offset(to))?;
+            match seek.to {
+                Some(to) => list.add_partition_offset(&seek.topic, seek.partition, Offset::Offset(to))?,
+                None if seek.from.is_some() => drop(nothing.add_partition(&seek.topic, seek.partition)),
+                None => {}
+            }
         }
-        if list.count() == 0 {
-            return Ok(());
-        }
-        self.consumer.commit(&list, CommitMode::Sync).or_else(|error| {
+        let refused = |error: KafkaError| {
             self.refuse_active()?;
-            Err(error.into())
-        })
+            Err(SeekError::from(error))
+        };
+        if list.count() > 0 {
+            self.consumer.commit(&list, CommitMode::Sync).or_else(refused)?;
+        }
+        if nothing.count() > 0 {
+            uncommit(self.consumer.client(), &self.group, &nothing, TIMEOUT).or_else(refused)?;
+        }
+        Ok(())
     }
 
     fn partitions(&self, topic: &str) -> Result<Vec<TopicPartition>, SeekError> {

@@ -2,6 +2,7 @@
 
 mod notes;
 pub mod payload;
+pub mod prune;
 pub mod redrive;
 pub mod watch;
 

@@ -15,6 +15,7 @@ mod positions;
 mod rebuild;
 mod remove;
 mod starts;
+pub mod watch;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -35,6 +36,8 @@ pub use positions::{Progress, progress};
 pub use rebuild::{Rebuilding, Setup};
 pub use remove::{drop_kept, remove_aborted};
 pub use starts::Start;
+
+pub(crate) use archive::topic as archive_topic;
 
 use crate::sort::Transient;
 
@@ -63,6 +66,9 @@ pub struct Replay {
     /// How many files that has.
     #[serde(skip)]
     pub archive_files: Option<i64>,
+    /// Of these, only what was appended at this time or later; none: all of it.
+    #[serde(skip)]
+    pub archive_since: Option<DateTime<Utc>>,
     /// Records per second, over all workers; none: no limit.
     pub rate: Option<i32>,
     /// `planned`, `running`, `switched` or `aborted`.
@@ -147,7 +153,14 @@ pub async fn find_open(pool: &PgPool, id: i64) -> Result<Replay, ReplayError> {
     if replay.is_open() {
         return Ok(replay);
     }
-    refused(format!("replay {id} is {}; plan another one with 'tidemill replay plan'", replay.state))
+    match replay.state.as_str() {
+        "switched" => refused(format!(
+            "replay {id} is switched, so what it has built is live. What was live before cannot be switched back to, since \
+             it has stood still from then on; if the new numbers are wrong, mend what made them so and plan another replay \
+             ('tidemill replay drop {id}' first gives up what was before)"
+        )),
+        state => refused(format!("replay {id} is {state}; plan another one with 'tidemill replay plan'")),
+    }
 }
 
 /// Changes the rate; its workers go by it with their next batch.

@@ -53,7 +53,8 @@ pub struct Plan {
     pub rate: Option<i32>,
     /// Records to read, as of now.
     pub records: i64,
-    /// What will not be in the new generation, since the replay begins behind it: such records.
+    /// What will not be in the new generation, since the replay begins behind it: such records, as far as Kafka knows of
+    /// them.
     pub left_out: i64,
     /// Files of the archive that have what is before that; none: nothing is taken from there.
     pub archive_files: Option<i64>,
@@ -63,6 +64,8 @@ pub struct Plan {
     incarnation: String,
     #[serde(skip)]
     archive_snapshot: Option<i64>,
+    #[serde(skip)]
+    archive_since: Option<DateTime<Utc>>,
 }
 
 /// What an archive has to offer.
@@ -96,29 +99,40 @@ pub async fn plan(
     };
     let live = live(pool, &topic, &incarnation, project.generation).await?;
     if live.is_empty() {
-        return refused(format!("nothing of {topic} is counted yet, so there is nothing to rebuild"));
+        return refused(format!(
+            "nothing of {topic} is counted yet, so there is nothing to rebuild; see 'tidemill lag'"
+        ));
     }
-    if *from == From::Beginning {
-        refuse_made_again(pool, &topic, &incarnation, project.generation).await?;
+    let before = counted_before(pool, &topic, &incarnation, project.generation).await?;
+    if *from == From::Beginning && before > 0 {
+        return refused(format!(
+            "{topic} was made again, and {before} records of the log before it are counted, which Kafka does not hold any \
+             more; rebuild from a time with --from-time"
+        ));
     }
     let (of, begin) = (project.clone(), from.clone());
-    let archived: BTreeMap<i32, i64> = match archive.filter(|_| *from == From::Beginning) {
+    // What the archive has of another log would be taken for this one's.
+    let archived: BTreeMap<i32, i64> = match archive.filter(|_| before == 0) {
         Some(offer) => {
             offer.positions.iter().filter(|(_, (id, _))| *id == incarnation).map(|(p, (_, n))| (*p, *n)).collect()
         }
         None => BTreeMap::new(),
     };
-    let begun = blocking(move || starts(&History::new(kafka), &topic, &live, &begin, &archived, &of)).await??;
-    let (partitions, joined) = begun;
+    let partitions = blocking(move || starts(&History::new(kafka), &topic, &live, &begin, &archived, &of)).await??;
+    let joined = partitions.iter().any(|start| start.joined);
     let archive = archive.filter(|_| joined);
     Ok(Plan {
         begins: from.to_string(),
         replaces: project.generation,
         rate,
         records: partitions.iter().map(|start| start.live - start.from).sum(),
-        left_out: if joined { 0 } else { partitions.iter().map(|start| start.from).sum() },
+        left_out: partitions.iter().filter(|start| !start.joined).map(|start| start.from).sum(),
         archive_files: archive.map(|offer| offer.files),
         archive_snapshot: archive.map(|offer| offer.snapshot),
+        archive_since: match from {
+            From::Time(time) if joined => Some(*time),
+            _ => None,
+        },
         partitions,
         incarnation,
         project: project.id,
@@ -164,8 +178,9 @@ async fn live(
     Ok(rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, sqlx::Error>>()?)
 }
 
-async fn refuse_made_again(pool: &PgPool, topic: &str, incarnation: &str, generation: i32) -> Result<(), ReplayError> {
-    let before: i64 = sqlx::query_scalar(
+/// Records that are counted of logs that the topic had before it was made again.
+async fn counted_before(pool: &PgPool, topic: &str, incarnation: &str, generation: i32) -> Result<i64, ReplayError> {
+    let before = sqlx::query_scalar(
         "SELECT coalesce(sum(next_offset), 0)::bigint FROM ledger
          WHERE view = 'stream' AND topic = $1 AND topic_incarnation <> $2 AND generation = $3",
     )
@@ -174,13 +189,7 @@ async fn refuse_made_again(pool: &PgPool, topic: &str, incarnation: &str, genera
     .bind(generation)
     .fetch_one(pool)
     .await?;
-    if before == 0 {
-        return Ok(());
-    }
-    refused(format!(
-        "{topic} was made again, and {before} records of the log before it are counted, which Kafka does not hold any \
-         more; rebuild from a time with --from-time"
-    ))
+    Ok(before)
 }
 
 /// Enters a plan, with a generation of its own.
@@ -196,9 +205,9 @@ pub async fn enter(pool: &PgPool, plan: &Plan, who: &str) -> Result<Replay, Repl
     let starts: BTreeMap<i32, i64> = plan.partitions.iter().map(|start| (start.partition, start.from)).collect();
     let entered: Result<Replay, sqlx::Error> = sqlx::query_as(
         "INSERT INTO replays (project, generation, replaces, topic_incarnation, begins, starts, rate, who,
-                              archive_snapshot, archive_files)
+                              archive_snapshot, archive_files, archive_since)
          SELECT $1, 1 + greatest($2, (SELECT max(generation) FROM replays WHERE project = $1)), $2, $3, $4, $5, $6, $7,
-                $8, $9
+                $8, $9, $10
          RETURNING *",
     )
     .bind(&plan.project)
@@ -210,6 +219,7 @@ pub async fn enter(pool: &PgPool, plan: &Plan, who: &str) -> Result<Replay, Repl
     .bind(who)
     .bind(plan.archive_snapshot)
     .bind(plan.archive_files)
+    .bind(plan.archive_since)
     .fetch_one(&mut *tx)
     .await;
     let replay = match entered {

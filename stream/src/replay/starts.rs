@@ -2,7 +2,7 @@
 //! has to be known. What a log has lost from its beginning comes from the archive, up to such an offset; without one,
 //! nothing is rebuilt as if all were there.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat};
@@ -25,6 +25,8 @@ pub struct Start {
     pub from: i64,
     /// Where the live generation stands.
     pub live: i64,
+    /// What is before the first offset comes from the archive.
+    pub joined: bool,
 }
 
 /// What is known of a partition.
@@ -34,7 +36,7 @@ struct Known {
     live: i64,
 }
 
-/// Where each partition begins, and whether the archive has what is before. Blocks.
+/// Where each partition begins. `archived` is up to where the archive has each of them; empty: it is not to be used. Blocks.
 pub(super) fn starts(
     history: &History,
     topic: &str,
@@ -42,7 +44,7 @@ pub(super) fn starts(
     from: &From,
     archived: &BTreeMap<i32, i64>,
     project: &Project,
-) -> Result<(Vec<Start>, bool), ReplayError> {
+) -> Result<Vec<Start>, ReplayError> {
     let topic: Arc<str> = Arc::from(topic);
     let ats: Vec<TopicPartition> =
         live.keys().map(|partition| TopicPartition { topic: Arc::clone(&topic), partition: *partition }).collect();
@@ -53,26 +55,34 @@ pub(super) fn starts(
         .collect();
     let mut begins = begins(history, &known, from)?;
     let window = project.dedupe_window_ms.saturating_add(SLACK_MS.min(project.dedupe_window_ms));
-    let joins = if archived.is_empty() { HashMap::new() } else { joins(history, &known, archived, window)? };
-    let joined = !joins.is_empty();
+    let lacking = without_window(history, &known, &begins, window)?;
+    let joins = match from {
+        From::Offsets(_) => HashMap::new(), // an archive is by times
+        _ if archived.is_empty() => HashMap::new(),
+        From::Beginning | From::Time(_) => joins(history, &lacking, archived, window)?,
+    };
+    let joined: BTreeSet<i32> = joins.keys().map(|at| at.partition).collect();
     begins.extend(joins);
-    refuse_without_window(history, &known, &begins, window)?;
-    let start =
-        |known: &Known| Start { partition: known.at.partition, from: begins[&known.at].offset, live: known.live };
-    Ok((known.iter().map(start).collect(), joined))
+    refuse_without_window(history, &without_window(history, &known, &begins, window)?, window)?;
+    let start = |known: &Known| {
+        let partition = known.at.partition;
+        let (from, joined) = (begins[&known.at].offset, joined.contains(&partition));
+        Start { partition, from, live: known.live, joined }
+    };
+    Ok(known.iter().map(start).collect())
 }
 
-/// For partitions whose log has lost its beginning: the first offset before which Kafka holds one window, or where the
+/// For partitions whose log has lost what is needed: the first offset before which Kafka holds one window, or where the
 /// live generation stands, if Kafka holds less; live workers that start anew know no more either. Up to there the
 /// archive has to have everything.
 fn joins(
     history: &History,
-    known: &[Known],
+    lacking: &[&Known],
     archived: &BTreeMap<i32, i64>,
     window_ms: i64,
 ) -> Result<HashMap<TopicPartition, Begin>, ReplayError> {
     let mut joins = HashMap::new();
-    for known in known.iter().filter(|known| known.low > 0) {
+    for known in lacking {
         let partition = known.at.partition;
         let wanted = appended(history, &known.at, known.low)?.map(|first_ms| first_ms.saturating_add(window_ms + 1));
         let found = match wanted {
@@ -152,26 +162,30 @@ fn appended(history: &History, at: &TopicPartition, offset: i64) -> Result<Optio
     Ok(found)
 }
 
-/// What a partition has lost from its beginning is needed, unless what it has begins before the window does.
-fn refuse_without_window(
+/// Partitions that have lost what is needed from their beginning: unless what they have begins before the window does.
+fn without_window<'a>(
     history: &History,
-    known: &[Known],
+    known: &'a [Known],
     begins: &HashMap<TopicPartition, Begin>,
     window_ms: i64,
-) -> Result<(), ReplayError> {
+) -> Result<Vec<&'a Known>, ReplayError> {
     let cut = known.iter().filter(|known| known.low > 0);
     let windows: Vec<_> =
         cut.filter_map(|known| Some((known, begins[&known.at].append_ms?.saturating_sub(window_ms)))).collect();
     if windows.is_empty() {
-        return Ok(());
+        return Ok(Vec::new());
     }
     let asked: Vec<_> = windows.iter().map(|(known, ms)| (known.at.clone(), *ms)).collect();
     let found = history.offsets_at(&asked)?;
     // Where it is the first record that is young enough, nobody knows what was before it.
-    let lacks = windows.iter().filter(|(known, _)| found.get(&known.at).is_some_and(|offset| *offset <= known.low));
+    let lacks = |(known, _): &(&Known, i64)| found.get(&known.at).is_some_and(|offset| *offset <= known.low);
+    Ok(windows.into_iter().filter(lacks).map(|(known, _)| known).collect())
+}
+
+fn refuse_without_window(history: &History, lacking: &[&Known], window_ms: i64) -> Result<(), ReplayError> {
     let mut problems = Vec::new();
     let mut earliest = 0;
-    for (known, _) in lacks {
+    for known in lacking {
         let ms = appended(history, &known.at, known.low)?.unwrap_or_default();
         earliest = earliest.max(ms.saturating_add(window_ms + 1));
         let since = text(ms);
