@@ -56,6 +56,10 @@ async fn a_clusters_scripts_are_told_to_a_master_that_is_new() {
     let answer = sent(&gateway).await;
     assert!(answer.iter().any(|status| status == "accepted") && answer.iter().any(|status| status == "duplicate"));
     // Those that were accepted again are claimed at the master that took their slots.
-    eventually("all are known again", || async { sent(&gateway).await.iter().all(|status| status == "duplicate") })
-        .await;
+    eventually_within(
+        Duration::from_secs(20),
+        "all are known again, before any breaker would let it be seen",
+        || async { sent(&gateway).await.iter().all(|status| status == "duplicate") },
+    )
+    .await;
 }
