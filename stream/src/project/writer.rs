@@ -34,9 +34,14 @@ pub enum ProjectError {
 
 /// Writes what Postgres has into Redis.
 pub struct Writer {
-    pub(super) pool: PgPool,
-    pub(super) redis: Redis,
-    pub(super) definitions: Definitions,
+    /// Postgres.
+    pub pool: PgPool,
+    /// Redis.
+    pub redis: Redis,
+    /// Which metrics have copies.
+    pub definitions: Definitions,
+    /// Copies of sessions with more bytes of text than this are compressed.
+    pub compress_above: Option<usize>,
 }
 
 /// Keys that could not be written, since their part of Redis gives no answer, and why the last of them could not.
@@ -61,7 +66,7 @@ impl Unwritten {
 
 impl Writer {
     /// Has Redis show the present state of these keys, so far as they are live. Gives those that it cannot.
-    pub(super) async fn write<'a>(&self, keys: impl IntoIterator<Item = &'a Key>) -> Result<Unwritten, ProjectError> {
+    pub async fn write<'a>(&self, keys: impl IntoIterator<Item = &'a Key>) -> Result<Unwritten, ProjectError> {
         let now = Utc::now();
         let (mut sessions, mut carts, mut windows, mut users) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for key in keys {
@@ -104,13 +109,13 @@ impl Writer {
     }
 
     /// Has Redis lose what is older than this epoch and generation under these keys, which an earlier generation had.
-    pub(super) async fn forget(&self, keys: &[Key], epoch: i64, generation: i32) -> Result<Missed, ProjectError> {
+    pub async fn forget(&self, keys: &[Key], epoch: i64, generation: i32) -> Result<Missed, ProjectError> {
         let (mut windows, mut hashes) = (Vec::new(), Vec::new());
         let mut users = BTreeMap::<&str, Vec<&str>>::new();
         for key in keys {
             match key {
-                Key::Window(_) => windows.push(write::redis_key(key)),
-                Key::Session(_) | Key::Cart(_) => hashes.push(write::redis_key(key)),
+                Key::Window(_) => windows.push(key.name()),
+                Key::Session(_) | Key::Cart(_) => hashes.push(key.name()),
                 Key::User((project, user)) => users.entry(project).or_default().push(user),
             }
         }
@@ -150,7 +155,7 @@ impl Writer {
             let mut keys = chunk.to_vec();
             for _ in 0..2 {
                 let live = read::sessions(&self.pool, &keys, Utc::now()).await?;
-                let written = write::sessions(&self.redis, &live).await;
+                let written = write::sessions(&self.redis, &live, self.compress_above).await;
                 keys.retain(|key| written.absent.contains(*key));
                 unwritten.add(written.missed, written.why, Key::Session);
             }
