@@ -408,7 +408,7 @@ impl Projection {
         }
         let look = self.guard.redis(epoch, &held?);
         for project in &look.older {
-            tracing::warn!(project, "redis has come back older than it was; projecting again");
+            tracing::warn!(project, "redis lacks what it, or the one before it, has shown; projecting again");
             if let Err(error) = marks::broken(&self.shards, project).await {
                 self.untold.insert(project.clone());
                 self.partly = Some(error);

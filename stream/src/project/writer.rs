@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use chrono::Utc;
 use sqlx::PgPool;
+use tidemill_common::failpoint::hit;
 use tidemill_common::redis::{Redis, RedisFailure};
 
 use super::lost::{self, Missed};
@@ -155,6 +156,7 @@ impl Writer {
             let mut keys = chunk.to_vec();
             for _ in 0..2 {
                 let live = read::sessions(&self.pool, &keys, Utc::now()).await?;
+                let _ = hit("cache.read").await; // only to pause
                 let written = write::sessions(&self.redis, &live, self.compress_above).await;
                 keys.retain(|key| written.absent.contains(*key));
                 unwritten.add(written.missed, written.why, Key::Session);
