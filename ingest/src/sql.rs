@@ -88,10 +88,7 @@ pub async fn newest_schemas(
 }
 
 /// The newest schemas of all of a project's event types, and when they last changed; none where nothing is checked.
-pub async fn checked_schemas(
-    pool: &PgPool,
-    project: &str,
-) -> Result<Vec<(String, Value, DateTime<Utc>)>, sqlx::Error> {
+pub async fn checked_schemas(pool: &PgPool, project: &str) -> Result<Vec<(String, Value, DateTime<Utc>)>, sqlx::Error> {
     sqlx::query_as(CHECKED_SCHEMAS).bind(project).fetch_all(pool).await
 }
 

@@ -142,7 +142,7 @@ async fn another_redis_that_others_have_filled_is_brought_level() {
     whole(&stack, &new).await;
     running.stop().await;
     // As if all of that had been done by another worker, with other partitions, while this one was at the old Redis.
-    let marks = keys::projection(&stack.project);
+    let marks = keys::projection(&stack.project, "");
     let mut connection = new.connection().await;
     let fields: Vec<String> = connection.hkeys(&marks).await.unwrap();
     for field in fields.iter().filter(|field| *field != "whole") {

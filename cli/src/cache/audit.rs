@@ -31,7 +31,9 @@ pub struct Args {
 
 /// Redis says something that Postgres does not: exit code 4.
 #[derive(Debug, thiserror::Error)]
-#[error("Redis is not as it should be; look at 'tidemill cache status', and mend it with 'tidemill cache audit --repair'")]
+#[error(
+    "Redis is not as it should be; look at 'tidemill cache status', and mend it with 'tidemill cache audit --repair'"
+)]
 pub struct Wrong;
 
 #[derive(Serialize)]
@@ -55,7 +57,7 @@ struct Report {
 pub async fn run(args: Args, settings: &Settings, output: Output) -> anyhow::Result<()> {
     let url = args.url.clone().unwrap_or_else(|| settings.connections().redis_url);
     let mut desk = Desk::open(&url, args.project.as_deref(), settings).await?;
-    let nodes = cache::nodes(&url).await?;
+    let nodes = cache::nodes(&desk.redis).await?;
     // What Redis has is gone through, then what Postgres has.
     let length = 2 * desk.cache.count(&desk.projects()).await.map_err(crate::store::explain)?;
     let bar = bar("{bar:30} {human_pos}/{human_len} keys  {elapsed_precise}", length);

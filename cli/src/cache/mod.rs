@@ -48,6 +48,7 @@ pub async fn run(command: Command, settings: &Settings, output: Output) -> anyho
 /// What warm and audit work with.
 struct Desk {
     db: PgConnection,
+    redis: Redis,
     cache: Cache,
     contents: Vec<Contents>,
 }
@@ -66,8 +67,9 @@ impl Desk {
         // The workers' settings, so that what is written is what they would write.
         let config: Config = settings.section("stream")?;
         let definitions = Definitions::new(pool.clone(), config.metrics_dir.as_deref())?;
-        let cache = Cache::new(pool, Redis::background(url)?, definitions, config.compress_sessions_above);
-        Ok(Self { db, cache, contents })
+        let redis = Redis::background(url)?;
+        let cache = Cache::new(pool, redis.clone(), definitions, config.compress_sessions_above);
+        Ok(Self { db, redis, cache, contents })
     }
 
     fn projects(&self) -> Vec<String> {
@@ -78,11 +80,8 @@ impl Desk {
 async fn contents(pool: &PgPool, projects: Vec<String>) -> Result<Vec<Contents>, sqlx::Error> {
     let mut all = Vec::with_capacity(projects.len());
     for project in projects {
-        let plain = |cached: json_schemas::Cached| Plain {
-            key: cached.key,
-            value: cached.value,
-            seconds: cached.seconds,
-        };
+        let plain =
+            |cached: json_schemas::Cached| Plain { key: cached.key, value: cached.value, seconds: cached.seconds };
         let schemas = json_schemas::cached(pool, &project).await?.into_iter().map(plain).collect();
         all.push(Contents { project, schemas });
     }

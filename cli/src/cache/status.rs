@@ -5,14 +5,27 @@ use std::time::Duration;
 
 use serde::Serialize;
 use tidemill_common::config::Connections;
+use tidemill_common::redis::{Redis, Role};
 use tidemill_stream::cache::status::{Status, look};
-use tidemill_stream::cache::{self, Role};
 
 use crate::output::{Output, spinner};
 
-const FIELDS: [&str; 14] = [
-    "node", "role", "version", "p50_ms", "p99_ms", "memory", "fragmentation", "ops", "clients", "evicted", "hit_rate",
-    "slots", "lag", "anomalies",
+const FIELDS: [&str; 15] = [
+    "node",
+    "role",
+    "version",
+    "p50_ms",
+    "p99_ms",
+    "memory",
+    "fragmentation",
+    "ops",
+    "clients",
+    "evicted",
+    "hit_rate",
+    "slots",
+    "share",
+    "lag",
+    "anomalies",
 ];
 
 #[derive(clap::Args)]
@@ -41,23 +54,24 @@ struct Row<'a> {
     evicted: u64,
     hit_rate: Option<String>,
     slots: Option<u64>,
+    share: Option<String>,
     lag: Option<String>,
     anomalies: &'a [String],
 }
 
 pub async fn run(args: Args, connections: &Connections, output: Output) -> anyhow::Result<()> {
-    let url = args.url.as_deref().unwrap_or(&connections.redis_url);
+    let redis = Redis::background(args.url.as_deref().unwrap_or(&connections.redis_url))?;
     loop {
         let looking = spinner("looking");
-        let found = look(&cache::nodes(url).await?).await;
+        let found = look(&redis).await;
         looking.finish_and_clear();
         match output {
-            Output::Json => output.things(&found, &[])?,
+            Output::Json => output.things(&found?, &[])?,
             Output::Table => {
                 if args.watch.is_some() && std::io::stdout().is_terminal() {
                     print!("\x1b[2J\x1b[H"); // a new screen
                 }
-                output.things(&found.iter().map(row).collect::<Vec<_>>(), &FIELDS)?;
+                output.things(&found?.iter().map(row).collect::<Vec<_>>(), &FIELDS)?;
             }
         }
         let Some(seconds) = args.watch else { return Ok(()) };
@@ -87,6 +101,7 @@ fn row(status: &Status) -> Row<'_> {
         evicted: status.evicted,
         hit_rate: status.hit_rate.map(|share| format!("{share} %")),
         slots: status.slots,
+        share: status.share.map(|share| format!("{share} %")),
         lag,
         anomalies: &status.anomalies,
     }

@@ -57,9 +57,9 @@ pub async fn run(args: Args, settings: &Settings, output: Output) -> anyhow::Res
     let url = args.to.clone().unwrap_or_else(|| from.clone());
     let looking = spinner("looking");
     let mut desk = Desk::open(&url, args.project.as_deref(), settings).await?;
-    let nodes = cache::nodes(&url).await?;
-    ensure!(nodes[0].is_master(), "{} is a replica, which takes no writes; name its master", cache::place(&url));
-    let shards = Shards::of_one();
+    let masters = cache::nodes(&desk.redis).await?.iter().any(cache::Node::is_master);
+    ensure!(masters, "{} is a replica, which takes no writes; name its master", cache::place(&url));
+    let shards = Shards::of(&desk.redis).await?;
     let mut plan = Plan {
         redis: cache::place(&url),
         projects: desk.projects(),
@@ -74,7 +74,11 @@ pub async fn run(args: Args, settings: &Settings, output: Output) -> anyhow::Res
     if matches!(output, Output::Table) {
         output.thing(&plan, &PLAN)?;
     }
-    if args.consent.given(&format!("Write what is live of {} projects into Redis at {}?", plan.projects.len(), plan.redis))? {
+    if args.consent.given(&format!(
+        "Write what is live of {} projects into Redis at {}?",
+        plan.projects.len(),
+        plan.redis
+    ))? {
         let entry = audit::begin(&mut desk.db, "cache warm", args.project.as_deref(), &plan).await?;
         let done = async {
             plan.shards = warm(&desk.cache, &desk.contents, &shards, &plan.parts, plan.keys).await?;
@@ -158,9 +162,9 @@ fn again(parts: &[usize], open: impl Fn(usize) -> bool) -> String {
 
 async fn take_along(from: &str, to: &str, project: Option<&str>) -> anyhow::Result<u64> {
     let bar = bar("{spinner} {human_pos} claims  {elapsed_precise}", 0);
-    let to = Redis::background(to)?;
+    let (from, to) = (Redis::background(from)?, Redis::background(to)?);
     let mut copied = 0;
-    for node in cache::nodes(from).await?.iter().filter(|node| node.is_master()) {
+    for node in cache::nodes(&from).await?.iter().filter(|node| node.is_master()) {
         copied += claims::copy(&node.client, &to, project, &|more| bar.inc(more)).await?;
     }
     bar.finish_and_clear();

@@ -211,10 +211,7 @@ impl Auditor<'_> {
     }
 
     /// The windows that keys stand for; those that stand for none are foreign.
-    async fn windows(
-        &mut self,
-        found: &[(&String, (&str, &str, Granularity, i64))],
-    ) -> Result<Vec<Key>, ProjectError> {
+    async fn windows(&mut self, found: &[(&String, (&str, &str, Granularity, i64))]) -> Result<Vec<Key>, ProjectError> {
         let writer = &self.cache.writer;
         let definitions = writer.definitions.current().await?;
         let mut windows = Vec::new();

@@ -44,7 +44,9 @@ async fn some(from: &Redis, to: &Redis, keys: &[String]) -> Result<u64, RedisFai
     let mut write = redis::pipe();
     let mut wanted = 0;
     for (key, answer) in keys.iter().zip(answers.chunks_exact(2)) {
-        let (redis::Value::BulkString(value), redis::Value::Int(left @ 1..)) = (&answer[0], &answer[1]) else { continue };
+        let (redis::Value::BulkString(value), redis::Value::Int(left @ 1..)) = (&answer[0], &answer[1]) else {
+            continue;
+        };
         if !value.starts_with(IN_FLIGHT) {
             write.cmd("SET").arg(key).arg(value).arg("NX").arg("PX").arg(*left);
             wanted += 1;

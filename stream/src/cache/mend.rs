@@ -54,11 +54,11 @@ impl Cache {
         mended.deleted += self.unlink(foreign).await?;
         let keys: Vec<(&Key, &Finding)> = keys.iter().collect();
         for chunk in keys.chunks(CHUNK) {
-            let gives_way = |finding: &Finding| {
-                matches!(finding, Finding::Ahead(..) | Finding::Alone(_) | Finding::Differs(None))
-            };
+            let gives_way =
+                |finding: &Finding| matches!(finding, Finding::Ahead(..) | Finding::Alone(_) | Finding::Differs(None));
             let wrong = chunk.iter().filter(|(_, finding)| gives_way(finding));
-            mended.deleted += self.delete(&wrong.map(|(key, finding)| ((*key).clone(), (*finding).clone())).collect()).await?;
+            mended.deleted +=
+                self.delete(&wrong.map(|(key, finding)| ((*key).clone(), (*finding).clone())).collect()).await?;
             let known = chunk.iter().filter(|(_, finding)| !matches!(finding, Finding::Alone(_)));
             let known: Vec<Key> = known.map(|(key, _)| (*key).clone()).collect();
             self.write(&known).await?;

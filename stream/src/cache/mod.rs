@@ -22,7 +22,7 @@ use tidemill_common::redis::Redis;
 
 pub use audit::{Audit, Said as Looking, Tally};
 pub use mend::Mended;
-pub use nodes::{Node, NodesError, Role, nodes, place};
+pub use nodes::{Node, nodes, place};
 pub use shards::Shards;
 pub use warm::{CONCURRENT, Said, Warmed};
 

@@ -26,7 +26,7 @@ impl Cache {
     ) -> Result<Vec<(Kind, Option<Key>, String)>, ProjectError> {
         let mut stale = Vec::new();
         for replica in nodes {
-            let Some(master) = nodes.iter().find(|node| Some(&node.address) == replica.master.as_ref()) else {
+            let Some(master) = nodes.iter().find(|node| Some(&node.at.address) == replica.at.master.as_ref()) else {
                 continue;
             };
             let mut suspects = BTreeMap::new();
@@ -35,7 +35,8 @@ impl Cache {
                 let keys = self.keys(&names, &ours).await?;
                 let keys: Vec<&Key> = keys.iter().collect();
                 // The replica first, so that it can only be behind.
-                let (shown, mut written) = (copies(&replica.client, &keys).await?, copies(&master.client, &keys).await?);
+                let (shown, mut written) =
+                    (copies(&replica.client, &keys).await?, copies(&master.client, &keys).await?);
                 for key in keys {
                     let Some(Some(written)) = written.remove(key) else { continue };
                     if shown.get(key).and_then(Option::as_ref) != Some(&written) {
@@ -44,7 +45,12 @@ impl Cache {
                 }
             }
             for (key, stamp) in still(&replica.client, &master.client, suspects).await? {
-                let text = format!("{}: {} shows less than version {} of its master", key.name(), replica.address, stamp.version);
+                let text = format!(
+                    "{}: {} shows less than version {} of its master",
+                    key.name(),
+                    replica.at.address,
+                    stamp.version
+                );
                 stale.push((Kind::of(&key), Some(key), text));
             }
         }
@@ -86,9 +92,9 @@ async fn still(
     for (key, stamp) in suspects {
         let (shown, written) = (shown.get(&key), written.get(&key).and_then(Option::as_ref));
         let Some(written) = written else { continue }; // it has gone
-        let level = shown.and_then(Option::as_ref).is_some_and(|shown| {
-            if shown.stamp == written.stamp { shown == written } else { shown.stamp >= stamp }
-        });
+        let level = shown
+            .and_then(Option::as_ref)
+            .is_some_and(|shown| if shown.stamp == written.stamp { shown == written } else { shown.stamp >= stamp });
         if !level {
             still.insert(key, stamp);
         }

@@ -5,14 +5,16 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use tidemill_common::redis::RedisFailure;
+use tidemill_common::redis::{Mode, Redis, RedisFailure, Role};
 
-use super::nodes::{self, Node, Role};
+use super::nodes::{self, Node};
 
 /// Answers that are timed.
 const PINGS: usize = 200;
 /// Counters are looked at twice, so long apart.
 const MEASURE: Duration = Duration::from_secs(1);
+/// Of a cluster.
+const SLOTS: u64 = 16_384;
 /// A p99 above this is odd: the gateway waits for Redis, in milliseconds.
 const SLOW_MS: f64 = 20.0;
 /// A share of its memory above this is odd.
@@ -52,6 +54,8 @@ pub struct Status {
     pub hit_rate: Option<f64>,
     /// Slots it has, of a cluster.
     pub slots: Option<u64>,
+    /// Of 100 keys, how many are its, or its master's.
+    pub share: Option<f64>,
     /// Of a replica, bytes that it lacks.
     pub lag_bytes: Option<u64>,
     /// And seconds since its master was heard of.
@@ -66,25 +70,29 @@ pub struct Status {
 /// What a node says.
 pub type Info = BTreeMap<String, String>;
 
-/// Looks at all of these nodes, for a second or so.
-pub async fn look(all: &[Node]) -> Vec<Status> {
+/// Looks at all nodes of a Redis, for a second or so.
+pub async fn look(redis: &Redis) -> Result<Vec<Status>, RedisFailure> {
+    let all = &nodes::nodes(redis).await?;
     let first = futures::future::join_all(all.iter().map(|node| nodes::info(&node.client))).await;
     tokio::time::sleep(MEASURE).await;
     let looks = all.iter().zip(first).map(|(node, first)| async move {
         let (times, second) = (pings(node).await, nodes::info(&node.client).await);
         match (first, second) {
-            (Ok(first), Ok(second)) => judge(&node.address, &first, &second, &times),
+            (Ok(first), Ok(second)) => judge(&node.at.address, &first, &second, &times),
             (_, Err(error)) | (Err(error), _) => silent(node, &error.to_string()),
         }
     });
     let mut found = futures::future::join_all(looks).await;
     follow(all, &mut found);
-    found
+    if redis.mode() == Mode::Cluster {
+        covered(&mut found);
+    }
+    Ok(found)
 }
 
 fn silent(node: &Node, error: &str) -> Status {
     let anomalies = vec![format!("it does not answer ({error}): start it, or take it out")];
-    Status { address: node.address.clone(), role: Some(node.role), anomalies, ..Status::default() }
+    Status { address: node.at.address.clone(), role: Some(node.at.role), anomalies, ..Status::default() }
 }
 
 /// Times to answers, in milliseconds, in order; none of those that failed.
@@ -139,12 +147,15 @@ fn anomalies(status: &Status, info: &Info) -> Vec<String> {
         odd.push(format!("p99 above {SLOW_MS} ms: look at its CPU, at SLOWLOG GET and at its network"));
     }
     if status.evicting > 0 {
-        odd.push("keys are thrown out now: nothing is lost by it, but reads go to Postgres; give it more memory".to_owned());
+        odd.push(
+            "keys are thrown out now: nothing is lost by it, but reads go to Postgres; give it more memory".to_owned(),
+        );
     } else if status.evicted > 0 {
         odd.push("keys were thrown out since it started: give it more memory if that goes on".to_owned());
     }
     if status.memory_max > 0 && status.memory as f64 > status.memory_max as f64 * FULL {
-        let what = "above 90 % of its memory: raise maxmemory, add a node, or set TIDEMILL_STREAM__COMPRESS_SESSIONS_ABOVE";
+        let what =
+            "above 90 % of its memory: raise maxmemory, add a node, or set TIDEMILL_STREAM__COMPRESS_SESSIONS_ABOVE";
         odd.push(what.to_owned());
     }
     // A small one is always fragmented.
@@ -154,13 +165,13 @@ fn anomalies(status: &Status, info: &Info) -> Vec<String> {
     if status.role == Some(Role::Replica) && says("master_link_status", "down") {
         odd.push("its link to the master is down: it shows old values; look at the master and the network".to_owned());
     }
-    if says("cluster_enabled", "1") && says("cluster_state", "fail") {
-        odd.push("the cluster has slots without a master: see redis-cli --cluster check, and --cluster fix".to_owned());
-    }
-    for (name, what) in [("rdb_last_bgsave_status", "its last snapshot"), ("aof_last_write_status", "its last write of the AOF")]
+    for (name, what) in
+        [("rdb_last_bgsave_status", "its last snapshot"), ("aof_last_write_status", "its last write of the AOF")]
     {
         if says(name, "err") {
-            odd.push(format!("{what} failed: look at its log and its disk; with stop-writes-on-bgsave-error it takes no writes"));
+            odd.push(format!(
+                "{what} failed: look at its log and its disk; with stop-writes-on-bgsave-error it takes no writes"
+            ));
         }
     }
     if says("loading", "1") {
@@ -174,7 +185,10 @@ fn follow(all: &[Node], found: &mut [Status]) {
     let offsets: BTreeMap<String, u64> =
         found.iter().filter_map(|status| Some((status.address.clone(), status.offset?))).collect();
     for (node, status) in all.iter().zip(found) {
-        let master = node.master.as_ref().and_then(|master| offsets.get(master));
+        let slots: u64 = node.at.slots.iter().map(|(first, last)| u64::from(last.saturating_sub(*first)) + 1).sum();
+        status.slots = (slots > 0).then_some(slots);
+        status.share = Some(rounded(node.at.share * 100.0));
+        let master = node.at.master.as_ref().and_then(|master| offsets.get(master));
         status.lag_bytes = master.zip(status.offset).map(|(master, own)| master.saturating_sub(own));
         let behind = status.lag_bytes.is_some_and(|bytes| bytes > BEHIND_BYTES)
             || status.lag_seconds.is_some_and(|seconds| seconds > BEHIND_SECONDS);
@@ -182,6 +196,18 @@ fn follow(all: &[Node], found: &mut [Status]) {
             let what = "it is far behind its master: look at the network, and at client-output-buffer-limit replica";
             status.anomalies.push(what.to_owned());
         }
+    }
+}
+
+/// Whether every slot has a master; said once.
+fn covered(found: &mut [Status]) {
+    let masters = found.iter().filter(|status| status.role == Some(Role::Master));
+    let missing = SLOTS.saturating_sub(masters.filter_map(|status| status.slots).sum());
+    if missing > 0
+        && let Some(first) = found.first_mut()
+    {
+        let what = "no reads or writes of their keys: start their master, or see redis-cli --cluster check and fix";
+        first.anomalies.push(format!("{missing} slots have no master, so {what}"));
     }
 }
 
@@ -208,7 +234,10 @@ mod tests {
     fn a_node_is_told_by_what_it_says() {
         let good = status(GOOD);
         assert_eq!(good.anomalies, Vec::<String>::new());
-        assert_eq!((good.ops, good.hit_rate, good.p50_ms, good.p99_ms), (Some(500.0), Some(75.0), Some(0.51), Some(1.0)));
+        assert_eq!(
+            (good.ops, good.hit_rate, good.p50_ms, good.p99_ms),
+            (Some(500.0), Some(75.0), Some(0.51), Some(1.0))
+        );
     }
 
     #[test]

@@ -14,15 +14,21 @@ const LOOKS: usize = 5;
 
 impl Cache {
     /// Those of these keys that do not show what Postgres has, and why. What is behind, since somebody counts on
-    /// meanwhile, is written again and looked at again.
+    /// meanwhile, is written again and looked at again: it is right if it has come forward.
     pub(super) async fn verify(&self, keys: &[Key]) -> Result<BTreeMap<Key, Finding>, ProjectError> {
         let (mut open, mut odd): (BTreeSet<Key>, _) = (keys.iter().cloned().collect(), BTreeMap::new());
+        let mut before = BTreeMap::new();
         for looks in 1.. {
             let mut behind = Vec::new();
             for (key, finding) in look(&self.writer, &open).await? {
                 match finding {
                     Finding::Same | Finding::Nowhere => {}
-                    Finding::Behind(_) | Finding::Absent if looks < LOOKS => behind.push(key),
+                    Finding::Behind(Some(held)) if before.get(&key).is_some_and(|stamp| *stamp < held.stamp) => {}
+                    Finding::Behind(Some(held)) if looks < LOOKS => {
+                        before.insert(key.clone(), held.stamp);
+                        behind.push(key);
+                    }
+                    Finding::Absent if looks < LOOKS => behind.push(key),
                     finding => drop(odd.insert(key, finding)),
                 }
             }
@@ -37,14 +43,17 @@ impl Cache {
 
     /// The same of texts.
     pub(super) async fn verify_plain<'a>(&self, plain: &[&'a Plain]) -> Result<Vec<&'a Plain>, RedisFailure> {
-        Ok(self.plain(plain).await?.into_iter().filter(|(_, held)| *held != Some(true)).map(|(plain, _)| plain).collect())
+        Ok(self
+            .plain(plain)
+            .await?
+            .into_iter()
+            .filter(|(_, held)| *held != Some(true))
+            .map(|(plain, _)| plain)
+            .collect())
     }
 
     /// Whether the texts are there as they should be; none: not at all.
-    pub(super) async fn plain<'a>(
-        &self,
-        plain: &[&'a Plain],
-    ) -> Result<Vec<(&'a Plain, Option<bool>)>, RedisFailure> {
+    pub(super) async fn plain<'a>(&self, plain: &[&'a Plain]) -> Result<Vec<(&'a Plain, Option<bool>)>, RedisFailure> {
         if plain.is_empty() {
             return Ok(Vec::new());
         }

@@ -76,7 +76,8 @@ impl Cache {
             }
             warmed
         };
-        let mut all: Vec<Warmed> = stream::iter(parts.iter().copied()).map(part).buffer_unordered(CONCURRENT).collect().await;
+        let mut all: Vec<Warmed> =
+            stream::iter(parts.iter().copied()).map(part).buffer_unordered(CONCURRENT).collect().await;
         all.sort_by_key(|warmed| warmed.shard);
         all
     }
@@ -91,16 +92,16 @@ impl Cache {
     ) -> Result<(), ProjectError> {
         for pass in [Pass::Write, Pass::Verify] {
             for Contents { project, schemas } in contents {
-                let has_users = shards.of(&keys::seen_users(project)) == number;
+                let has_users = shards.part(&keys::seen_users(project)) == number;
                 let mut walk = Walk::new(project, Of::Live, Utc::now());
                 while !(walk.is_done() || walk.is_at_users() && !has_users) {
                     let (stretch, next) = walk.next(&self.writer.pool, &self.writer.definitions).await?;
                     let mut keys = stretch.keys;
-                    keys.retain(|key| shards.of(&key.name()) == number);
+                    keys.retain(|key| shards.part(&key.name()) == number);
                     self.some(pass, &keys, said, warmed).await?;
                     walk = next;
                 }
-                let plain: Vec<&Plain> = schemas.iter().filter(|plain| shards.of(&plain.key) == number).collect();
+                let plain: Vec<&Plain> = schemas.iter().filter(|plain| shards.part(&plain.key) == number).collect();
                 for plain in plain.chunks(PLAIN) {
                     self.some_plain(pass, plain, said, warmed).await?;
                 }

@@ -317,7 +317,11 @@ mod tests {
         assert_eq!(judge(held.clone(), &copy(0, 1, 5, 10)), Finding::Same);
         assert_eq!(judge(held.clone(), &copy(0, 1, 5, 11)), Finding::Differs(Some(held.stamp)));
         assert_eq!(judge(held.clone(), &copy(0, 1, 6, 11)), Finding::Behind(Some(held.clone())));
-        assert_eq!(judge(held.clone(), &copy(1, 0, 1, 9)), Finding::Behind(Some(held.clone())), "an epoch is above all");
+        assert_eq!(
+            judge(held.clone(), &copy(1, 0, 1, 9)),
+            Finding::Behind(Some(held.clone())),
+            "an epoch is above all"
+        );
         assert!(matches!(judge(held.clone(), &copy(0, 1, 4, 9)), Finding::Ahead(..)));
         assert!(matches!(judge(held.clone(), &copy(0, 0, 9, 9)), Finding::Ahead(..)));
     }

@@ -51,8 +51,7 @@ impl Guard {
         let same = |other: &Place| other.partition == place.partition && other.topic == place.topic;
         let known = self.ours.iter().any(|(other, ours)| same(other) && ours.known);
         // Of another incarnation, or another generation, it is ours no more.
-        self.ours
-            .retain(|other, _| !same(other) || *other == place);
+        self.ours.retain(|other, _| !same(other) || *other == place);
         let shown = projected.min(next);
         let ours = Ours { opened: next, next, began: -1, shown, looked: false, known, doubt: None };
         self.ours.insert(place, ours);
