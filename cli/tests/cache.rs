@@ -7,9 +7,10 @@ use std::process::{Command, Output, Stdio};
 use redis::AsyncCommands;
 use serde_json::{Value, json};
 use tidemill_common::event::Event;
+use tidemill_common::redis::Redis;
 use tidemill_stream::window::Granularity;
 use tidemill_stream::{Config, keys};
-use tidemill_testkit::{PrivateRedis, Stack, event, eventually};
+use tidemill_testkit::{PrivateRedis, Redises, Stack, event, eventually};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -313,4 +314,42 @@ async fn it_runs_beside_a_worker_that_writes_newer_values() {
     worker.stop().await;
     let (code, report) = run(&stack, &redis, &["audit"]);
     assert_eq!((code, &report["to_mend"]), (Some(0), &json!(0)), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clusters_and_rings_are_filled_master_by_master() {
+    let ((stack, redis), cluster, ring) = (filled().await, Redises::cluster().await, Redises::ring().await);
+    for several in [&cluster, &ring] {
+        let url = several.url.as_str();
+        let (code, done) = run(&stack, &redis, &["warm", "--to", url, "--yes"]);
+        let shards = done["shards"].as_array().expect("shards");
+        let names: Vec<&str> = shards.iter().map(|part| part["name"].as_str().unwrap()).collect();
+        assert_eq!((code, names.len()), (Some(0), 3), "{done}");
+        assert!(names.iter().all(|name| several.nodes.iter().any(|node| node == name)), "{names:?}");
+        assert!(shards.iter().all(|part| part["verified"].as_u64() > Some(0)), "{done}");
+        let (code, report) = run(&stack, &redis, &["audit", "--url", url]);
+        assert_eq!((code, &report["to_mend"]), (Some(0), &json!(0)), "{report}");
+        assert_eq!(tally(&report, "sessions")["equal"], json!(USERS));
+
+        let client = Redis::background(url).unwrap();
+        let older = |user: usize| keys::session(&stack.project, &format!("s-{user}"));
+        let mut wrong = redis::pipe();
+        for user in 0..USERS {
+            wrong.cmd("HSET").arg(older(user)).arg("version").arg(0).ignore();
+        }
+        client.run::<()>(&wrong).await.unwrap();
+        let (code, report) = run(&stack, &redis, &["audit", "--url", url, "--repair", "--yes"]);
+        assert_eq!((code, &tally(&report, "sessions")["behind"]), (Some(0), &json!(USERS)), "{report}");
+        let (code, report) = run(&stack, &redis, &["audit", "--url", url]);
+        assert_eq!((code, &report["to_mend"]), (Some(0), &json!(0)), "{report}");
+
+        let (code, nodes) = run(&stack, &redis, &["status", "--url", url]);
+        let nodes = nodes.as_array().expect("nodes");
+        assert_eq!((code, nodes.len()), (Some(0), several.nodes.len()), "{nodes:?}");
+        let masters = nodes.iter().filter(|node| node["role"] == "master");
+        let share: f64 = masters.map(|node| node["share"].as_f64().unwrap()).sum();
+        assert!((share - 100.0).abs() < 0.1, "{share} of 100 keys");
+        let uncovered = nodes.iter().filter(|node| node["anomalies"].to_string().contains("slots have no master"));
+        assert_eq!(uncovered.count(), 0, "{nodes:?}");
+    }
 }

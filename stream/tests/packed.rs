@@ -65,9 +65,12 @@ async fn what_compression_saves_and_costs() {
                 for (name, value) in stamp {
                     write.arg(name).arg(value);
                 }
-                match packed.as_ref().filter(|_| key == "packed") {
-                    Some(packed) => drop(write.arg(packed::FIELD).arg(packed).to_owned()),
-                    None => fields.iter().for_each(|(name, value)| drop(write.arg(name).arg(value).to_owned())),
+                if let Some(packed) = packed.as_ref().filter(|_| key == "packed") {
+                    write.arg(packed::FIELD).arg(packed);
+                } else {
+                    for (name, value) in &fields {
+                        write.arg(name).arg(value);
+                    }
                 }
                 let _: () = redis::pipe().del(key).add_command(write).query_async(&mut connection).await.unwrap();
             }
