@@ -40,6 +40,20 @@ pub struct Copy {
     value: Value,
 }
 
+impl Copy {
+    /// Whether both say the same, of whatever version. Carts bear the versions of their sessions, which rise without
+    /// them.
+    fn shows(&self, other: &Self) -> bool {
+        let state = |copy: &Self| (copy.stamp.epoch, copy.stamp.generation);
+        let without_version = |copy: &Self| {
+            let mut value = copy.value.clone();
+            value.as_object_mut().map(|fields| fields.remove("version"));
+            value
+        };
+        state(self) == state(other) && self.stamp <= other.stamp && without_version(self) == without_version(other)
+    }
+}
+
 /// What a comparison says.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Finding {
@@ -142,6 +156,7 @@ async fn looked(writer: &Writer, keys: &BTreeSet<Key>) -> Result<Looked, Project
             (None, Some(_)) => Finding::Absent,
             (Some(held), None) => Finding::Alone(held.map(|copy| copy.stamp)),
             (Some(None), Some(_)) => Finding::Differs(None),
+            (Some(Some(held)), Some(stored)) if matches!(key, Key::Cart(_)) && held.shows(&stored) => Finding::Same,
             (Some(Some(held)), Some(stored)) => judge(held, &stored),
         };
         found.insert(key.clone(), finding);
@@ -324,6 +339,16 @@ mod tests {
         );
         assert!(matches!(judge(held.clone(), &copy(0, 1, 4, 9)), Finding::Ahead(..)));
         assert!(matches!(judge(held.clone(), &copy(0, 0, 9, 9)), Finding::Ahead(..)));
+    }
+
+    #[test]
+    fn a_cart_may_be_older_than_its_session() {
+        let cart = |version: i64, items: i64| Copy {
+            stamp: Stamp { epoch: 0, generation: 1, version },
+            value: json!({ "total_items": items.to_string(), "version": version.to_string() }),
+        };
+        assert!(cart(5, 2).shows(&cart(6, 2)) && cart(6, 2).shows(&cart(6, 2)));
+        assert!(!cart(5, 1).shows(&cart(6, 2)) && !cart(7, 2).shows(&cart(6, 2)));
     }
 
     #[test]
