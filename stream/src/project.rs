@@ -7,6 +7,7 @@
 mod again;
 mod audit;
 pub(crate) mod compare;
+pub(crate) mod copies;
 mod guard;
 pub(crate) mod list;
 pub(crate) mod lost;

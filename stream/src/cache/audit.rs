@@ -5,11 +5,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::Utc;
-use serde::Serialize;
 use tidemill_common::redis::{Redis, RedisFailure};
 
+use super::report::{Audit, MOST_ODD, Tally};
 use super::scan::{Found, Scan, members, parse};
-use super::{Cache, Contents, Kind, Node, Plain, verify};
+use super::{Cache, Contents, Kind, Node, Plain};
 use crate::keys;
 use crate::project::ProjectError;
 use crate::project::compare::{Finding, GRACE, look};
@@ -20,119 +20,11 @@ use crate::window::Granularity;
 
 /// Keys that are looked at together.
 const CHUNK: usize = 1_000;
-/// More keys that are not as they should be are counted, and not mended before the next audit.
-const MOST_ODD: usize = 100_000;
 /// A value that goes on changing is looked at so often.
 const LOOKS: usize = 3;
-/// Examples that are kept.
-const EXAMPLES: usize = 20;
-
-/// How many copies of a kind are how.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub struct Tally {
-    /// That Redis or Postgres have.
-    pub compared: u64,
-    /// Both say the same.
-    pub equal: u64,
-    /// Redis shows an older version.
-    pub behind: u64,
-    /// Only Postgres has it, and readers ask there: no mistake.
-    pub missing: u64,
-    /// Redis shows a version that Postgres has not come to.
-    pub ahead: u64,
-    /// Redis says something else of the same version, or nothing that can be read.
-    pub corrupt: u64,
-    /// Postgres knows nothing of it.
-    pub foreign: u64,
-    /// A replica shows less than its master did some seconds before, or something else.
-    pub replica_behind: u64,
-}
-
-/// What an audit has found.
-#[derive(Debug, Default)]
-pub struct Audit {
-    /// By kind.
-    pub tallies: BTreeMap<Kind, Tally>,
-    /// Some of what is not as it should be.
-    pub examples: Vec<String>,
-    pub(super) odd: Odd,
-}
-
-/// What has to be mended.
-#[derive(Debug, Default)]
-pub struct Odd {
-    pub(super) keys: BTreeMap<Key, Finding>,
-    /// Keys that stand for nothing.
-    pub(super) foreign: Vec<String>,
-    pub(super) plain: Vec<Plain>,
-}
 
 /// How many keys have been looked at.
 pub type Said<'a> = &'a (dyn Fn(u64) + Sync);
-
-impl Tally {
-    /// Whether something is wrong; what is missing is not.
-    pub fn is_wrong(&self) -> bool {
-        self.behind + self.ahead + self.corrupt + self.foreign + self.replica_behind > 0
-    }
-
-    fn add(&mut self, finding: &Finding) {
-        let counter = match finding {
-            Finding::Same => &mut self.equal,
-            Finding::Behind(_) => &mut self.behind,
-            Finding::Absent => &mut self.missing,
-            Finding::Ahead(..) => &mut self.ahead,
-            Finding::Differs(_) => &mut self.corrupt,
-            Finding::Alone(_) => &mut self.foreign,
-            Finding::Nowhere => return,
-        };
-        *counter += 1;
-        self.compared += 1;
-    }
-}
-
-impl Audit {
-    /// Whether something is wrong.
-    pub fn is_wrong(&self) -> bool {
-        self.tallies.values().any(Tally::is_wrong)
-    }
-
-    /// How many things `repair` would write or delete.
-    pub fn to_mend(&self) -> usize {
-        self.odd.keys.len() + self.odd.foreign.len() + self.odd.plain.len()
-    }
-
-    fn count(&mut self, kind: Kind, finding: &Finding) {
-        self.tallies.entry(kind).or_default().add(finding);
-    }
-
-    pub(super) fn example(&mut self, text: String) {
-        if self.examples.len() < EXAMPLES {
-            self.examples.push(text);
-        }
-    }
-
-    fn last(&mut self, key: Key, finding: Finding) {
-        self.count(Kind::of(&key), &finding);
-        if matches!(finding, Finding::Same | Finding::Nowhere) {
-            return;
-        }
-        if finding != Finding::Absent {
-            self.example(verify::explain(&key, &finding));
-        }
-        if self.odd.keys.len() < MOST_ODD {
-            self.odd.keys.insert(key, finding);
-        }
-    }
-
-    fn foreign(&mut self, kind: Kind, key: String) {
-        self.count(kind, &Finding::Alone(None));
-        self.example(format!("{key}: Postgres has no such thing"));
-        if self.odd.foreign.len() < MOST_ODD {
-            self.odd.foreign.push(key);
-        }
-    }
-}
 
 /// An audit under way.
 struct Auditor<'a> {

@@ -7,11 +7,11 @@ use redis::Script;
 use serde::Serialize;
 use tidemill_common::redis::RedisFailure;
 
-use super::audit::{Audit, Odd};
+use super::report::{Audit, Odd};
 use super::{Cache, verify};
+use crate::live_session::Stamp;
 use crate::project::compare::Finding;
 use crate::project::pending::Key;
-use crate::live_session::Stamp;
 use crate::project::{ProjectError, lost, marks};
 
 /// Commands per round trip.

@@ -10,6 +10,7 @@ pub mod claims;
 mod mend;
 mod nodes;
 mod replicas;
+mod report;
 mod scan;
 mod shards;
 pub mod status;
@@ -20,9 +21,10 @@ use serde::Serialize;
 use sqlx::PgPool;
 use tidemill_common::redis::Redis;
 
-pub use audit::{Audit, Said as Looking, Tally};
+pub use audit::Said as Looking;
 pub use mend::Mended;
 pub use nodes::{Node, nodes, place};
+pub use report::{Audit, Tally};
 pub use shards::Shards;
 pub use warm::{CONCURRENT, Said, Warmed};
 

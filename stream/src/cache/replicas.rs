@@ -7,11 +7,12 @@ use tidemill_common::redis::{Redis, RedisFailure};
 use super::scan::{Found, Scan, parse};
 use super::{Cache, Kind, Node};
 use crate::fold::rollups::RollupKey;
+use crate::live_session::Stamp;
 use crate::project::ProjectError;
-use crate::project::compare::{Copy, GRACE, held};
+use crate::project::compare::GRACE;
+use crate::project::copies::{Copy, held};
 use crate::project::list;
 use crate::project::pending::Key;
-use crate::live_session::Stamp;
 
 /// Copies of one node, by their keys in Redis.
 type Copies = BTreeMap<Key, Option<Copy>>;

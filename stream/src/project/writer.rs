@@ -103,7 +103,8 @@ impl Writer {
         let now = Utc::now().timestamp_millis();
         latest.retain(|session| session.expires_ms > now);
         let (present, past): (Vec<_>, Vec<_>) = latest.into_iter().partition(is_present);
-        let (written, mut unwritten) = (write::sessions(&self.redis, &present, self.compress_above).await, Unwritten::default());
+        let (written, mut unwritten) =
+            (write::sessions(&self.redis, &present, self.compress_above).await, Unwritten::default());
         unwritten.add(written.missed, written.why, Key::Session);
         let past = past.into_iter().map(|session| session.key);
         Ok((past.chain(written.absent).map(Key::Session).collect(), unwritten))
