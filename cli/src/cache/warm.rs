@@ -177,8 +177,8 @@ mod tests {
 
     #[test]
     fn parts_are_numbered_from_one() {
-        assert_eq!(parts(&[], 3).unwrap(), [1, 2, 3]);
-        assert_eq!(parts(&[3, 1], 3).unwrap(), [3, 1]);
+        assert_eq!(parts(&[], 3).expect("all"), [1, 2, 3]);
+        assert_eq!(parts(&[3, 1], 3).expect("two"), [3, 1]);
         assert!(parts(&[0], 3).is_err() && parts(&[4], 3).is_err());
         assert_eq!(again(&[1, 2, 5], |part| part != 2), " with --shard 1,5");
     }

@@ -13,10 +13,9 @@ use super::{Cache, Contents, Kind, Node, Plain};
 use crate::keys;
 use crate::project::ProjectError;
 use crate::project::compare::{Finding, GRACE, look};
-use crate::project::list::{self, Of};
+use crate::project::list::{self, Asked, Of};
 use crate::project::pending::Key;
 use crate::project::walk::Walk;
-use crate::window::Granularity;
 
 /// Keys that are looked at together.
 const CHUNK: usize = 1_000;
@@ -107,7 +106,7 @@ impl Auditor<'_> {
     }
 
     /// The windows that keys stand for; those that stand for none are foreign.
-    async fn windows(&mut self, found: &[(&String, (&str, &str, Granularity, i64))]) -> Result<Vec<Key>, ProjectError> {
+    async fn windows(&mut self, found: &[(&String, Asked<'_>)]) -> Result<Vec<Key>, ProjectError> {
         let writer = &self.cache.writer;
         let definitions = writer.definitions.current().await?;
         let mut windows = Vec::new();

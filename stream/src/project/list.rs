@@ -133,12 +133,11 @@ pub async fn windows(
         .collect()
 }
 
-/// The windows that a copy may stand for, by project, what is asked for, granularity and start in seconds since 1970: an
-/// event type's, or a metric's, or both; of live generations.
-pub async fn identify(
-    pool: &PgPool,
-    asked: &[(&str, &str, Granularity, i64)],
-) -> Result<Vec<Vec<RollupKey>>, sqlx::Error> {
+/// A window as its copy's key has it: its project, what is asked for, and its start in seconds since 1970.
+pub type Asked<'a> = (&'a str, &'a str, Granularity, i64);
+
+/// The windows that each may stand for: an event type's, or a metric's, or both; of live generations.
+pub async fn identify(pool: &PgPool, asked: &[Asked<'_>]) -> Result<Vec<Vec<RollupKey>>, sqlx::Error> {
     let mut known = vec![Vec::new(); asked.len()];
     if asked.is_empty() {
         return Ok(known);
