@@ -101,8 +101,13 @@ mod tests {
         let window = keys::metric("shop", "it's 1m:7", Granularity::Hour, -3_600);
         assert_eq!(parse(&window), Some(Found::Window("shop", "it's 1m:7", Granularity::Hour, -3_600)));
         assert_eq!(parse(&keys::seen_users("shop")), Some(Found::Users("shop")));
-        for other in [&*keys::projection("shop"), &keys::projecting("shop"), "event:shop:e", "metric:shop:7", "metric:"]
-        {
+        for other in [
+            &*keys::projection("shop", ""),
+            &keys::projecting("shop", "{7}"),
+            "event:shop:e",
+            "metric:shop:7",
+            "metric:",
+        ] {
             assert_eq!(parse(other), None, "{other}");
         }
     }
