@@ -2,6 +2,7 @@
 
 mod archive;
 mod audit;
+mod cache;
 mod completion;
 mod consent;
 mod dlq;
@@ -31,6 +32,7 @@ use tidemill_common::config::Settings;
 use tidemill_common::failpoint;
 use tidemill_common::telemetry::start_logging;
 
+use crate::cache::Wrong;
 use crate::consent::Declined;
 use crate::output::{Output, told};
 use crate::services::Service;
@@ -111,6 +113,9 @@ enum Command {
     /// The archive: maintenance, retention, and deletion of a user's events
     #[command(subcommand)]
     Archive(archive::Command),
+    /// Hot copies in Redis: fill it, compare it with Postgres, look at its nodes
+    #[command(subcommand)]
+    Cache(cache::Command),
     /// Dead letters: records that were no events, until they are sent through again or discarded
     #[command(subcommand)]
     Dlq(dlq::Command),
@@ -143,7 +148,7 @@ async fn main() -> ExitCode {
             eprintln!("error: {}", told(&error));
             match error {
                 error if error.is::<Declined>() => DECLINED.into(),
-                error if error.is::<Differs>() => DIFFERS.into(),
+                error if error.is::<Differs>() || error.is::<Wrong>() => DIFFERS.into(),
                 _ => ExitCode::FAILURE,
             }
         }
@@ -178,6 +183,7 @@ async fn operate(command: Command, output: Output) -> anyhow::Result<()> {
         Command::Spool(spool) => spool::run(spool, &connections, output).await,
         Command::Schemas(command) => schemas::run(command, &connections, output).await,
         Command::Archive(command) => archive::run(command, &connections, output).await,
+        Command::Cache(command) => cache::run(command, &settings, output).await,
         Command::Dlq(command) => dlq::run(command, &connections, output).await,
         Command::Replay(command) => replay::run(command, &settings, output).await,
         Command::Loadgen(args) => loadgen::run(args).await,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use rdkafka::ClientConfig;
 use rdkafka::message::{Header, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
@@ -235,6 +236,12 @@ impl Http {
     /// What the answers were like since this was last asked.
     pub fn answered(&self) -> Answered {
         std::mem::take(&mut *self.answered.lock().expect("no holder panics"))
+    }
+
+    /// Sends events once more; gives how many the gateway knew. Not in the journal, which has them.
+    pub async fn offer_again(&self, events: &[Event]) -> anyhow::Result<usize> {
+        let verdicts = self.post(&events.iter().collect::<Vec<_>>()).await.context("the gateway does not answer")?;
+        Ok(verdicts.iter().filter(|verdict| verdict.status == "duplicate").count())
     }
 
     async fn post(&self, events: &[&Event]) -> Option<Vec<Verdict>> {

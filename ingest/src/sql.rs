@@ -18,6 +18,10 @@ const DELETE_OLD_BATCHES: &str = "DELETE FROM ingest_batches WHERE received_at <
 
 const NEWEST_SCHEMAS: &str = "SELECT DISTINCT ON (event_type) event_type, schema FROM event_schemas \
      WHERE project = $1 AND event_type = ANY($2) ORDER BY event_type, version DESC";
+/// With the project's last registration, in one statement, so that both are of one time.
+const CHECKED_SCHEMAS: &str = "SELECT DISTINCT ON (s.event_type) s.event_type, s.schema, p.schemas_changed_at \
+     FROM projects p JOIN event_schemas s ON s.project = p.id \
+     WHERE p.id = $1 AND p.deleted_at IS NULL AND p.schema_mode <> 'off' ORDER BY s.event_type, s.version DESC";
 /// One registration at a time in a project.
 const LOCK_PROJECT: &str = "SELECT schema_mode FROM projects WHERE id = $1 AND deleted_at IS NULL FOR UPDATE";
 const SCHEMA_MODE: &str = "SELECT schema_mode FROM projects WHERE id = $1 AND deleted_at IS NULL";
@@ -81,6 +85,11 @@ pub async fn newest_schemas(
     event_types: &[String],
 ) -> Result<Vec<(String, Value)>, sqlx::Error> {
     sqlx::query_as(NEWEST_SCHEMAS).bind(project).bind(event_types).fetch_all(pool).await
+}
+
+/// The newest schemas of all of a project's event types, and when they last changed; none where nothing is checked.
+pub async fn checked_schemas(pool: &PgPool, project: &str) -> Result<Vec<(String, Value, DateTime<Utc>)>, sqlx::Error> {
+    sqlx::query_as(CHECKED_SCHEMAS).bind(project).fetch_all(pool).await
 }
 
 /// Whether there is such a project; it is locked until the transaction ends.

@@ -10,6 +10,7 @@ use tidemill_stream::decimal::Decimal;
 use tidemill_stream::fold::carts::{self, Cart};
 use tidemill_stream::keys;
 use tidemill_stream::metric::Aggregation;
+use tidemill_stream::packed;
 use tidemill_stream::window::Granularity;
 
 use crate::metrics::Source;
@@ -94,10 +95,9 @@ pub async fn cart(redis: &Redis, project: &Project, session_key: &str) -> Option
 async fn hash(redis: &Redis, project: &Project, key: String) -> Option<HashMap<String, String>> {
     let mut pipeline = redis::pipe();
     pipeline.cmd("HGETALL").arg(key);
-    match redis.run::<(HashMap<String, String>,)>(&pipeline).await {
-        Ok((hash,)) => {
-            Some(hash).filter(|hash| hash.get("generation").is_some_and(|text| text.parse() == Ok(project.generation)))
-        }
+    match redis.run::<(HashMap<String, Vec<u8>>,)>(&pipeline).await {
+        Ok((hash,)) => packed::unpack(hash)
+            .filter(|hash| hash.get("generation").is_some_and(|text| text.parse() == Ok(project.generation))),
         Err(error) => {
             tracing::debug!(%error, "a session or cart is read from Postgres");
             None

@@ -6,7 +6,7 @@ mod support;
 use chrono::{DateTime, TimeDelta, Utc};
 use serde_json::json;
 use support::{Api, insert_session, insert_user, new_key, time};
-use tidemill_stream::{keys, session_key};
+use tidemill_stream::{keys, packed, session_key};
 
 #[tokio::test]
 async fn a_session_id_has_its_latest_session_and_all_of_them() {
@@ -81,6 +81,24 @@ async fn hash(api: &Api, last: DateTime<Utc>, generation: &str, total: &str) {
     api.redis(&["EXPIRE", &key, "600"]).await;
 }
 
+/// The hash that stands there, as workers write it that compress.
+async fn compress(api: &Api) {
+    let key = keys::session(&api.stack.project, "live");
+    let client = redis::Client::open(api.stack.connections.redis_url.as_str()).unwrap();
+    let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+    let fields: Vec<(String, String)> = redis::AsyncCommands::hgetall(&mut connection, &key).await.unwrap();
+    let fields: Vec<(&'static str, String)> = fields
+        .into_iter()
+        .map(|(name, value)| (&*name.leak(), value))
+        .filter(|(name, _)| *name != "generation")
+        .collect();
+    let longer = [&fields[..], &[("currentPage", "/?".to_owned() + &"utm_source=x&".repeat(50))]].concat();
+    let packed = packed::pack(&longer, Some(0)).unwrap();
+    let mut write = redis::pipe();
+    write.del(&key).hset(&key, "generation", "0").hset(&key, packed::FIELD, packed).expire(&key, 600);
+    write.query_async::<()>(&mut connection).await.unwrap();
+}
+
 #[tokio::test]
 async fn a_live_session_comes_from_redis_unless_postgres_knows_more() {
     let api = Api::start().await;
@@ -94,6 +112,9 @@ async fn a_live_session_comes_from_redis_unless_postgres_knows_more() {
     assert_eq!(total().await, 5, "no hash");
     hash(&api, last, "0", "70").await;
     assert_eq!(total().await, 70);
+    compress(&api).await;
+    assert_eq!(total().await, 70);
+    assert!(api.get("/v1/sessions/live").await.1["currentPage"].as_str().unwrap().ends_with("utm_source=x&"));
     hash(&api, last, "1", "70").await;
     assert_eq!(total().await, 5, "another generation");
     hash(&api, last - TimeDelta::seconds(1), "0", "70").await;

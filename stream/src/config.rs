@@ -41,6 +41,8 @@ pub struct Config {
     /// Shortest time between two writes of one Redis key, in milliseconds; at least two seconds while the worker is
     /// behind.
     pub hot_key_interval_ms: u64,
+    /// Copies of sessions with more bytes of text than this are compressed; none: no copy is.
+    pub compress_sessions_above: Option<usize>,
     /// How often a sample of Redis is compared with Postgres, in milliseconds.
     pub audit_interval_ms: u64,
     /// How long a partition may stand still while the log goes on, before the worker is not ready, in milliseconds.
@@ -97,6 +99,7 @@ impl Default for Config {
             poison_share: 0.5,
             poison_records: 1_000,
             hot_key_interval_ms: 400,
+            compress_sessions_above: None,
             audit_interval_ms: 60_000,
             stall_ms: 60_000,
             lag_interval_ms: 5_000,

@@ -1,6 +1,7 @@
 //! The stream worker: a consumer group that turns the log into sessions and metrics, exactly once in effect.
 
 mod apply;
+pub mod cache;
 mod config;
 pub mod decimal;
 pub mod dlq;
@@ -19,6 +20,7 @@ mod letters;
 mod live;
 pub mod live_session;
 pub mod metric;
+pub mod packed;
 mod poison;
 mod project;
 pub mod properties;
@@ -60,7 +62,7 @@ use letters::Letters;
 use live::Preparer;
 use metric::Definitions;
 use poison::Limit;
-use project::{Intervals, Projector};
+use project::{Intervals, Projector, Writer};
 use publish::{Outlet, Publisher};
 use sort::Sorter;
 use state::State;
@@ -163,7 +165,10 @@ pub async fn run(
             Limit { share: config.poison_share, records: config.poison_records },
             mixes,
         ),
-        projector: Projector::start(pool.clone(), redis, definitions, intervals),
+        projector: Projector::start(
+            Writer { pool: pool.clone(), redis, definitions, compress_above: config.compress_sessions_above },
+            intervals,
+        ),
         positions,
         health: health.clone(),
         shutdown: shutdown.clone(),

@@ -6,16 +6,18 @@
 
 mod again;
 mod audit;
-mod compare;
+pub(crate) mod compare;
+pub(crate) mod copies;
 mod guard;
 pub(crate) mod list;
-mod lost;
-mod marks;
+pub(crate) mod lost;
+pub(crate) mod marks;
 mod mutant;
-mod pending;
+pub(crate) mod pending;
 pub(crate) mod read;
 mod task;
-mod write;
+pub(crate) mod walk;
+pub(crate) mod write;
 mod writer;
 
 use std::collections::{BTreeSet, HashMap};
@@ -23,14 +25,11 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use sqlx::PgPool;
 use tidemill_common::names::project_of;
-use tidemill_common::redis::Redis;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use crate::ledger::{Place, Position};
-use crate::metric::Definitions;
 use crate::store::Touched;
 use pending::Positions;
 use task::Projection;
@@ -74,10 +73,10 @@ enum Note {
 
 impl Projector {
     /// Starts it, with nothing to project. Needs a tokio runtime.
-    pub fn start(pool: PgPool, redis: Redis, definitions: Definitions, intervals: Intervals) -> Self {
+    pub fn start(writer: Writer, intervals: Intervals) -> Self {
         let (notes, received) = mpsc::unbounded_channel();
         let progress = Arc::<Progress>::default();
-        let projection = Projection::new(Writer { pool, redis, definitions }, intervals, Arc::clone(&progress));
+        let projection = Projection::new(writer, intervals, Arc::clone(&progress));
         Self { notes, progress, task: tokio::spawn(projection.run(received)) }
     }
 

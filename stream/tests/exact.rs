@@ -129,6 +129,38 @@ async fn an_older_copy_of_redis_is_brought_level() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn another_redis_that_others_have_filled_is_brought_level() {
+    let (stack, old, new) = (Stack::new().await, PrivateRedis::start().await, PrivateRedis::start().await);
+    let running = start(&stack, &old, "a").await;
+    stack.send_all(&live_traffic(0..300, 20)).await;
+    drained(&stack).await;
+    level(&stack, &old).await;
+    marked(&stack).await;
+    running.stop().await;
+    let running = start(&stack, &new, "a").await;
+    level(&stack, &new).await;
+    whole(&stack, &new).await;
+    running.stop().await;
+    // As if all of that had been done by another worker, with other partitions, while this one was at the old Redis.
+    let marks = keys::projection(&stack.project, "");
+    let mut connection = new.connection().await;
+    let fields: Vec<String> = connection.hkeys(&marks).await.unwrap();
+    for field in fields.iter().filter(|field| *field != "whole") {
+        let _: () = connection.hdel(&marks, field).await.unwrap();
+    }
+    let running = start(&stack, &old, "a").await;
+    stack.send_all(&live_traffic(300..600, 20)).await;
+    drained(&stack).await;
+    level(&stack, &old).await;
+    marked(&stack).await;
+    running.stop().await;
+    assert!(!differences(&stack, new.connection().await).await.is_empty(), "it has missed something");
+    let running = start(&stack, &new, "a").await;
+    level_within(SOON, &stack, &new).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_redis_process_that_takes_over_older_data_is_brought_level() {
     let (stack, redis) = (Stack::new().await, PrivateRedis::start().await);
     let running = start(&stack, &redis, "a").await;

@@ -10,6 +10,7 @@ mod processes;
 mod producers;
 mod redis;
 mod redis_modes;
+mod redis_move;
 mod redrive;
 mod replay;
 mod steps;
@@ -78,6 +79,7 @@ pub fn all() -> Vec<Row> {
     rows.extend(store::rows());
     rows.extend(postgres::rows());
     rows.extend(redis::rows());
+    rows.extend(redis_move::rows());
     rows.extend(redrive::rows());
     rows.extend(kafka::rows());
     rows.extend(replay::rows());

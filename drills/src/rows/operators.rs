@@ -18,8 +18,16 @@ use crate::send::Http;
 use crate::settle::until;
 
 /// The rows of `make drill-operators`.
-pub const OPERATORS: [&str; 7] =
-    ["redrive", "hot-partition", "replay", "redis-sentinel", "redis-cluster", "redis-reshard", "redis-ring"];
+pub const OPERATORS: [&str; 8] = [
+    "redrive",
+    "hot-partition",
+    "replay",
+    "redis-sentinel",
+    "redis-cluster",
+    "redis-reshard",
+    "redis-ring",
+    "redis-move",
+];
 
 const LOUD: &str = "loud";
 const HOT: i32 = 1;

@@ -29,7 +29,9 @@ use self::cache::{Cache, Found, Known};
 use self::lookup::Lookup;
 use self::reports::Reports;
 pub use self::schema::{BadSchema, MOST_BYTES, Violation};
-pub use self::store::{Listed, Registered, Registration, SchemaError, Shown, list, mode, register, set_mode, show};
+pub use self::store::{
+    Cached, Listed, Registered, Registration, SchemaError, Shown, cached, list, mode, register, set_mode, show,
+};
 
 /// The schemas of all projects.
 pub struct JsonSchemas {

@@ -3,14 +3,14 @@
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use serde_json::Value;
-use sqlx::{Connection, PgConnection};
+use sqlx::{Connection, PgConnection, PgPool};
 use tidemill_common::event::MAX_EVENT_TYPE;
 use tidemill_common::projects::SchemaMode;
 use utoipa::ToSchema;
 
 use super::compat;
 use super::schema::{self, BadSchema};
-use crate::sql;
+use crate::{keys, sql};
 
 /// Most event types with a schema in a project, and most versions of all of them.
 const MOST_TYPES: i64 = 1_000;
@@ -194,4 +194,25 @@ pub async fn set_mode(db: &mut PgConnection, project: &str, mode: SchemaMode) ->
         true => Ok(()),
         false => Err(SchemaError::NoProject(project.to_owned())),
     }
+}
+
+/// A newest schema as gateways cache it in Redis.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cached {
+    /// Its key there.
+    pub key: String,
+    /// Its text.
+    pub value: String,
+    /// How long it stands, in seconds.
+    pub seconds: u64,
+}
+
+/// What Redis should have of a project's schemas; nothing where events are not checked.
+pub async fn cached(pool: &PgPool, project: &str) -> Result<Vec<Cached>, sqlx::Error> {
+    let of = |(event_type, schema, changed): (String, Value, DateTime<Utc>)| Cached {
+        key: keys::newest_schema(project, &event_type, changed.timestamp_micros()),
+        value: schema.to_string(),
+        seconds: keys::SCHEMA_S,
+    };
+    Ok(sql::checked_schemas(pool, project).await?.into_iter().map(of).collect())
 }

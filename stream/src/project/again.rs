@@ -7,21 +7,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use futures::future::join_all;
 
-use super::list::{self, Of, WindowCursor};
+use super::list::Of;
 use super::lost::{self, Missed};
 use super::marks::{self, Shard};
 use super::pending::Key;
-use super::write::redis_key;
+use super::walk::Walk;
 use super::{ProjectError, Writer};
-use crate::window::Granularity;
 
-/// Keys per stretch.
-const SESSIONS: i64 = 1_000;
-const WINDOWS: i64 = 200;
-const USERS: i64 = 5_000;
 /// A worker that has not been heard of for this long does not go on with it, in milliseconds.
 const LEASE: u64 = 5_000;
 
@@ -36,20 +31,9 @@ pub struct Again {
     generation: i32,
     /// The nodes at which the lease is ours, and what each will be whole for. One that is lost on the way is out.
     shards: Vec<(Arc<Shard>, String)>,
-    of: Of,
-    next: Stage,
+    walk: Walk,
     started: Instant,
     keys: usize,
-}
-
-enum Stage {
-    Windows(usize, WindowCursor),
-    /// Of an epoch that is lost.
-    Lost(usize),
-    Sessions((i32, String)),
-    Carts(String),
-    Users(String),
-    Done,
 }
 
 /// How far it has got.
@@ -84,10 +68,10 @@ impl Again {
             return Ok(None);
         }
         metrics::counter!("tidemill_stream_reprojections_total").increment(1);
-        let next = first_windows(0, Utc::now());
+        let walk = Walk::new(project, Of::Live, Utc::now());
         let (project, started) = (project.to_owned(), Instant::now());
         let (stale, shards) = (false, taken);
-        Ok(Some(Self { project, stale, token, epoch, generation, shards, of: Of::Live, next, started, keys: 0 }))
+        Ok(Some(Self { project, stale, token, epoch, generation, shards, walk, started, keys: 0 }))
     }
 
     /// Writes the next stretch.
@@ -98,26 +82,31 @@ impl Again {
         if self.shards.is_empty() {
             return Ok(Step::Lost);
         }
-        let (keys, missed, next) = self.stretch(writer).await?;
-        let missed = missed.with(match self.of {
+        let (stretch, next) = self.walk.next(&writer.pool, &writer.definitions).await?;
+        let mut missed = match self.walk.of {
             Of::Live => {
-                let unwritten = writer.write(&keys).await?;
-                Missed { keys: unwritten.keys.iter().map(redis_key).collect(), why: unwritten.why }
+                let unwritten = writer.write(&stretch.keys).await?;
+                Missed { keys: unwritten.keys.iter().map(Key::name).collect(), why: unwritten.why }
             }
-            Of::Kept => writer.forget(&keys, self.epoch, self.generation).await?,
-        });
+            Of::Kept => writer.forget(&stretch.keys, self.epoch, self.generation).await?,
+        };
+        if let Some(granularity) = stretch.ended {
+            // What this epoch has is written by now.
+            let (now, stamp) = (Utc::now().timestamp(), (self.epoch, self.generation));
+            missed = missed.with(lost::of_sessions(&writer.redis, &self.project, granularity, stamp, now).await);
+        }
         // At other nodes it will be missed, and projected, when they are there again.
         if let Some(why) = missed.why
             && missed.keys.iter().any(|key| self.is_at_ours(writer, key))
         {
             return Err(why.into());
         }
-        self.keys += keys.len();
-        self.next = next;
-        if matches!(self.next, Stage::Done) && self.of == Of::Live {
-            (self.of, self.next) = (Of::Kept, first_windows(0, Utc::now()));
+        self.keys += stretch.keys.len();
+        self.walk = next;
+        if self.walk.is_done() && self.walk.of == Of::Live {
+            self.walk = Walk::new(&self.project, Of::Kept, Utc::now());
         }
-        if !matches!(self.next, Stage::Done) {
+        if !self.walk.is_done() {
             return Ok(Step::More);
         }
         let mut is_whole_somewhere = false;
@@ -135,64 +124,5 @@ impl Again {
     fn is_at_ours(&self, writer: &Writer, key: &str) -> bool {
         let node = writer.redis.node_of(key.as_bytes());
         node.is_none_or(|node| self.shards.iter().any(|(shard, _)| shard.name() == node))
-    }
-
-    /// The keys of the next stretch, those that could not be removed on the way, and where the one behind it begins.
-    async fn stretch(&self, writer: &Writer) -> Result<(Vec<Key>, Missed, Stage), ProjectError> {
-        let (pool, project, of) = (&writer.pool, &self.project, self.of);
-        let of_project = |id: &String| (project.clone(), id.clone());
-        let mut missed = Missed::default();
-        let (keys, next) = match &self.next {
-            Stage::Windows(at, after) => {
-                let found = list::windows(pool, of, project, Granularity::ALL[*at], after, WINDOWS).await?;
-                let next = match found.last() {
-                    Some((last, _)) if found.len() as i64 == WINDOWS => Stage::Windows(*at, last.clone()),
-                    _ => Stage::Lost(*at),
-                };
-                let definitions = writer.definitions.current().await?;
-                let copied = found.into_iter().map(|(_, key)| key).filter(|key| key.has_copy(&definitions));
-                (copied.map(Key::Window).collect(), next)
-            }
-            // What this epoch has was written before.
-            Stage::Lost(at) => {
-                let now = Utc::now();
-                let stamp = (self.epoch, self.generation);
-                missed = lost::of_sessions(&writer.redis, project, Granularity::ALL[*at], stamp, now.timestamp()).await;
-                (Vec::new(), first_windows(at + 1, now))
-            }
-            Stage::Sessions(after) => {
-                let found = list::sessions(pool, of, project, after, SESSIONS).await?;
-                let next = match found.last() {
-                    Some(last) if found.len() as i64 == SESSIONS => Stage::Sessions(last.clone()),
-                    _ => Stage::Carts(String::new()),
-                };
-                (found.iter().map(|(_, id)| Key::Session(of_project(id))).collect(), next)
-            }
-            Stage::Carts(after) => {
-                let found = list::carts(pool, of, project, after, SESSIONS).await?;
-                let next = match found.last() {
-                    Some(last) if found.len() as i64 == SESSIONS => Stage::Carts(last.clone()),
-                    _ => Stage::Users(String::new()),
-                };
-                (found.iter().map(|id| Key::Cart(of_project(id))).collect(), next)
-            }
-            Stage::Users(after) => {
-                let found = list::users(pool, of, project, after, USERS).await?;
-                let next = match found.last() {
-                    Some(last) if found.len() as i64 == USERS => Stage::Users(last.clone()),
-                    _ => Stage::Done,
-                };
-                (found.iter().map(|id| Key::User(of_project(id))).collect(), next)
-            }
-            Stage::Done => (Vec::new(), Stage::Done),
-        };
-        Ok((keys, missed, next))
-    }
-}
-
-fn first_windows(at: usize, now: DateTime<Utc>) -> Stage {
-    match Granularity::ALL.get(at) {
-        Some(&granularity) => Stage::Windows(at, list::first_window(granularity, now)),
-        None => Stage::Sessions(list::first_session(now)),
     }
 }

@@ -1,18 +1,17 @@
-//! Comparing a sample of Redis with Postgres. Redis is read first, so Postgres can only be ahead: then the value is
+//! Comparing keys of Redis with Postgres. Redis is read first, so Postgres can only be ahead: then the value is
 //! being changed, and looked at once more a few seconds later. At equal stamps both must say the same. A key that is
 //! not there is no difference: readers ask Postgres.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
-use serde_json::Value;
-use tidemill_common::redis::Redis;
+use chrono::{DateTime, TimeDelta};
+use tidemill_common::redis::RedisFailure;
 
+use super::copies::{Copy, held, stored};
 use super::list::{self, Of};
 use super::pending::Key;
-use super::read;
-use super::{ProjectError, Writer, write};
+use super::{ProjectError, Writer};
 use crate::fold::sessions::GAP;
 use crate::keys;
 use crate::live_session::Stamp;
@@ -22,13 +21,8 @@ use crate::window::Granularity;
 pub const GRACE: Duration = Duration::from_secs(5);
 /// Keys of a kind per project.
 const SAMPLE: i64 = 50;
-
-/// A value and the state it stands for.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Copy {
-    stamp: Stamp,
-    value: Value,
-}
+/// Users per round trip.
+const CHUNK: usize = 500;
 
 /// What a comparison says.
 #[derive(Debug, Clone, PartialEq)]
@@ -38,9 +32,15 @@ pub enum Finding {
     /// Redis is behind, which may be for a moment only: what it holds.
     Behind(Option<Copy>),
     /// Redis says something else of the same state, or nothing that can be read.
-    Differs,
+    Differs(Option<Stamp>),
     /// Redis shows a state that Postgres, asked later, has not come to: it must have come back older.
     Ahead(Stamp, Stamp),
+    /// Only Postgres has it; readers ask there.
+    Absent,
+    /// Only Redis has it, of this state if it can be read.
+    Alone(Option<Stamp>),
+    /// Neither has it.
+    Nowhere,
 }
 
 /// Findings by key, and how many keys were compared.
@@ -60,7 +60,7 @@ pub async fn sample(
     writer: &Writer,
     project: &str,
     random: f64,
-    now: DateTime<Utc>,
+    now: DateTime<chrono::Utc>,
 ) -> Result<BTreeSet<Key>, ProjectError> {
     let mut keys = BTreeSet::new();
     let back = TimeDelta::microseconds((GAP as f64 * random) as i64);
@@ -80,135 +80,104 @@ pub async fn sample(
     Ok(keys)
 }
 
-/// Compares these keys, and whether the users of these sessions are among the seen.
+/// Compares these keys, and whether the users of these sessions are among the seen. What only one of both has is left
+/// out, but for users.
 pub async fn compare(writer: &Writer, sample: BTreeSet<Key>) -> Result<Findings, ProjectError> {
-    let held = held(&writer.redis, &sample).await;
+    let Looked { found, named, .. } = looked(writer, &sample).await?;
     let mut findings = Findings::default();
-    let mut users = BTreeSet::new();
-    for (key, copy) in stored(writer, &sample, &mut users).await? {
-        let finding = match held.get(&key).unwrap_or(&Held::Absent) {
-            Held::Absent => continue,
-            Held::Unreadable => Finding::Differs,
-            Held::Copy(held) => judge(held, &copy),
+    let (users, _) = look_at_users(writer, &named.difference(&sample).collect::<Vec<_>>()).await?;
+    for (key, finding) in found.into_iter().chain(users) {
+        let finding = match finding {
+            Finding::Absent if matches!(key, Key::User(_)) => Finding::Behind(None),
+            Finding::Absent | Finding::Alone(_) | Finding::Nowhere => continue,
+            finding => finding,
         };
         findings.compared += 1;
         if finding != Finding::Same {
             findings.odd.insert(key, finding);
         }
     }
-    users.extend(sample.into_iter().filter(|key| matches!(key, Key::User(_))));
-    findings.compared += users.len() as u64;
-    let missing = unseen(&writer.redis, users).await;
-    findings.odd.extend(missing.into_iter().map(|key| (key, Finding::Behind(None))));
     Ok(findings)
 }
 
-/// What Redis holds under a key.
-enum Held {
-    Absent,
-    Unreadable,
-    Copy(Copy),
+/// What both have under each of these keys. Every part of Redis has to answer.
+pub async fn look(writer: &Writer, keys: &BTreeSet<Key>) -> Result<BTreeMap<Key, Finding>, ProjectError> {
+    let Looked { found, why, .. } = looked(writer, keys).await?;
+    why.map_or(Ok(found), |why| Err(why.into()))
 }
 
-fn judge(held: &Copy, stored: &Copy) -> Finding {
+/// A look at some keys.
+struct Looked {
+    found: BTreeMap<Key, Finding>,
+    /// The users whom live sessions among them name.
+    named: BTreeSet<Key>,
+    why: Option<RedisFailure>,
+}
+
+async fn looked(writer: &Writer, keys: &BTreeSet<Key>) -> Result<Looked, ProjectError> {
+    let (users, copies): (Vec<&Key>, Vec<&Key>) = keys.iter().partition(|key| matches!(key, Key::User(_)));
+    let mut held = held(&writer.redis, &copies).await;
+    let mut named = BTreeSet::new();
+    let mut stored = stored(writer, keys, &mut named).await?;
+    let (mut found, why) = look_at_users(writer, &users).await?;
+    for key in copies {
+        let finding = match (held.copies.remove(key), stored.remove(key)) {
+            (None, None) => Finding::Nowhere,
+            (None, Some(_)) => Finding::Absent,
+            (Some(held), None) => Finding::Alone(held.map(|copy| copy.stamp)),
+            (Some(None), Some(_)) => Finding::Differs(None),
+            (Some(Some(held)), Some(stored)) if matches!(key, Key::Cart(_)) && held.shows(&stored) => Finding::Same,
+            (Some(Some(held)), Some(stored)) => judge(held, &stored),
+        };
+        found.insert(key.clone(), finding);
+    }
+    Ok(Looked { found, named, why: why.or(held.why) })
+}
+
+fn judge(held: Copy, stored: &Copy) -> Finding {
     match held.stamp.cmp(&stored.stamp) {
-        std::cmp::Ordering::Less => Finding::Behind(Some(held.clone())),
+        std::cmp::Ordering::Less => Finding::Behind(Some(held)),
         std::cmp::Ordering::Greater => Finding::Ahead(held.stamp, stored.stamp),
         std::cmp::Ordering::Equal if held.value == stored.value => Finding::Same,
-        std::cmp::Ordering::Equal => Finding::Differs,
+        std::cmp::Ordering::Equal => Finding::Differs(Some(held.stamp)),
     }
 }
 
-async fn held(redis: &Redis, sample: &BTreeSet<Key>) -> BTreeMap<Key, Held> {
-    let copies: Vec<&Key> = sample.iter().filter(|key| !matches!(key, Key::User(_) | Key::Cart(_))).collect();
-    if copies.is_empty() {
-        return BTreeMap::new();
+/// Findings, and why a part of Redis gave no answer.
+type Users = (BTreeMap<Key, Finding>, Option<RedisFailure>);
+
+/// Whether both have these users: Redis among the seen. Of whom Redis says nothing now, nothing is said.
+async fn look_at_users(writer: &Writer, users: &[&Key]) -> Result<Users, ProjectError> {
+    let mut by_project = BTreeMap::<&str, Vec<&str>>::new();
+    for key in users {
+        let Key::User((project, id)) = key else { continue };
+        by_project.entry(project).or_default().push(id);
     }
-    let mut pipeline = redis::pipe();
-    for key in &copies {
-        match key {
-            Key::Session((project, id)) => pipeline.cmd("HGETALL").arg(keys::session(project, id)),
-            Key::Window(key) => pipeline.cmd("GET").arg(write::window_key(key)),
-            Key::User(_) | Key::Cart(_) => continue,
-        };
-    }
-    let answers = redis.run_each(&pipeline).await;
-    // What cannot be asked for now is not there.
-    let held = |(key, answer): (&Key, Result<redis::Value, _>)| Some((key.clone(), read_held(key, answer.ok()?)));
-    copies.into_iter().zip(answers).filter_map(held).collect()
-}
-
-fn read_held(key: &Key, answer: redis::Value) -> Held {
-    let value = match key {
-        Key::Session(_) => match redis::from_redis_value::<BTreeMap<String, String>>(answer) {
-            Ok(fields) if fields.is_empty() => return Held::Absent,
-            Ok(fields) => Some(Value::from_iter(fields)),
-            Err(_) => None,
-        },
-        _ => match redis::from_redis_value::<Option<String>>(answer) {
-            Ok(None) => return Held::Absent,
-            Ok(Some(text)) => serde_json::from_str(&text).ok(),
-            Err(_) => None,
-        },
-    };
-    let copy = value.and_then(|value| Some(Copy { stamp: stamp(&value)?, value }));
-    copy.map_or(Held::Unreadable, Held::Copy)
-}
-
-/// A hash has its numbers as text.
-fn stamp(value: &Value) -> Option<Stamp> {
-    let number = |name: &str| match value.get(name)? {
-        Value::String(text) => text.parse().ok(),
-        other => other.as_i64(),
-    };
-    let generation = i32::try_from(number("generation")?).ok()?;
-    Some(Stamp { epoch: number("epoch")?, generation, version: number("version")? })
-}
-
-/// What Redis should show under these keys. `users` are those whom live sessions name.
-async fn stored(
-    writer: &Writer,
-    sample: &BTreeSet<Key>,
-    users: &mut BTreeSet<Key>,
-) -> Result<Vec<(Key, Copy)>, ProjectError> {
-    let (mut sessions, mut windows) = (Vec::new(), Vec::new());
-    for key in sample {
-        match key {
-            Key::Session(key) => sessions.push(key),
-            Key::Window(key) => windows.push(key),
-            Key::User(_) | Key::Cart(_) => {}
+    let (mut found, mut why) = (BTreeMap::new(), None);
+    for (project, ids) in by_project {
+        for ids in ids.chunks(CHUNK) {
+            let mut pipeline = redis::pipe();
+            for id in ids {
+                pipeline.cmd("SISMEMBER").arg(keys::seen_users(project)).arg(id);
+            }
+            let answers = writer.redis.run_each(&pipeline).await;
+            let known: BTreeSet<String> = list::known(&writer.pool, project, ids).await?.into_iter().collect();
+            for (id, answer) in ids.iter().zip(answers) {
+                let finding = match (answer, known.contains(*id)) {
+                    (Ok(redis::Value::Int(1)), true) => Finding::Same,
+                    (Ok(redis::Value::Int(1)), false) => Finding::Alone(None),
+                    (Ok(_), true) => Finding::Absent,
+                    (Ok(_), false) => Finding::Nowhere,
+                    (Err(error), _) => {
+                        why = Some(error);
+                        continue;
+                    }
+                };
+                found.insert(Key::User((project.to_owned(), (*id).to_owned())), finding);
+            }
         }
     }
-    let mut copies = Vec::new();
-    for session in read::sessions(&writer.pool, &sessions, Utc::now()).await? {
-        let user = session.fields.iter().find(|(name, _)| *name == "userId");
-        users.extend(user.map(|(_, id)| Key::User((session.key.0.clone(), id.clone()))));
-        let Stamp { epoch, generation, version } = session.stamp;
-        let stamped =
-            [("epoch", epoch.to_string()), ("generation", generation.to_string()), ("version", version.to_string())];
-        let fields = session.fields.into_iter().chain(stamped).map(|(name, value)| (name.to_owned(), value));
-        copies.push((Key::Session(session.key), Copy { stamp: session.stamp, value: Value::from_iter(fields) }));
-    }
-    for window in read::windows(&writer.pool, &windows).await? {
-        let copy = Copy { stamp: window.stamp, value: write::value(&window) };
-        copies.push((Key::Window(window.key.clone()), copy));
-    }
-    Ok(copies)
-}
-
-/// The users that Redis has not among the seen, where it has such a set at all.
-async fn unseen(redis: &Redis, users: BTreeSet<Key>) -> Vec<Key> {
-    if users.is_empty() {
-        return Vec::new();
-    }
-    let mut pipeline = redis::pipe();
-    for key in &users {
-        let Key::User((project, id)) = key else { continue };
-        pipeline.cmd("SISMEMBER").arg(keys::seen_users(project)).arg(id);
-    }
-    let is_missing = |answer: &Result<redis::Value, _>| matches!(answer, Ok(redis::Value::Int(0)));
-    let answers = users.into_iter().zip(redis.run_each(&pipeline).await);
-    answers.filter(|(_, answer)| is_missing(answer)).map(|(key, _)| key).collect()
+    Ok((found, why))
 }
 
 #[cfg(test)]
@@ -224,20 +193,15 @@ mod tests {
     #[test]
     fn values_are_compared_at_equal_stamps_only() {
         let held = copy(0, 1, 5, 10);
-        assert_eq!(judge(&held, &copy(0, 1, 5, 10)), Finding::Same);
-        assert_eq!(judge(&held, &copy(0, 1, 5, 11)), Finding::Differs);
-        assert_eq!(judge(&held, &copy(0, 1, 6, 11)), Finding::Behind(Some(held.clone())));
-        assert_eq!(judge(&held, &copy(1, 0, 1, 9)), Finding::Behind(Some(held.clone())), "an epoch is above all");
-        assert!(matches!(judge(&held, &copy(0, 1, 4, 9)), Finding::Ahead(..)));
-        assert!(matches!(judge(&held, &copy(0, 0, 9, 9)), Finding::Ahead(..)));
-    }
-
-    #[test]
-    fn stamps_are_read_from_hashes_and_from_json() {
-        let stamp_of = |epoch| Some(Stamp { epoch, generation: 2, version: 3 });
-        assert_eq!(stamp(&json!({"epoch": "7", "generation": "2", "version": "3"})), stamp_of(7));
-        assert_eq!(stamp(&json!({"epoch": 7, "generation": 2, "version": 3, "count": 1})), stamp_of(7));
-        assert_eq!(stamp(&json!({"epoch": 7, "generation": 2})), None);
-        assert_eq!(stamp(&json!("text")), None);
+        assert_eq!(judge(held.clone(), &copy(0, 1, 5, 10)), Finding::Same);
+        assert_eq!(judge(held.clone(), &copy(0, 1, 5, 11)), Finding::Differs(Some(held.stamp)));
+        assert_eq!(judge(held.clone(), &copy(0, 1, 6, 11)), Finding::Behind(Some(held.clone())));
+        assert_eq!(
+            judge(held.clone(), &copy(1, 0, 1, 9)),
+            Finding::Behind(Some(held.clone())),
+            "an epoch is above all"
+        );
+        assert!(matches!(judge(held.clone(), &copy(0, 1, 4, 9)), Finding::Ahead(..)));
+        assert!(matches!(judge(held.clone(), &copy(0, 0, 9, 9)), Finding::Ahead(..)));
     }
 }

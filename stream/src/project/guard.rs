@@ -28,6 +28,8 @@ struct Ours {
     began: i64,
     shown: i64,
     looked: bool,
+    /// This Redis has heard of it, or has been told to be filled again.
+    known: bool,
     /// A mark, left before it became ours, that the ledger had not come to then.
     doubt: Option<i64>,
 }
@@ -46,11 +48,13 @@ pub struct Look {
 impl Guard {
     /// A partition is ours from here on.
     pub fn live(&mut self, place: Place, Position { next, projected }: Position) {
+        let same = |other: &Place| other.partition == place.partition && other.topic == place.topic;
+        let known = self.ours.iter().any(|(other, ours)| same(other) && ours.known);
         // Of another incarnation, or another generation, it is ours no more.
-        self.ours
-            .retain(|other, _| other.partition != place.partition || other.topic != place.topic || *other == place);
+        self.ours.retain(|other, _| !same(other) || *other == place);
         let shown = projected.min(next);
-        self.ours.insert(place, Ours { opened: next, next, began: -1, shown, looked: false, doubt: None });
+        let ours = Ours { opened: next, next, began: -1, shown, looked: false, known, doubt: None };
+        self.ours.insert(place, ours);
     }
 
     /// A batch was committed up to here.
@@ -170,13 +174,21 @@ impl Guard {
                 match of_epoch(on.shown.get(place)) {
                     Some(shown) if shown < ours.shown => drop(look.older.insert(project.clone())),
                     Some(_) => {}
-                    None => drop(look.unsaid.insert(place.clone(), ours.shown)),
+                    None => {
+                        // What was shown before it became ours was shown elsewhere: workers move to another Redis one by
+                        // one, and the first of them has filled it while the others went on with the old one.
+                        if !ours.known && ours.shown > 0 && !on.shown.contains_key(place) {
+                            look.older.insert(project.clone());
+                        }
+                        look.unsaid.insert(place.clone(), ours.shown);
+                    }
                 }
                 let whole = |held: &String| marks::is_whole(held, &on.server, epoch, place.generation);
                 if !on.whole.get(&project).is_some_and(whole) {
                     look.not_whole.insert(project.clone());
                 }
             }
+            ours.known |= !held.on.is_empty();
         }
         look.not_whole.extend(look.older.iter().cloned());
         self.whole = self.projects().into_iter().filter(|project| !look.not_whole.contains(project)).collect();
@@ -307,9 +319,23 @@ mod tests {
         let whole = BTreeMap::from([("node-0".to_owned(), "redis-1:5:1".to_owned())]);
         assert_eq!(guard.whole("p", 5), (1, whole));
         let (mut guard, _) = opened(100);
+        assert_eq!(guard.redis(5, &held((5, 100), (5, 100), "redis-1:5:0")), Look::default());
         // After a flush another worker has projected it all again; only our marks are missing.
-        let kept = held((5, 100), (5, 0), "redis-1:5:0").on.into_values().next().expect("a node");
-        let look = guard.redis(5, &on(&[OnNode { shown: HashMap::new(), ..kept }]));
-        assert!(look.not_whole.is_empty());
+        let without_ours = || {
+            let kept = held((5, 100), (5, 0), "redis-1:5:0").on.into_values().next().expect("a node");
+            on(&[OnNode { shown: HashMap::new(), ..kept }])
+        };
+        assert!(guard.redis(5, &without_ours()).not_whole.is_empty());
+        // But before we have seen any, they may never have been here.
+        let (mut guard, _) = opened(100);
+        assert_eq!(guard.redis(5, &on(&[])), Look::default(), "nobody answers");
+        assert!(guard.redis(5, &without_ours()).older.contains("p"), "it was shown elsewhere");
+        assert!(guard.redis(5, &without_ours()).older.is_empty(), "it is told once");
+        let (mut guard, _) = opened(0);
+        assert!(guard.redis(5, &without_ours()).older.is_empty(), "nothing has been shown");
+        let (mut guard, _) = opened(100);
+        assert!(guard.redis(5, &held((5, 100), (4, 100), "redis-1:5:0")).older.is_empty(), "it was, in another epoch");
+        guard.live(Place { generation: 1, ..place() }, Position { next: 100, projected: 100 });
+        assert!(guard.redis(5, &held((5, 100), (5, 100), "redis-1:5:1")).older.is_empty(), "it was ours before");
     }
 }

@@ -133,6 +133,48 @@ pub async fn windows(
         .collect()
 }
 
+/// A window as its copy's key has it: its project, what is asked for, and its start in seconds since 1970.
+pub type Asked<'a> = (&'a str, &'a str, Granularity, i64);
+
+/// The windows that each may stand for: an event type's, or a metric's, or both; of live generations.
+pub async fn identify(pool: &PgPool, asked: &[Asked<'_>]) -> Result<Vec<Vec<RollupKey>>, sqlx::Error> {
+    let mut known = vec![Vec::new(); asked.len()];
+    if asked.is_empty() {
+        return Ok(known);
+    }
+    let rows = sqlx::query(
+        "SELECT k.n, r.dimension_key, max(r.aggregation)
+         FROM unnest($1::text[], $2::text[], $3::text[], $4::timestamptz[])
+              WITH ORDINALITY AS k(project, name, granularity, start, n)
+         JOIN projects p ON p.id = k.project
+         CROSS JOIN LATERAL (
+             SELECT dimension_key, aggregation FROM metric_rollups
+             WHERE generation = p.generation AND project = p.id AND metric_name = $5 AND dimension_key = $6
+               AND dimension_value = k.name AND granularity = k.granularity AND window_start = k.start
+             UNION ALL
+             SELECT dimension_key, aggregation FROM metric_rollups
+             WHERE generation = p.generation AND project = p.id AND metric_name = k.name AND dimension_key = ''
+               AND granularity = k.granularity AND window_start = k.start OFFSET 0) r
+         GROUP BY 1, 2 ORDER BY 1, 2 DESC",
+    )
+    .bind(asked.iter().map(|(project, ..)| *project).collect::<Vec<_>>())
+    .bind(asked.iter().map(|(_, name, ..)| *name).collect::<Vec<_>>())
+    .bind(asked.iter().map(|(_, _, granularity, _)| granularity.as_str()).collect::<Vec<_>>())
+    .bind(asked.iter().map(|(.., start)| utc(start.saturating_mul(1_000_000))).collect::<Vec<_>>())
+    .bind(metric::EVENTS)
+    .bind(metric::EVENT_TYPE)
+    .fetch_all(pool)
+    .await?;
+    for row in &rows {
+        let at = row.try_get::<i64, _>(0)? as usize - 1;
+        let ((project, name, granularity, window_start), dimension) = (asked[at], row.try_get::<&str, _>(1)?);
+        let (metric, value) = if dimension.is_empty() { (name, "") } else { (metric::EVENTS, name) };
+        let series = series(project, metric, (dimension, value), row.try_get(2)?);
+        known[at].push(RollupKey { series: Arc::new(series), granularity, window_start });
+    }
+    Ok(known)
+}
+
 /// Windows of what sessions count for ([`metric::OF_SESSIONS`]) that may have a copy in Redis at `now`, of the live
 /// generations of these projects.
 pub async fn windows_of_sessions(

@@ -218,10 +218,14 @@ async fn raise(shard: &Shard, what: &str, epoch: i64, positions: &HashMap<Place,
     shard.redis.run::<()>(&pipeline).await
 }
 
-/// Says that a project is not whole anywhere, since Redis has come back older without being another process.
+/// Says that a project is not whole anywhere, though Redis is the same process and not empty. Who is projecting it again
+/// begins anew: what is missing may lie behind him.
 pub async fn broken(shards: &[Arc<Shard>], project: &str) -> Result<(), RedisFailure> {
     let said = shards.iter().map(|shard| async move {
-        shard.redis.run::<()>(redis::pipe().cmd("HDEL").arg(shard.projection(project)).arg(WHOLE).ignore()).await
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("DEL").arg(shard.projecting(project)).ignore();
+        pipeline.cmd("HDEL").arg(shard.projection(project)).arg(WHOLE).ignore();
+        shard.redis.run::<()>(&pipeline).await
     });
     join_all(said).await.into_iter().collect()
 }

@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 use std::collections::{HashMap, VecDeque};
 
 use crate::fold::rollups::RollupKey;
+use crate::keys;
 use crate::ledger::Place;
 use crate::store::Touched;
 
@@ -30,6 +31,16 @@ impl Key {
         let carts = touched.carts.into_iter().map(Self::Cart);
         let users = touched.users.into_iter().map(Self::User);
         sessions.chain(carts).chain(touched.windows.into_iter().map(Self::Window)).chain(users)
+    }
+
+    /// Where its copy stands.
+    pub fn name(&self) -> String {
+        match self {
+            Self::Session((project, key)) => keys::session(project, key),
+            Self::Cart((project, key)) => keys::cart(project, key),
+            Self::Window(key) => keys::metric(&key.series.project, key.shown_name(), key.granularity, key.window_start),
+            Self::User((project, _)) => keys::seen_users(project),
+        }
     }
 
     /// Whose it is.

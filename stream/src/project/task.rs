@@ -14,7 +14,6 @@ use super::compare::Suspects;
 use super::guard::Guard;
 use super::marks::{self, Shard};
 use super::pending::{Key, Pending, Positions};
-use super::write::redis_key;
 use super::writer::{ProjectError, Writer};
 use super::{Intervals, Note, Progress};
 use crate::ledger::{self, Place};
@@ -409,7 +408,7 @@ impl Projection {
         }
         let look = self.guard.redis(epoch, &held?);
         for project in &look.older {
-            tracing::warn!(project, "redis has come back older than it was; projecting again");
+            tracing::warn!(project, "redis lacks what it, or the one before it, has shown; projecting again");
             if let Err(error) = marks::broken(&self.shards, project).await {
                 self.untold.insert(project.clone());
                 self.partly = Some(error);
@@ -417,7 +416,7 @@ impl Projection {
         }
         let (redis, guard) = (&self.writer.redis, &self.guard);
         self.pending.unpark(|key| {
-            let node = redis.node_of(redis_key(key).as_bytes());
+            let node = redis.node_of(key.name().as_bytes());
             node.is_none_or(|node| guard.is_there(&node))
         });
         self.written.extend(look.unsaid);

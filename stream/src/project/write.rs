@@ -8,23 +8,23 @@ use serde_json::json;
 use tidemill_common::redis::{Redis, RedisFailure};
 
 use super::marks::loaded;
-use super::pending::Key;
 use super::read::HotWindow;
 use crate::fold::carts::{KEPT, hash};
 use crate::fold::rollups::RollupKey;
 use crate::keys;
 use crate::live_session::{LiveSession, Stamp};
 use crate::metric;
+use crate::packed;
 use crate::store::carts::Stored;
 
 /// Commands per round trip.
 const CHUNK: usize = 500;
 const ABSENT: i64 = 2;
 
-/// ARGV: epoch, generation, version, expiry in ms since 1970, then fields and values.
+/// ARGV: epoch, generation, version, expiry in ms since 1970, then fields and values. What is no hash gives way.
 static WRITE_HASH: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local held = redis.call('HMGET', KEYS[1], 'epoch', 'generation', 'version')
+        "local held = redis.pcall('HMGET', KEYS[1], 'epoch', 'generation', 'version')
          if held[1] then
              for i = 1, 3 do
                  local old, new = tonumber(held[i]) or -1, tonumber(ARGV[i])
@@ -42,7 +42,7 @@ static WRITE_HASH: LazyLock<Script> = LazyLock::new(|| {
 /// ARGV: epoch, generation, version, expiry in ms since 1970, the JSON value.
 static WRITE_WINDOW: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
-        "local held = redis.call('GET', KEYS[1])
+        "local held = redis.pcall('GET', KEYS[1])
          local readable, value = pcall(cjson.decode, held or '')
          if readable and type(value) == 'table' then
              for i, name in ipairs({'epoch', 'generation', 'version'}) do
@@ -99,8 +99,12 @@ pub async fn users(redis: &Redis, users: &[&(String, String)]) -> Written<(Strin
     written
 }
 
-/// Writes sessions.
-pub async fn sessions(redis: &Redis, sessions: &[LiveSession]) -> Written<(String, String)> {
+/// Writes sessions, compressed above so many bytes.
+pub async fn sessions(
+    redis: &Redis,
+    sessions: &[LiveSession],
+    compress_above: Option<usize>,
+) -> Written<(String, String)> {
     let mut written = Written::nothing();
     for chunk in sessions.chunks(CHUNK) {
         let mut pipeline = loaded(&WRITE_HASH);
@@ -108,6 +112,10 @@ pub async fn sessions(redis: &Redis, sessions: &[LiveSession]) -> Written<(Strin
             let command =
                 call(&mut pipeline, &WRITE_HASH, keys::session(&session.key.0, &session.key.1), session.stamp);
             command.arg(session.expires_ms);
+            if let Some(packed) = packed::pack(&session.fields, compress_above) {
+                command.arg(packed::FIELD).arg(packed);
+                continue;
+            }
             for (field, value) in &session.fields {
                 command.arg(*field).arg(value);
             }
@@ -162,16 +170,6 @@ pub async fn behind_the_script(
     pipeline: &Pipeline,
 ) -> impl Iterator<Item = Result<Value, RedisFailure>> + use<> {
     redis.run_each(pipeline).await.into_iter().skip(1)
-}
-
-/// Where something stands.
-pub fn redis_key(key: &Key) -> String {
-    match key {
-        Key::Session((project, key)) => keys::session(project, key),
-        Key::Cart((project, key)) => keys::cart(project, key),
-        Key::Window(key) => window_key(key),
-        Key::User((project, _)) => keys::seen_users(project),
-    }
 }
 
 /// Where a window's copy stands.

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use chrono::Utc;
 use sqlx::PgPool;
+use tidemill_common::failpoint::hit;
 use tidemill_common::redis::{Redis, RedisFailure};
 
 use super::lost::{self, Missed};
@@ -34,9 +35,14 @@ pub enum ProjectError {
 
 /// Writes what Postgres has into Redis.
 pub struct Writer {
-    pub(super) pool: PgPool,
-    pub(super) redis: Redis,
-    pub(super) definitions: Definitions,
+    /// Postgres.
+    pub pool: PgPool,
+    /// Redis.
+    pub redis: Redis,
+    /// Which metrics have copies.
+    pub definitions: Definitions,
+    /// Copies of sessions with more bytes of text than this are compressed.
+    pub compress_above: Option<usize>,
 }
 
 /// Keys that could not be written, since their part of Redis gives no answer, and why the last of them could not.
@@ -61,7 +67,7 @@ impl Unwritten {
 
 impl Writer {
     /// Has Redis show the present state of these keys, so far as they are live. Gives those that it cannot.
-    pub(super) async fn write<'a>(&self, keys: impl IntoIterator<Item = &'a Key>) -> Result<Unwritten, ProjectError> {
+    pub async fn write<'a>(&self, keys: impl IntoIterator<Item = &'a Key>) -> Result<Unwritten, ProjectError> {
         let now = Utc::now();
         let (mut sessions, mut carts, mut windows, mut users) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for key in keys {
@@ -97,20 +103,21 @@ impl Writer {
         let now = Utc::now().timestamp_millis();
         latest.retain(|session| session.expires_ms > now);
         let (present, past): (Vec<_>, Vec<_>) = latest.into_iter().partition(is_present);
-        let (written, mut unwritten) = (write::sessions(&self.redis, &present).await, Unwritten::default());
+        let (written, mut unwritten) =
+            (write::sessions(&self.redis, &present, self.compress_above).await, Unwritten::default());
         unwritten.add(written.missed, written.why, Key::Session);
         let past = past.into_iter().map(|session| session.key);
         Ok((past.chain(written.absent).map(Key::Session).collect(), unwritten))
     }
 
     /// Has Redis lose what is older than this epoch and generation under these keys, which an earlier generation had.
-    pub(super) async fn forget(&self, keys: &[Key], epoch: i64, generation: i32) -> Result<Missed, ProjectError> {
+    pub async fn forget(&self, keys: &[Key], epoch: i64, generation: i32) -> Result<Missed, ProjectError> {
         let (mut windows, mut hashes) = (Vec::new(), Vec::new());
         let mut users = BTreeMap::<&str, Vec<&str>>::new();
         for key in keys {
             match key {
-                Key::Window(_) => windows.push(write::redis_key(key)),
-                Key::Session(_) | Key::Cart(_) => hashes.push(write::redis_key(key)),
+                Key::Window(_) => windows.push(key.name()),
+                Key::Session(_) | Key::Cart(_) => hashes.push(key.name()),
                 Key::User((project, user)) => users.entry(project).or_default().push(user),
             }
         }
@@ -150,7 +157,8 @@ impl Writer {
             let mut keys = chunk.to_vec();
             for _ in 0..2 {
                 let live = read::sessions(&self.pool, &keys, Utc::now()).await?;
-                let written = write::sessions(&self.redis, &live).await;
+                let _ = hit("cache.read").await; // only to pause
+                let written = write::sessions(&self.redis, &live, self.compress_above).await;
                 keys.retain(|key| written.absent.contains(*key));
                 unwritten.add(written.missed, written.why, Key::Session);
             }
