@@ -6,6 +6,7 @@ mod countries;
 mod late_registry;
 mod own;
 mod private_redis;
+mod s3;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -32,6 +33,7 @@ pub use countries::countries;
 pub use late_registry::LateRegistry;
 pub use own::{Cluster, Own, free_port};
 pub use private_redis::PrivateRedis;
+pub use s3::S3;
 
 /// Partitions of a test project.
 pub const PARTITIONS: i32 = 4;
