@@ -13,10 +13,12 @@ use super::list::{self, Of};
 use super::pending::Key;
 use super::read;
 use super::{ProjectError, Writer, write};
+use crate::fold::carts::KEPT;
 use crate::fold::sessions::GAP;
-use crate::keys;
 use crate::live_session::Stamp;
+use crate::store::carts;
 use crate::window::Granularity;
+use crate::{fold, keys};
 
 /// A value that is being changed is the same again after this time.
 pub const GRACE: Duration = Duration::from_secs(5);
@@ -80,6 +82,14 @@ pub async fn sample(
     Ok(keys)
 }
 
+/// The next carts behind `behind`, which moves on; round and round, since ids of sessions are of any form.
+pub async fn some_carts(writer: &Writer, project: &str, behind: &mut String) -> Result<Vec<Key>, ProjectError> {
+    let found = list::carts(&writer.pool, Of::Live, project, behind, SAMPLE).await?;
+    let all = found.len() < SAMPLE as usize;
+    *behind = found.last().filter(|_| !all).cloned().unwrap_or_default();
+    Ok(found.into_iter().map(|key| Key::Cart((project.to_owned(), key))).collect())
+}
+
 /// Compares these keys, and whether the users of these sessions are among the seen.
 pub async fn compare(writer: &Writer, sample: BTreeSet<Key>) -> Result<Findings, ProjectError> {
     let held = held(&writer.redis, &sample).await?;
@@ -89,7 +99,7 @@ pub async fn compare(writer: &Writer, sample: BTreeSet<Key>) -> Result<Findings,
         let finding = match held.get(&key).unwrap_or(&Held::Absent) {
             Held::Absent => continue,
             Held::Unreadable => Finding::Differs,
-            Held::Copy(held) => judge(held, &copy),
+            Held::Copy(held) => judge(&key, held, &copy),
         };
         findings.compared += 1;
         if finding != Finding::Same {
@@ -110,8 +120,12 @@ enum Held {
     Copy(Copy),
 }
 
-fn judge(held: &Copy, stored: &Copy) -> Finding {
+fn judge(key: &Key, held: &Copy, stored: &Copy) -> Finding {
     match held.stamp.cmp(&stored.stamp) {
+        // A cart is stamped with the version of its session, which moves on without it.
+        std::cmp::Ordering::Less if matches!(key, Key::Cart(_)) && unstamped(held) == unstamped(stored) => {
+            Finding::Same
+        }
         std::cmp::Ordering::Less => Finding::Behind(Some(held.clone())),
         std::cmp::Ordering::Greater => Finding::Ahead(held.stamp, stored.stamp),
         std::cmp::Ordering::Equal if held.value == stored.value => Finding::Same,
@@ -119,8 +133,16 @@ fn judge(held: &Copy, stored: &Copy) -> Finding {
     }
 }
 
+fn unstamped(copy: &Copy) -> Value {
+    let mut value = copy.value.clone();
+    if let Some(fields) = value.as_object_mut() {
+        fields.retain(|name, _| !["epoch", "generation", "version"].contains(&name.as_str()));
+    }
+    value
+}
+
 async fn held(redis: &Redis, sample: &BTreeSet<Key>) -> Result<BTreeMap<Key, Held>, ProjectError> {
-    let copies: Vec<&Key> = sample.iter().filter(|key| !matches!(key, Key::User(_) | Key::Cart(_))).collect();
+    let copies: Vec<&Key> = sample.iter().filter(|key| !matches!(key, Key::User(_))).collect();
     if copies.is_empty() {
         return Ok(BTreeMap::new());
     }
@@ -128,8 +150,9 @@ async fn held(redis: &Redis, sample: &BTreeSet<Key>) -> Result<BTreeMap<Key, Hel
     for key in &copies {
         match key {
             Key::Session((project, id)) => pipeline.cmd("HGETALL").arg(keys::session(project, id)),
+            Key::Cart((project, key)) => pipeline.cmd("HGETALL").arg(keys::cart(project, key)),
             Key::Window(key) => pipeline.cmd("GET").arg(write::window_key(key)),
-            Key::User(_) | Key::Cart(_) => continue,
+            Key::User(_) => continue,
         };
     }
     let answers: Vec<redis::Value> = redis.run(&pipeline).await?;
@@ -138,7 +161,7 @@ async fn held(redis: &Redis, sample: &BTreeSet<Key>) -> Result<BTreeMap<Key, Hel
 
 fn read_held(key: &Key, answer: redis::Value) -> Held {
     let value = match key {
-        Key::Session(_) => match redis::from_redis_value::<BTreeMap<String, String>>(answer) {
+        Key::Session(_) | Key::Cart(_) => match redis::from_redis_value::<BTreeMap<String, String>>(answer) {
             Ok(fields) if fields.is_empty() => return Held::Absent,
             Ok(fields) => Some(Value::from_iter(fields)),
             Err(_) => None,
@@ -169,29 +192,43 @@ async fn stored(
     sample: &BTreeSet<Key>,
     users: &mut BTreeSet<Key>,
 ) -> Result<Vec<(Key, Copy)>, ProjectError> {
-    let (mut sessions, mut windows) = (Vec::new(), Vec::new());
+    let (mut sessions, mut carts, mut windows) = (Vec::new(), Vec::new(), Vec::new());
     for key in sample {
         match key {
             Key::Session(key) => sessions.push(key),
+            Key::Cart((project, key)) => carts.push((&**project, &**key)),
             Key::Window(key) => windows.push(key),
-            Key::User(_) | Key::Cart(_) => {}
+            Key::User(_) => {}
         }
     }
     let mut copies = Vec::new();
     for session in read::sessions(&writer.pool, &sessions, Utc::now()).await? {
         let user = session.fields.iter().find(|(name, _)| *name == "userId");
         users.extend(user.map(|(_, id)| Key::User((session.key.0.clone(), id.clone()))));
-        let Stamp { epoch, generation, version } = session.stamp;
-        let stamped =
-            [("epoch", epoch.to_string()), ("generation", generation.to_string()), ("version", version.to_string())];
-        let fields = session.fields.into_iter().chain(stamped).map(|(name, value)| (name.to_owned(), value));
-        copies.push((Key::Session(session.key), Copy { stamp: session.stamp, value: Value::from_iter(fields) }));
+        let fields = session.fields.into_iter().map(|(name, value)| (name.to_owned(), value));
+        copies.push((Key::Session(session.key), hash(session.stamp, fields)));
+    }
+    for stored in carts::load(&writer.pool, &carts).await? {
+        let carts::Stored { key, epoch, generation, version, cart } = stored;
+        if cart.changed_at > Utc::now().timestamp_micros() - KEPT {
+            let stamp = Stamp { epoch, generation, version };
+            copies.push((Key::Cart(key), hash(stamp, fold::carts::hash::fields(&cart).into_iter())));
+        }
     }
     for window in read::windows(&writer.pool, &windows).await? {
         let copy = Copy { stamp: window.stamp, value: write::value(&window) };
         copies.push((Key::Window(window.key.clone()), copy));
     }
     Ok(copies)
+}
+
+/// A hash as Redis has it.
+fn hash(stamp: Stamp, fields: impl Iterator<Item = (String, String)>) -> Copy {
+    let Stamp { epoch, generation, version } = stamp;
+    let stamped =
+        [("epoch", epoch.to_string()), ("generation", generation.to_string()), ("version", version.to_string())];
+    let stamped = stamped.map(|(name, value)| (name.to_owned(), value));
+    Copy { stamp, value: Value::from_iter(fields.chain(stamped)) }
 }
 
 /// The users that Redis has not among the seen, where it has such a set at all.
@@ -221,12 +258,21 @@ mod tests {
     #[test]
     fn values_are_compared_at_equal_stamps_only() {
         let held = copy(0, 1, 5, 10);
+        let judge = |held: &Copy, stored: &Copy| judge(&Key::User(Default::default()), held, stored);
         assert_eq!(judge(&held, &copy(0, 1, 5, 10)), Finding::Same);
         assert_eq!(judge(&held, &copy(0, 1, 5, 11)), Finding::Differs);
         assert_eq!(judge(&held, &copy(0, 1, 6, 11)), Finding::Behind(Some(held.clone())));
         assert_eq!(judge(&held, &copy(1, 0, 1, 9)), Finding::Behind(Some(held.clone())), "an epoch is above all");
         assert!(matches!(judge(&held, &copy(0, 1, 4, 9)), Finding::Ahead(..)));
         assert!(matches!(judge(&held, &copy(0, 0, 9, 9)), Finding::Ahead(..)));
+    }
+
+    #[test]
+    fn a_cart_that_is_as_it_was_is_not_behind() {
+        let judge = |held: &Copy, stored: &Copy| judge(&Key::Cart(Default::default()), held, stored);
+        assert_eq!(judge(&copy(0, 1, 5, 10), &copy(0, 1, 6, 10)), Finding::Same);
+        assert!(matches!(judge(&copy(0, 1, 5, 10), &copy(0, 1, 6, 11)), Finding::Behind(_)));
+        assert_eq!(judge(&copy(0, 1, 6, 10), &copy(0, 1, 6, 11)), Finding::Differs);
     }
 
     #[test]
