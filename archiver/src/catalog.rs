@@ -1,6 +1,7 @@
 //! The catalogs: a SQL one that lies in the Postgres that is there, or any that speaks Iceberg's REST protocol.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use futures::TryFutureExt;
@@ -10,6 +11,7 @@ use iceberg_catalog_sql::{SqlBindStyle, SqlCatalogBuilder};
 use iceberg_storage_opendal::OpenDalResolvingStorageFactory;
 use tidemill_common::config::{CatalogKind, Connections};
 
+use crate::https;
 use crate::table::CATALOG;
 
 const SQL_CONNECTIONS: &str = "4";
@@ -44,13 +46,18 @@ pub fn settings(connections: &Connections) -> HashMap<String, String> {
     named.chain(warehouse.properties.clone()).collect()
 }
 
-/// Connects.
-pub async fn open(kind: CatalogKind, settings: &HashMap<String, String>) -> Result<Arc<dyn Catalog>> {
+/// Connects. A REST catalog is trusted by the authorities in a file, if there is one.
+pub async fn open(
+    kind: CatalogKind,
+    settings: &HashMap<String, String>,
+    authorities: Option<&Path>,
+) -> Result<Arc<dyn Catalog>> {
     match kind {
         CatalogKind::Sql => open_sql(settings).await,
         CatalogKind::Rest => {
             let storage = Arc::new(OpenDalResolvingStorageFactory::new());
-            let catalog = RestCatalogBuilder::default().with_storage_factory(storage);
+            let catalog =
+                RestCatalogBuilder::default().with_client(https::client(authorities)?).with_storage_factory(storage);
             Ok(Arc::new(catalog.load(CATALOG, settings.clone()).await?))
         }
     }

@@ -16,6 +16,7 @@ mod evolve;
 pub mod files;
 pub mod forget;
 mod given_up;
+mod https;
 pub mod lag;
 mod live;
 pub mod maintain;

@@ -51,7 +51,7 @@ impl Shared {
             decoder: Decoder::new(Registry::new(&connections.registry_url)?),
             pool: pool.clone(),
             stores: SeenStores::open(&config.seen_dir, limits)?,
-            checkpoints: config.checkpoint_url.as_deref().map(Checkpoints::new).transpose()?,
+            checkpoints: Checkpoints::of(config.checkpoint_url.as_deref(), &connections.warehouse)?,
             health: health.clone(),
         };
         let writers = Arc::new(Semaphore::new(config.concurrency.max(1)));

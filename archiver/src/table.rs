@@ -1,6 +1,7 @@
 //! The tables: one per project, `tidemill.{project}.events`.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use iceberg::io::FileIOBuilder;
@@ -92,6 +93,8 @@ pub fn identifier(project: &str) -> TableIdent {
 pub struct Tables {
     kind: CatalogKind,
     settings: Arc<HashMap<String, String>>,
+    /// Whom a REST catalog is trusted by.
+    authorities: Option<PathBuf>,
     catalog: Arc<OnceCell<Arc<dyn Catalog>>>,
 }
 
@@ -99,12 +102,13 @@ impl Tables {
     /// The tables in the catalog that the settings name; new ones lie in their warehouse.
     pub fn new(connections: &Connections) -> Self {
         let settings = Arc::new(catalog::settings(connections));
-        Self { kind: connections.warehouse.catalog, settings, catalog: Arc::default() }
+        let authorities = connections.warehouse.catalog_ca.clone();
+        Self { kind: connections.warehouse.catalog, settings, authorities, catalog: Arc::default() }
     }
 
     /// The catalog.
     pub async fn catalog(&self) -> Result<&dyn Catalog> {
-        let open = || catalog::open(self.kind, &self.settings);
+        let open = || catalog::open(self.kind, &self.settings, self.authorities.as_deref());
         self.catalog.get_or_try_init(open).await.map(Arc::as_ref)
     }
 

@@ -5,6 +5,7 @@
 //! set the ones in [`PLAIN`]. A secret can be read from a file named by its plain name with `_FILE` behind.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use config::{Config, ConfigError, Environment, File, FileFormat};
 use serde::Deserialize;
@@ -75,8 +76,10 @@ pub struct Connections {
 pub struct Warehouse {
     /// Which kind of catalog.
     pub catalog: CatalogKind,
-    /// A REST catalog's address: `http://host:8181`. Plain HTTP: for HTTPS, put a proxy beside this service.
+    /// A REST catalog's address: `https://host` or `http://host:8181`.
     pub catalog_url: Option<String>,
+    /// A PEM file with the authorities that a REST catalog is trusted by. None: the system's.
+    pub catalog_ca: Option<PathBuf>,
     /// A REST catalog's name for the warehouse. None: the warehouse's URL.
     pub catalog_warehouse: Option<String>,
     /// A REST catalog's bearer token.

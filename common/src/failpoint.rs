@@ -64,11 +64,7 @@ enum Action {
     Pause(Duration),
 }
 
-<<<<<<< HEAD
 /// Arms what the environment asks for. Services and commands call this when they start.
-=======
-/// Arms what the environment asks for. Services call this when they start, and operators' commands that have points.
->>>>>>> cache
 pub fn arm() -> Result<(), BadFailpoints> {
     let (points, mutant) = (std::env::var(FAILPOINTS).ok(), std::env::var(MUTANT).ok());
     if points.is_none() && mutant.is_none() {

@@ -6,6 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
+use tidemill_common::config::Warehouse;
 use tidemill_common::seen::{
     Checkpoints, Fingerprint, Limits, SeenError, SeenStore, SeenStores, StoreKey, fingerprint,
 };
@@ -90,7 +91,8 @@ impl World {
         let root = std::env::temp_dir().join(format!("tidemill-seen-{:016x}", rand::random::<u64>()));
         let stores = SeenStores::open(&root.join("disk"), LIMITS).unwrap();
         let seen = stores.load(&key(), WINDOW).unwrap();
-        let checkpoints = Checkpoints::new(&format!("file://{}", root.join("bucket").display())).unwrap();
+        let checkpoints =
+            Checkpoints::new(&format!("file://{}", root.join("bucket").display()), &Warehouse::default()).unwrap();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let (log, saved) = Default::default();
         let mut world = Self {

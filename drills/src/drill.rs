@@ -58,6 +58,8 @@ pub struct Drill {
     http: Option<Http>,
     /// Whether the archive is compared, too.
     pub archived: bool,
+    /// Whether the newest state of every hot window must have been published, since no worker is killed.
+    pub all_published: bool,
     /// Reads the log.
     pub history: History,
     /// The components and the row's project.
@@ -90,7 +92,18 @@ impl Drill {
         let history = History::new(stack.connections.kafka.clone());
         let (random, options) = (StdRng::seed_from_u64(options.seed), options.clone());
         let (services, http) = (Vec::new(), None);
-        Ok(Self { services, http, archived: false, stack, random, journal, options, history, starts: 0 })
+        Ok(Self {
+            services,
+            http,
+            archived: false,
+            all_published: false,
+            stack,
+            random,
+            journal,
+            options,
+            history,
+            starts: 0,
+        })
     }
 
     /// Starts a stream worker of one of the row's groups, with more settings.

@@ -18,6 +18,8 @@ const SETTLED: Duration = Duration::from_secs(60);
 const REDIS: Duration = Duration::from_secs(10);
 /// Brokers that were broken have to answer within this time.
 const KAFKA: Duration = Duration::from_secs(60);
+/// Metrics are published each second, and again when that fails.
+const PUBLISHED: Duration = Duration::from_secs(10);
 const ARCHIVE: Duration = Duration::from_secs(30);
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -108,6 +110,7 @@ impl Drill {
         ]
         .concat();
         differences.extend(self.redis(&expected, REDIS).await?);
+        differences.extend(self.published(&expected).await?);
         if self.archived {
             differences.extend(self.archive(&expected).await?);
         }
@@ -126,6 +129,20 @@ impl Drill {
                 Ok(shown) => reconcile::redis(expected, &shown, chrono::Utc::now().timestamp()),
                 Err(error) => vec![format!("redis cannot be read: {error:#}")],
             };
+            if differences.is_empty() || Instant::now() > deadline {
+                return Ok(differences);
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+
+    /// Live readers are told within seconds.
+    async fn published(&self, expected: &Expected) -> anyhow::Result<Vec<String>> {
+        let deadline = Instant::now() + PUBLISHED;
+        loop {
+            let found = views::published(&self.stack).await?;
+            let now = chrono::Utc::now().timestamp();
+            let differences = reconcile::published(expected, &found, self.all_published, now);
             if differences.is_empty() || Instant::now() > deadline {
                 return Ok(differences);
             }

@@ -38,6 +38,7 @@ pub struct Service {
 type Shared = State<Arc<Service>>;
 type Name = Result<Path<String>, PathRejection>;
 type Params = Result<Query<HashMap<String, String>>, QueryRejection>;
+type Pairs = Result<Query<Vec<(String, String)>>, QueryRejection>;
 type Answer = Result<Response, Problem>;
 
 /// All routes but the health ones.
@@ -77,8 +78,9 @@ async fn list_metrics(State(service): Shared, Caller(project): Caller) -> Answer
     Ok(Json(list.await?).into_response())
 }
 
-async fn metric(State(service): Shared, Caller(project): Caller, name: Name, params: Params) -> Answer {
-    let (Path(name), Query(params)) = (name.map_err(unreadable)?, params.map_err(unreadable)?);
+async fn metric(State(service): Shared, Caller(project): Caller, name: Name, params: Pairs) -> Answer {
+    let (Path(name), Query(pairs)) = (name.map_err(unreadable)?, params.map_err(unreadable)?);
+    let params = metrics::once(pairs)?;
     let answer = in_time(async {
         let definitions = service.definitions.current().await.map_err(postgres::problem)?;
         let request = metrics::Request::parse(&name, &params, Utc::now(), definitions.project(&project.id))?;

@@ -158,6 +158,83 @@ async fn a_runaway_dimension_is_cut_and_nothing_is_lost() {
 }
 
 #[tokio::test]
+async fn dimensions_that_are_counted_together() {
+    let api = Api::start().await;
+    let together = json!(["country", ["country", "plan", "eventType"], ["country", "plan"]]);
+    declare(&api, "sold", json!({"aggregation": "sum", "field": "amount", "dimensions": together})).await;
+    declare(&api, "buying", json!({"aggregation": "unique", "field": "userId", "dimensions": together})).await;
+    // An amount of one cent more with every event, so that each group has another sum.
+    let (countries, plans) = (["DE", "FR", "IT"], ["free", "a,b", ""]);
+    let of = |i: i64| {
+        let plan = Some(plans[i as usize / 3 % 3]).filter(|plan| !plan.is_empty());
+        let properties = json!({"amount": i, "country": countries[i as usize % 3], "plan": plan});
+        with(T0 + i, &format!("u-{}", i % 45), properties)
+    };
+    count(&api, [(0..200).map(of).collect(), (200..450).map(of).collect::<Vec<_>>()]).await;
+    let expected = |country: Option<usize>, plan: Option<usize>| -> i64 {
+        let counts =
+            |i: &i64| country.is_none_or(|c| *i as usize % 3 == c) && plan.is_none_or(|p| *i as usize / 3 % 3 == p);
+        (0..450).filter(counts).sum()
+    };
+    let path = |name: &str| format!("/v1/metrics/{name}?{DAY}&granularity=1d");
+
+    let both = data(&api, &format!("{}&groupBy=plan,country", path("sold"))).await;
+    assert_eq!(both.len(), 9);
+    for point in &both {
+        let country = countries.iter().position(|country| point["country"] == **country);
+        let plan = plans.iter().position(|plan| point["plan"].as_str().unwrap_or_default() == *plan);
+        assert_eq!(point["value"], json!(expected(country, plan)), "{point}");
+    }
+    let by_plan = data(&api, &format!("{}&filter=country:DE,FR&groupBy=plan", path("sold"))).await;
+    let found: Vec<Value> = by_plan.iter().map(|point| json!([point["plan"], point["value"]])).collect();
+    let two = |plan: usize| expected(Some(0), Some(plan)) + expected(Some(1), Some(plan));
+    assert_eq!(found, [json!([null, two(2)]), json!(["a,b", two(1)]), json!(["free", two(0)])]);
+    assert_eq!(by_plan[0].get("country"), None, "only what was asked for");
+    let one = value(&api, &format!(r#"{}&filter=country:FR&filter=plan:["a,b"]"#, path("sold"))).await;
+    assert_eq!(one, json!(expected(Some(1), Some(1))));
+    let most = data(&api, &format!("{}&groupBy=country,plan&limit=2&filter=country:IT", path("sold"))).await;
+    let rest = most.iter().find(|point| point["plan"] == "__other__").unwrap();
+    assert_eq!((most.len(), &rest["country"], &rest["count"]), (3, &json!("__other__"), &json!(50)));
+    let users = data(&api, &format!("{}&filter=country:DE;eventType:buy&groupBy=plan", path("buying"))).await;
+    assert_eq!(users.iter().map(|point| point["value"].clone()).collect::<Vec<_>>(), [5, 5, 5]);
+
+    for (params, expected) in [
+        ("groupBy=plan", "plan is not counted by itself"),
+        ("groupBy=plan&filter=eventType:buy", r#"declare ["eventType", "plan"] as one of the dimensions"#),
+        (
+            "groupBy=shop",
+            "shop is no dimension of this metric, which has country; country,plan,eventType; country,plan",
+        ),
+        ("groupBy=country&groupBy=plan", "stands there twice"),
+    ] {
+        let (status, problem) = api.get(&format!("{}&{params}", path("sold"))).await;
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(status == 400 && detail.contains(expected), "{params}: {problem}");
+    }
+}
+
+/// What is told apart of a combination is complete, whatever part of it is shown.
+#[tokio::test]
+async fn a_runaway_combination_is_cut_and_what_is_shown_is_exact() {
+    let api = Api::start().await;
+    declare(&api, "clicks", json!({"dimensions": [["id", "side"]], "maxValues": 40})).await;
+    let side = |i: i64| if i / 50 % 2 == 0 { "left" } else { "right" };
+    let of = |i: i64| with(T0 + i, "u", json!({"id": i % 50, "side": side(i)}));
+    count(&api, [(0..500).map(of).collect(), (500..1_000).map(of).collect::<Vec<_>>()]).await;
+    let path = format!("/v1/metrics/clicks?{DAY}&granularity=1d");
+    let (_, answer) = api.get(&format!("{path}&groupBy=id,side")).await;
+    let points = answer["data"].as_array().unwrap();
+    assert_eq!(points.iter().map(|point| point["value"].as_i64().unwrap()).sum::<i64>(), 1_000, "nothing is lost");
+    let told_apart = points.iter().filter(|point| point["id"] != "__other__");
+    assert!(told_apart.clone().count() == 40 && told_apart.clone().all(|point| point["value"] == 10), "{points:?}");
+    let (_, answer) = api.get(&format!("{path}&groupBy=id&filter=side:left,right")).await;
+    let points = answer["data"].as_array().unwrap();
+    let told_apart: Vec<_> = points.iter().filter(|point| point["id"] != "__other__").collect();
+    assert!(!told_apart.is_empty() && told_apart.iter().all(|point| point["value"] == 20), "both sides: {points:?}");
+    assert_eq!(answer["groups"]["limited"], true);
+}
+
+#[tokio::test]
 async fn metrics_are_declared_by_admins_and_listed() {
     let api = Api::start().await;
     let admin = new_key(&api.stack, &api.stack.project, "admin").await;

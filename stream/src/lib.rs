@@ -90,7 +90,7 @@ pub async fn run(
     let limits = Limits { flush_ms: config.checkpoint_interval_ms, ..Limits::default() };
     let stores = SeenStores::open(&config.seen_dir, limits)?;
     let every = Duration::from_millis(config.checkpoint_interval_ms);
-    let checkpoints = config.checkpoint_url.as_deref().map(Checkpoints::new).transpose()?;
+    let checkpoints = Checkpoints::of(config.checkpoint_url.as_deref(), &connections.warehouse)?;
     let definitions = Definitions::new(pool.clone(), config.metrics_dir.as_deref())?;
     definitions.watch(shutdown.clone());
     let raw_events = config.raw_events.then(|| RawEvents::new(config.raw_events_days));

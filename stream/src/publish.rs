@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use chrono::Utc;
 use sqlx::PgPool;
+use tidemill_common::failpoint::mutant;
 use tidemill_common::home::home_partition;
 use tidemill_common::kafka::{KafkaConfig, Outgoing, Producer};
 use tidemill_common::metric_update::{METRIC_UPDATE_SCHEMA, MetricUpdate, MetricWindow};
@@ -110,7 +111,7 @@ struct Topics(HashMap<String, Result<Ready, Instant>>);
 
 impl Outlet {
     async fn publish(&self, keys: &BTreeSet<RollupKey>, topics: &mut Topics) -> anyhow::Result<()> {
-        let keys: Vec<&RollupKey> = keys.iter().collect();
+        let keys: Vec<&RollupKey> = keys.iter().skip(usize::from(mutant("unpublished"))).collect();
         let mut updates = BTreeMap::<String, MetricUpdate>::new();
         for window in read::windows(&self.pool, &keys).await? {
             let update = update(&window);

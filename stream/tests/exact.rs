@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use redis::AsyncCommands;
 use support::{Running, back_up, counted, differences, drained, epoch, live_traffic, restore, worker};
+use tidemill_common::event::Event;
 use tidemill_stream::metric::BOUNCES;
 use tidemill_stream::window::Granularity;
 use tidemill_stream::{keys, timeline};
@@ -325,23 +326,34 @@ async fn an_audit_finds_and_mends_what_redis_says_wrongly() {
     whole(&stack, &redis).await;
     marked(&stack).await;
     let session = |id| keys::session(&stack.project, id);
+    let cart = |id| keys::cart(&stack.project, id);
     let mut connection = redis.connection().await;
     let differing = || tidemill_common::telemetry::metrics().render();
     let count = |text: String| -> u64 {
         let line = text.lines().find_map(|line| line.strip_prefix("tidemill_stream_audit_differences_total "));
         line.map_or(0, |number| number.parse().unwrap())
     };
+    // A session goes on without its cart, whose copy stays as it is: that is no difference.
+    let on = Event { session_id: Some("s-5".to_owned()), ..live_traffic(61..62, 1).remove(0) };
+    stack.send(&on).await;
+    drained(&stack).await;
+    level(&stack, &redis).await;
     let before = count(differing());
+    let changed_at: i64 = connection.hget(cart("s-2"), "changed_at").await.unwrap();
     // Another value of the same version; an older version that nobody is replacing; something unreadable; nobody seen.
     let _: () = connection.hset(session("s-1"), "totalEvents", 999).await.unwrap();
     let _: () = connection.hset_multiple(session("s-2"), &[("totalEvents", 1), ("version", 0)]).await.unwrap();
     let _: () = connection.hdel(session("s-3"), "version").await.unwrap();
+    let _: () = connection.hset(cart("s-2"), "changed_at", changed_at + 1).await.unwrap();
     let _: () = connection.srem(keys::seen_users(&stack.project), "u-4").await.unwrap();
     let hour = Granularity::Hour;
     let window = keys::metric(&stack.project, "view", hour, hour.window(events[0].timestamp));
     let _: () = connection.set(window, "not json").await.unwrap();
     level(&stack, &redis).await;
-    eventually("all five are counted", || async { count(differing()) >= before + 5 }).await;
+    eventually("all six are counted", || async { count(differing()) >= before + 6 }).await;
+    assert_eq!(count(differing()), before + 6, "no more than these");
+    let shown = || async { redis.connection().await.hget::<_, _, i64>(cart("s-2"), "changed_at").await.unwrap() };
+    eventually("the cart is mended", || async { shown().await == changed_at }).await;
     let version: Option<i64> = connection.hget(session("s-3"), "version").await.unwrap();
     assert!(version.is_some());
     // A missing key is no difference: it may have been evicted.

@@ -7,6 +7,7 @@ mod late_registry;
 mod own;
 mod private_redis;
 mod redises;
+mod s3;
 
 use std::collections::HashMap;
 use std::future::Future;
@@ -34,6 +35,7 @@ pub use late_registry::LateRegistry;
 pub use own::{Cluster, Own, free_port};
 pub use private_redis::PrivateRedis;
 pub use redises::Redises;
+pub use s3::S3;
 
 /// Partitions of a test project.
 pub const PARTITIONS: i32 = 4;
@@ -209,11 +211,27 @@ impl Stack {
 
     /// All records of a topic, by partition and offset.
     pub async fn records(&self, topic: &str) -> Vec<Record> {
+        self.records_of(topic, PARTITIONS).await
+    }
+
+    /// The same of a topic that may not be there, with as many partitions as it has.
+    pub async fn records_of_any(&self, topic: &str) -> Vec<Record> {
+        let consumer: BaseConsumer = self.connections.kafka.client().set("group.id", "tidemill.test").create().unwrap();
+        let name = topic.to_owned();
+        let look = move || consumer.fetch_metadata(Some(&name), Duration::from_secs(10)).expect("Kafka");
+        let metadata = tokio::task::spawn_blocking(look).await.expect("reader");
+        match metadata.topics().first().map_or(0, |topic| topic.partitions().len()) {
+            0 => Vec::new(),
+            partitions => self.records_of(topic, partitions as i32).await,
+        }
+    }
+
+    async fn records_of(&self, topic: &str, partitions: i32) -> Vec<Record> {
         let history = History::new(self.connections.kafka.clone());
         let topic: std::sync::Arc<str> = topic.into();
         let read = move || {
             let partitions: Vec<TopicPartition> =
-                (0..PARTITIONS).map(|partition| TopicPartition { topic: topic.clone(), partition }).collect();
+                (0..partitions).map(|partition| TopicPartition { topic: topic.clone(), partition }).collect();
             let bounds: HashMap<TopicPartition, (i64, i64)> = history.bounds(&partitions).expect("bounds");
             let spans: Vec<Span> = bounds.into_iter().map(|(at, (from, to))| Span { at, from, to }).collect();
             let mut records = Vec::new();

@@ -3,6 +3,7 @@
 use tidemill_archiver::maintain::{Maintenance, Neighbours, maintain};
 use tidemill_archiver::table::Tables;
 use tidemill_common::config::{CatalogKind, Connections};
+use tidemill_testkit::S3;
 
 use crate::support::{World, archived, config, events_with_copies, first_sights, rows, start};
 
@@ -34,18 +35,14 @@ async fn lives(change: impl FnOnce(&mut Connections, &str)) {
     assert_eq!(rows(&world, &world.project).await, first_sights(&world, |_| true).await);
 }
 
-fn s3(connections: &mut Connections, project: &str) {
-    let env = |name| Some(std::env::var(name).unwrap());
-    connections.warehouse_url = format!("s3://warehouse/{project}");
-    connections.warehouse.s3_endpoint = env("S3_ENDPOINT");
-    connections.warehouse.s3_access_key_id = env("S3_ACCESS_KEY_ID");
-    connections.warehouse.s3_secret_access_key = env("S3_SECRET_ACCESS_KEY");
-}
-
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "needs an S3 server: dev/services start s3"]
 async fn on_s3() {
-    lives(s3).await;
+    let server = S3::start().await;
+    lives(|connections, project| {
+        server.reach(connections);
+        connections.warehouse_url = format!("s3://warehouse/{project}");
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

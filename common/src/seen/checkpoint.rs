@@ -12,13 +12,15 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
-use opendal::{ErrorKind, Operator};
+use opendal::layers::{RetryLayer, TimeoutLayer};
+use opendal::{ErrorKind, Operator, OperatorUri};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_util::sync::CancellationToken;
 
 use super::run::{Run, UNFINISHED};
 use super::stores::{SeenStores, StoreKey};
+use crate::config::Warehouse;
 
 /// The file that names a checkpoint's files.
 const MANIFEST: &str = "manifest.json";
@@ -26,6 +28,10 @@ const MANIFEST: &str = "manifest.json";
 const PIECE: usize = 8 * 1024 * 1024;
 /// So many partitions' checkpoints are written at a time.
 const AT_ONCE: usize = 4;
+/// Object storage that does not answer for so long is asked once more, so often; a partition that is being made ready
+/// waits for that, and then reads the log.
+const PATIENCE: Duration = Duration::from_secs(15);
+const AGAIN: usize = 2;
 /// How often old stores on disk are removed.
 const CLEAN: Duration = Duration::from_secs(3_600);
 
@@ -33,22 +39,36 @@ const CLEAN: Duration = Duration::from_secs(3_600);
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
     /// The setting is wrong.
-    #[error("checkpoint_url {url:?} cannot be used: {error}; it is file:///folder, or s3://bucket/folder?region=…")]
+    #[error("checkpoint_url {url:?} cannot be used: {error}; it is file:///folder or s3://bucket/folder")]
     Url {
-        /// The setting.
+        /// The setting, without what may be secret.
         url: String,
         /// What is wrong with it.
         error: opendal::Error,
     },
+    /// Object storage does not know us, or does not let us.
+    #[error(
+        "checkpoints: object storage does not let us in; check the credentials (S3_ACCESS_KEY_ID and S3_SECRET_ACCESS_KEY, or \
+         what AWS' tools take), and that they may read, write and delete there: {0}"
+    )]
+    Refused(opendal::Error),
     /// Object storage does not do what it should.
     #[error("checkpoints: {0}")]
-    Storage(#[from] opendal::Error),
+    Storage(opendal::Error),
     /// A local file.
     #[error("checkpoints: {0}")]
     Disk(#[from] io::Error),
     /// What was read is not what was written.
     #[error("checkpoints: {0} is not what was written")]
     Damaged(String),
+}
+
+impl From<opendal::Error> for CheckpointError {
+    fn from(error: opendal::Error) -> Self {
+        // Where there are none at all, only the text says so.
+        let without = error.to_string().contains("credential");
+        if without || error.kind() == ErrorKind::PermissionDenied { Self::Refused(error) } else { Self::Storage(error) }
+    }
 }
 
 /// What a checkpoint consists of.
@@ -80,11 +100,23 @@ pub struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Checkpoints below this URL: `file:///folder`, or `s3://bucket/folder?region=…&endpoint=…` with credentials
-    /// from the environment, as AWS' own tools take them.
-    pub fn new(url: &str) -> Result<Self, CheckpointError> {
-        let storage = Operator::from_uri(url).map_err(|error| CheckpointError::Url { url: url.to_owned(), error })?;
-        Ok(Self { storage })
+    /// Checkpoints below this URL: `file:///folder` or `s3://bucket/folder`. S3 is reached as the archive's is, unless
+    /// the URL says how itself: `?endpoint=…&region=…`, with credentials from the environment, as AWS' own tools take
+    /// them.
+    pub fn new(url: &str, warehouse: &Warehouse) -> Result<Self, CheckpointError> {
+        let shown = url.split('?').next().unwrap_or_default();
+        let wrong = |error| CheckpointError::Url { url: shown.to_owned(), error };
+        let given = OperatorUri::new(url, []).map_err(wrong)?;
+        let as_the_archive = given.scheme() == "s3" && given.options().is_empty();
+        let options = if as_the_archive { s3_options(warehouse) } else { Vec::new() };
+        let storage = Operator::from_uri((url, options)).map_err(wrong)?;
+        let timeouts = TimeoutLayer::new().with_timeout(PATIENCE).with_io_timeout(PATIENCE);
+        Ok(Self { storage: storage.layer(timeouts).layer(RetryLayer::new().with_max_times(AGAIN)) })
+    }
+
+    /// The same by a setting, which need not be there.
+    pub fn of(url: Option<&str>, warehouse: &Warehouse) -> Result<Option<Self>, CheckpointError> {
+        url.map(|url| Self::new(url, warehouse)).transpose()
     }
 
     /// A partition's newest checkpoint, if it has one.
@@ -195,6 +227,20 @@ impl Checkpoints {
         }
         failed
     }
+}
+
+/// How the archive's S3 server is reached, in the words of the storage library.
+fn s3_options(warehouse: &Warehouse) -> Vec<(String, String)> {
+    let in_path = warehouse.s3_path_style.unwrap_or(warehouse.s3_endpoint.is_some());
+    let region = warehouse.s3_region.clone().or_else(|| std::env::var("AWS_REGION").ok());
+    let named = [
+        ("endpoint", warehouse.s3_endpoint.clone()),
+        ("region", Some(region.unwrap_or_else(|| "us-east-1".to_owned()))),
+        ("access_key_id", warehouse.s3_access_key_id.clone()),
+        ("secret_access_key", warehouse.s3_secret_access_key.clone()),
+        ("enable_virtual_host_style", Some((!in_path).to_string())),
+    ];
+    named.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
 /// Looks after a process's stores until shutdown: every so often metrics and checkpoints, now and then old files.

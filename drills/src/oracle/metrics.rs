@@ -60,6 +60,7 @@ pub struct Declared {
     event_types: &'static [&'static str],
     aggregation: Aggregation,
     field: &'static str,
+    /// Those of a combination with commas between them.
     dimensions: &'static [&'static str],
     /// Whether it comes with every project.
     built_in: bool,
@@ -83,7 +84,7 @@ const LARGE: i64 = 10_000;
 pub const DECLARED: [Declared; 6] = [
     Declared { built_in: true, ..declared("buyers", Aggregation::Unique, "userId", ORDERS, &["country"]) },
     Declared { built_in: true, ..declared("order_value", Aggregation::Avg, "total", ORDERS, &["currency"]) },
-    declared("large_orders", Aggregation::Count, "", ORDERS, &["deviceType", "trafficSource"]),
+    declared("large_orders", Aggregation::Count, "", ORDERS, &["deviceType", "trafficSource", "country,deviceType"]),
     declared("order_total", Aggregation::Sum, "total", ORDERS, &["currency"]),
     declared("products", Aggregation::Unique, "product", &["product_view"], &["trafficSource", "eventType"]),
     declared("scroll_depth", Aggregation::P95, "depth", &["scroll"], &["deviceType"]),
@@ -95,7 +96,10 @@ impl Declared {
         let aggregation = format!("{:?}", self.aggregation).to_lowercase();
         let mut definition = json!({
             "name": self.name, "eventTypes": self.event_types, "aggregation": aggregation,
-            "dimensions": self.dimensions,
+            "dimensions": self.dimensions.iter().map(|name| match name.split_once(',') {
+                Some(pair) => json!(pair),
+                None => json!(name),
+            }).collect::<Vec<_>>(),
         });
         if self.aggregation == Aggregation::Count {
             definition["where"] = json!([{ "property": "total", "gte": LARGE / 100 }]);
@@ -150,6 +154,15 @@ fn text(event: &Event, name: &str) -> Option<String> {
     }
 }
 
+/// The value of a dimension, or the values of a combination as the JSON that stands in Postgres.
+fn dimension_value(event: &Event, dimension: &str) -> String {
+    let value = |name| text(event, name).unwrap_or_default();
+    match dimension.split_once(',') {
+        Some((one, other)) => json!([value(one), value(other)]).to_string(),
+        None => value(dimension),
+    }
+}
+
 /// What was collected of a window. Numbers are in hundredths.
 #[derive(Default)]
 struct Totals {
@@ -191,7 +204,7 @@ impl Windows {
         for declared in DECLARED.iter().filter(|declared| declared.takes(event)) {
             self.add(declared.name, ("", ""), at, |totals| declared.observe(event, totals));
             for dimension in declared.dimensions {
-                let value = text(event, dimension).unwrap_or_default();
+                let value = dimension_value(event, dimension);
                 self.add(declared.name, (dimension, &value), at, |totals| declared.observe(event, totals));
             }
         }
@@ -291,6 +304,7 @@ mod tests {
         is("order_total", ("currency", "EUR"), 1, 120.5);
         is("order_value", ("currency", ""), 1, 80.0);
         is("large_orders", ("deviceType", ""), 1, 1.0);
+        is("large_orders", ("country,deviceType", r#"["",""]"#), 1, 1.0);
         is("buyers", ("", ""), 3, 3.0);
         is("scroll_depth", ("", ""), 20, 19.0);
         is("revenue", ("", ""), 3, 200.5);

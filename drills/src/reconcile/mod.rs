@@ -2,12 +2,14 @@
 //! difference is a line that names the view, the key, and both sides.
 
 mod journal;
+mod published;
 mod redis;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 
 pub use journal::journal;
+pub use published::published;
 pub use redis::redis;
 
 use crate::log::Line;

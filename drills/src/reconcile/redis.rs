@@ -50,20 +50,22 @@ fn carts(expected: &Expected) -> BTreeMap<&str, (i64, Fields)> {
     expected.carts.iter().map(|(key, cart)| (&**key, (ends(cart), cart_fields(cart)))).collect()
 }
 
-fn windows(expected: &Expected, shown: &Shown, now: i64) -> Vec<String> {
-    let hot_for = |granularity: &str, start: i64| {
-        let kept = match granularity {
-            "1m" => 3_600,
-            "1h" => 2 * 3_600,
-            _ => 2 * 86_400,
-        };
-        start + kept - now
+/// For how long a window is hot yet, in seconds.
+pub(super) fn hot_for(granularity: &str, start: i64, now: i64) -> i64 {
+    let kept = match granularity {
+        "1m" => 3_600,
+        "1h" => 2 * 3_600,
+        _ => 2 * 86_400,
     };
+    start + kept - now
+}
+
+fn windows(expected: &Expected, shown: &Shown, now: i64) -> Vec<String> {
     // Values of dimensions have no copies, but for event types.
     let copied = expected.windows.iter().filter(|(key, _)| ["", "event_type"].contains(&&*key.dimension));
-    let hot = copied.filter(|(key, _)| hot_for(&key.granularity, key.start) > MARGIN);
+    let hot = copied.filter(|(key, _)| hot_for(&key.granularity, key.start, now) > MARGIN);
     let hot = hot.map(|(key, reading)| (key.clone(), reading.clone())).collect();
-    let found = shown.windows.iter().filter(|(key, _)| hot_for(&key.granularity, key.start).abs() > MARGIN);
+    let found = shown.windows.iter().filter(|(key, _)| hot_for(&key.granularity, key.start, now).abs() > MARGIN);
     let found = found.map(|(key, reading)| (key.clone(), reading.clone())).collect();
     compare_by("redis window", &hot, &found, same_reading)
 }

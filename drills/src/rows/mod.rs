@@ -56,13 +56,15 @@ pub struct Mutant {
 }
 
 /// The planted mutants.
-pub const MUTANTS: [Mutant; 6] = [
+pub const MUTANTS: [Mutant; 7] = [
     // The ledger is committed before what it stands for.
     Mutant { name: "commit-first", row: "abort:stream.folded", short: false },
     // Dedupe takes whatever was seen for a copy, wherever it stood.
     Mutant { name: "existence", row: "errors", short: true },
     // Redis is counted up.
     Mutant { name: "increments", row: "abort:stream.projected", short: false },
+    // One window of each round is not published.
+    Mutant { name: "unpublished", row: "clean", short: false },
     // The ledger is moved on wherever it stands.
     Mutant { name: "no-fencing", row: "stopped", short: false },
     // The archiver takes what it has archived for a copy, wherever it stood.

@@ -51,6 +51,7 @@ async fn clean(options: Options) -> anyhow::Result<Outcome> {
     let mut drill = Drill::start(&options).await?;
     drill.gateway().await?;
     drill.archiver().await?;
+    drill.all_published = true;
     let worker = drill.live_worker("a", &[]).await?;
     let flow = drill.flow(Stream::default())?;
     drill.sent(2_500).await?;

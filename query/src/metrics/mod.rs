@@ -4,6 +4,7 @@ mod groups;
 mod listing;
 mod points;
 mod request;
+mod selection;
 mod source;
 mod span;
 
@@ -19,11 +20,11 @@ use crate::postgres::{self, Series};
 use crate::routes::Service;
 
 pub use listing::{declare, list, undeclare};
-pub use request::Request;
+pub use request::{Request, once};
 pub use source::Source;
 pub use span::Piece;
 
-use groups::Shown;
+use groups::{Chosen, Shown};
 use points::{Point, Points};
 use request::Windows;
 use source::Select;
@@ -57,7 +58,8 @@ pub async fn answer(service: &Service, project: &Project, request: Request) -> R
         Windows::Each(granularity) => vec![Piece { granularity, span: request.span.clone() }],
         Windows::All => span::cover(request.span.clone(), &request.source.granularities),
     };
-    let (groups, shown) = groups::choose(&service.pool, project, &request, &series, &pieces).await?;
+    let Chosen { groups, shown, values } = groups::choose(&service.pool, project, &request, &series, &pieces).await?;
+    let series = Series { values: values.as_deref().or(series.values), ..series };
     let mut points = Points::new(&request, groups);
     let known: Vec<i64> = hot.keys().copied().collect();
     postgres::rollups(&service.pool, project, &series, &pieces, &known, |row| points.add(row))

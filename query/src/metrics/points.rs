@@ -12,7 +12,7 @@ use tidemill_stream::metric::Totals;
 
 use super::groups::Groups;
 use super::request::{Request, Windows};
-use super::source::bad;
+use super::source::{Source, bad};
 use super::span::MAX_WINDOWS;
 use crate::hot::HotWindow;
 use crate::metrics::rfc3339;
@@ -25,8 +25,8 @@ const MAX_POINTS: usize = 10 * MAX_WINDOWS as usize;
 #[derive(Debug)]
 pub struct Point {
     start: i64,
-    /// The dimension's name and value; no value: events that have none.
-    group: Option<(String, Option<String>)>,
+    /// Names and values of dimensions; no value: events that have none.
+    group: Vec<(String, Option<String>)>,
     value: Option<Decimal>,
     count: i64,
     /// `None` where users are not counted.
@@ -80,7 +80,7 @@ impl<'a> Points<'a> {
         }
         self.points.extend(hot.into_iter().map(|(start, window)| Point {
             start,
-            group: None,
+            group: Vec::new(),
             value: window.value(self.request.source.aggregation),
             count: window.count,
             unique_users: window.unique_users,
@@ -101,7 +101,7 @@ impl<'a> Points<'a> {
             let count = if source.over.is_some() { over.count } else { own.count };
             self.points.push(Point {
                 start,
-                group: grouped.then(|| (source.shown.clone(), Some(value).filter(|value| !value.is_empty()))),
+                group: if grouped { group(source, value) } else { Vec::new() },
                 value: match source.over {
                     Some(_) => Decimal::from(own.count).divided_by(over.count),
                     None => own.value(source.aggregation),
@@ -113,11 +113,20 @@ impl<'a> Points<'a> {
     }
 }
 
+/// What a group's points say of it.
+fn group(source: &Source, value: String) -> Vec<(String, Option<String>)> {
+    let values = match &source.parts {
+        Some(parts) => parts.fields(&value),
+        None => vec![Some(value).filter(|value| !value.is_empty())],
+    };
+    source.shown.iter().cloned().zip(values).collect()
+}
+
 impl Serialize for Point {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("timestamp", &DateTime::from_timestamp(self.start, 0).map(rfc3339))?;
-        if let Some((name, value)) = &self.group {
+        for (name, value) in &self.group {
             map.serialize_entry(name, value)?;
         }
         map.serialize_entry("value", &self.value.map(number))?;

@@ -47,6 +47,19 @@ impl Windows {
     }
 }
 
+/// Parameters by name, each of which may stand there once; several filters are one.
+pub fn once(pairs: Vec<(String, String)>) -> Result<HashMap<String, String>, Problem> {
+    let mut params = HashMap::<String, String>::new();
+    for (name, value) in pairs {
+        match params.get_mut(&name) {
+            None => drop(params.insert(name, value)),
+            Some(filters) if name == "filter" => *filters = format!("{filters};{value}"),
+            Some(_) => return Err(bad(&name, "stands there twice")),
+        }
+    }
+    Ok(params)
+}
+
 impl Request {
     /// Reads a request from its name and parameters; `metrics` are those the project has declared.
     pub fn parse(
@@ -125,7 +138,7 @@ mod tests {
     const NOW: &str = "2026-01-31T12:34:56.5Z";
 
     fn parse(name: &str, params: &[(&str, &str)]) -> Result<Request, StatusCode> {
-        let declared = json!({"name": "sales", "aggregation": "sum", "field": "x", "dimensions": ["country"],
+        let declared = json!({"name": "sales", "aggregation": "sum", "field": "x", "dimensions": ["country", ["country", "plan"]],
                               "granularities": ["1h", "1d"]});
         let metrics = Metrics::of([Declaration::from_json(declared).expect("a declaration")]);
         let params = params.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
@@ -166,6 +179,9 @@ mod tests {
         assert!(refused("sessions", &[("groupBy", "eventType")]));
         assert!(refused("sales", &[("granularity", "1m")]));
         assert!(refused("sales", &[("groupBy", "country"), ("filter", "eventType:a")]));
+        assert!(refused("sales", &[("groupBy", "plan")]));
+        assert!(refused("sales", &[("groupBy", "country,plan"), ("filter", "eventType:a")]));
+        assert!(refused("events", &[("groupBy", "eventType,eventType")]));
         let minutes = [("granularity", "1m"), ("startTime", "2000-01-01T00:00:00Z")];
         assert!(refused("events", &minutes));
     }
@@ -193,5 +209,19 @@ mod tests {
         assert_eq!(select("sales", &[("filter", r#"country:["a,b"]"#)]), Select::Only(values(&["a,b"])));
         let both = [("filter", "country:DE"), ("groupBy", "country")];
         assert_eq!(select("sales", &both), Select::Each(Some(values(&["DE"]))));
+    }
+
+    #[test]
+    fn several_dimensions_are_grouped_and_filtered_together() {
+        let source = |params: &[(&str, &str)]| parse("sales", params).expect("good").source;
+        for params in [&[("groupBy", "plan,country")][..], &[("groupBy", "plan"), ("filter", "country:DE,FR")]] {
+            let source = source(params);
+            assert_eq!((&*source.dimension, source.select), ("country,plan", Select::Each(None)));
+        }
+        assert_eq!(source(&[("groupBy", "plan,country")]).shown, ["plan", "country"], "as asked for");
+        let filtered = source(&[("filter", "plan:a;country:DE,FR")]).select;
+        let both = [r#"["DE","a"]"#.to_owned(), r#"["FR","a"]"#.to_owned()];
+        assert_eq!(filtered, Select::Only(both.to_vec()));
+        assert_eq!(source(&[("groupBy", "country")]).dimension, "country");
     }
 }

@@ -5,10 +5,10 @@ use tidemill_common::problem::Problem;
 use tidemill_stream::metric::{self, Aggregation, Compiled, MAX_VALUES, Metrics, is_reserved};
 use tidemill_stream::window::Granularity;
 
+use super::selection::{Parts, Wanted};
+
 /// What the event type is called in requests and answers.
 const EVENT_TYPE: &str = "eventType";
-/// Values that one filter may name.
-const MAX_FILTER: usize = 1_000;
 
 /// Rows of the rollups, and the value they make.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,16 +23,18 @@ pub struct Source {
     pub granularities: Vec<Granularity>,
     /// The rollups' `dimension_key`.
     pub dimension: String,
-    /// The dimension's name in requests and answers.
-    pub shown: String,
+    /// Names of dimensions in requests and answers: those that are told apart, else the one that is filtered.
+    pub shown: Vec<String>,
     /// Which of its values.
     pub select: Select,
+    /// How these are read, where the dimension is a combination.
+    pub parts: Option<Parts>,
     /// How many values of the dimension are told apart by day.
     pub max_values: usize,
     /// The name in the hot windows' keys, if there are any.
     pub hot_name: Option<String>,
-    /// Its dimensions as in requests and as in the rollups.
-    dimensions: Vec<(String, String)>,
+    /// Its dimensions, by their names in requests, as in the rollups.
+    dimensions: Vec<(Vec<String>, String)>,
 }
 
 /// Values of a dimension.
@@ -74,8 +76,9 @@ impl Source {
             aggregation,
             granularities: Granularity::ALL.to_vec(),
             dimension: String::new(),
-            shown: String::new(),
+            shown: Vec::new(),
             select: Select::Total,
+            parts: None,
             max_values: MAX_VALUES,
             hot_name: Some(metric.to_owned()),
             dimensions: Vec::new(),
@@ -83,7 +86,7 @@ impl Source {
     }
 
     fn events(aggregation: Aggregation) -> Self {
-        let dimensions = vec![(EVENT_TYPE.to_owned(), metric::EVENT_TYPE.to_owned())];
+        let dimensions = vec![(vec![EVENT_TYPE.to_owned()], metric::EVENT_TYPE.to_owned())];
         Self { dimensions, ..Self::plain(metric::EVENTS, aggregation) }
     }
 
@@ -93,7 +96,7 @@ impl Source {
         }
         Ok(Self {
             dimension: metric::EVENT_TYPE.to_owned(),
-            shown: EVENT_TYPE.to_owned(),
+            shown: vec![EVENT_TYPE.to_owned()],
             select: Select::Only(vec![name.to_owned()]),
             hot_name: Some(name.to_owned()),
             ..Self::plain(metric::EVENTS, Aggregation::Count)
@@ -107,7 +110,7 @@ impl Source {
         Self {
             granularities,
             max_values: declared.max_values,
-            dimensions: declared.dimensions.iter().map(|name| (name.clone(), name.clone())).collect(),
+            dimensions: declared.dimensions.iter().map(|one| (one.names().to_vec(), one.key())).collect(),
             ..Self::plain(&declared.name, declared.aggregation)
         }
     }
@@ -117,46 +120,54 @@ impl Source {
         self.metric == metric::EVENTS
     }
 
-    /// With its events grouped or filtered by a dimension.
+    /// With its events grouped or filtered by a dimension, or by several that are counted together.
     pub fn select(self, group_by: Option<&str>, filter: Option<&str>) -> Result<Self, Problem> {
-        let filter = filter.map(parse_filter).transpose()?;
-        let (field, name) = match (group_by, &filter) {
-            (None, None) => return Ok(self),
-            (Some(name), Some((other, _))) if name != *other => {
-                let detail = format!("{name} and {other} are not counted together; group and filter by the same one");
-                return Err(bad("filter", &detail));
-            }
-            (Some(name), _) => ("groupBy", name),
-            (None, Some((name, _))) => ("filter", *name),
+        let wanted = Wanted::parse(group_by, filter)?;
+        let names = wanted.names();
+        if names.is_empty() {
+            return Ok(self);
+        }
+        let is_it = |known: &[String]| known.len() == names.len() && known.iter().all(|name| names.contains(&**name));
+        let Some((known, dimension)) = self.dimensions.iter().find(|(known, _)| is_it(known)).cloned() else {
+            return Err(self.not_counted(&wanted));
         };
-        let Some((shown, dimension)) = self.dimensions.iter().find(|(shown, _)| shown == name).cloned() else {
-            let known: Vec<&str> = self.dimensions.iter().map(|(shown, _)| shown.as_str()).collect();
-            let known =
-                if known.is_empty() { "has no dimensions".to_owned() } else { format!("has {}", known.join(", ")) };
-            return Err(bad(field, &format!("{name} is no dimension of this metric, which {known}")));
+        let parts = (known.len() > 1).then(|| Parts::of(&known, &wanted));
+        let values = match &parts {
+            None => wanted.values(&known[0]).cloned(),
+            Some(parts) if wanted.groups.is_empty() => Some(parts.all()?),
+            Some(_) => None,
         };
-        let values = filter.map(|(_, values)| values);
-        let select = match (group_by, values) {
-            (Some(_), values) => Select::Each(values),
-            (None, values) => Select::Only(values.unwrap_or_default()),
+        let (select, shown) = match wanted.groups.is_empty() {
+            true => (Select::Only(values.unwrap_or_default()), known),
+            false => (Select::Each(values), wanted.groups.iter().map(|name| (*name).to_owned()).collect()),
         };
-        Ok(Self { shown, dimension, select, hot_name: None, ..self })
+        Ok(Self { shown, dimension, select, parts, hot_name: None, ..self })
     }
-}
 
-/// `<dimension>:<value>[,<value>…]`, or the values as a JSON array of texts.
-fn parse_filter(text: &str) -> Result<(&str, Vec<String>), Problem> {
-    let form = "must be <dimension>:<value>, several values with ',' between them or as a JSON array of texts";
-    let (name, values) = text.split_once(':').ok_or_else(|| bad("filter", form))?;
-    let values: Vec<String> = if values.starts_with('[') {
-        serde_json::from_str(values).map_err(|_| bad("filter", form))?
-    } else {
-        values.split(',').map(str::to_owned).collect()
-    };
-    if values.is_empty() || values.len() > MAX_FILTER || values.iter().any(|value| value.contains('\0')) {
-        return Err(bad("filter", &format!("must name 1 to {MAX_FILTER} values, without the character U+0000")));
+    /// Why there is no such dimension.
+    fn not_counted(&self, wanted: &Wanted<'_>) -> Problem {
+        let names: Vec<&str> = wanted.names().into_iter().collect();
+        let field = if wanted.groups.is_empty() { "filter" } else { "groupBy" };
+        let alone = |name: &&str| self.dimensions.iter().any(|(known, _)| known.iter().any(|known| known == name));
+        let known: Vec<&str> = self.dimensions.iter().map(|(_, key)| key.as_str()).collect();
+        let known = if known.is_empty() { "no dimensions".to_owned() } else { known.join("; ") };
+        match names.iter().find(|name| !alone(name)) {
+            Some(unknown) => bad(field, &format!("{unknown} is no dimension of this metric, which has {known}")),
+            None if names.len() == 1 => {
+                let detail =
+                    format!("{} is not counted by itself here; declare it as a dimension. There are {known}", names[0]);
+                bad(field, &detail)
+            }
+            None => {
+                let declare = names.join("\", \"");
+                let detail = format!(
+                    "{} are not counted together; declare [\"{declare}\"] as one of the dimensions. There are {known}",
+                    names.join(" and ")
+                );
+                bad(field, &detail)
+            }
+        }
     }
-    Ok((name, values))
 }
 
 /// A parameter that is wrong.

@@ -2,6 +2,7 @@
 //! no file and no connection but those of the project's own table and of the databases that are ours.
 #![allow(clippy::unwrap_used)]
 
+mod on_s3;
 mod statements;
 #[path = "../support/mod.rs"]
 mod support;

@@ -8,6 +8,7 @@ use serde_json::Value;
 use tidemill_common::event::Event;
 
 use super::declaration::{Aggregation, Condition, Declaration};
+use super::dimension::{Dimension, together};
 use crate::decimal::Decimal;
 use crate::properties::{Json, LazyFields, Properties, storable};
 use crate::window::Granularity;
@@ -26,11 +27,12 @@ pub struct Compiled {
     pub declaration: Declaration,
     /// Its name.
     pub name: Arc<str>,
-    /// Its dimensions' names.
+    /// The keys of its dimensions and combinations.
     pub dimensions: Vec<Arc<str>>,
     tests: Vec<Test>,
     field: Source,
-    sources: Vec<Source>,
+    /// Of each of these, where its values come from.
+    sources: Vec<Vec<Source>>,
 }
 
 /// An event to be measured.
@@ -135,10 +137,10 @@ impl Compiled {
     fn of(declaration: Declaration) -> Self {
         Self {
             name: declaration.name.as_str().into(),
-            dimensions: declaration.dimensions.iter().map(|name| name.as_str().into()).collect(),
+            dimensions: declaration.dimensions.iter().map(|dimension| dimension.key().into()).collect(),
             tests: declaration.conditions.iter().map(Test::of).collect(),
             field: declaration.field.as_deref().map_or(Source::Nothing, Source::of),
-            sources: declaration.dimensions.iter().map(|name| Source::of(name)).collect(),
+            sources: declaration.dimensions.iter().map(sources).collect(),
             declaration,
         }
     }
@@ -177,10 +179,19 @@ impl Compiled {
         }
     }
 
-    /// The value of a dimension, by its place among them; empty when the event has none.
+    /// The value of a dimension, by its place among them; empty when the event has none. Of a combination, all its
+    /// values [`together`].
     pub fn label<'a>(&self, dimension: usize, subject: Subject<'a>) -> Cow<'a, str> {
-        storable(self.sources[dimension].text(subject).unwrap_or_default(), MAX_LABEL)
+        let value = |source: &Source| source.text(subject).unwrap_or_default();
+        match self.sources[dimension].as_slice() {
+            [one] => storable(value(one), MAX_LABEL),
+            several => Cow::Owned(together(&several.iter().map(value).collect::<Vec<_>>())),
+        }
     }
+}
+
+fn sources(dimension: &Dimension) -> Vec<Source> {
+    dimension.names().iter().map(|name| Source::of(name)).collect()
 }
 
 impl Source {
@@ -347,6 +358,15 @@ mod tests {
         assert_eq!(label(1, r#"{"plan": 2.0}"#), "2");
         assert_eq!(label(1, r#"{"plan": "a\u0000b"}"#), "a\u{fffd}b");
         assert_eq!(label(1, &format!(r#"{{"plan": "{}"}}"#, "ä".repeat(300))).chars().count(), MAX_LABEL);
+    }
+
+    #[test]
+    fn a_combination_has_all_its_values() {
+        let metric = metric(json!({"name": "a", "dimensions": ["plan", ["eventType", "plan", "country"]]}));
+        let (event, fields) = (event(r#"{"plan": "a,b"}"#), LazyFields::default());
+        let subject = Subject::new(&event, &fields);
+        assert_eq!((&*metric.label(0, subject), &*metric.label(1, subject)), ("a,b", r#"["buy","a,b",""]"#));
+        assert_eq!(&*metric.dimensions[1], "eventType,plan,country");
     }
 
     #[test]

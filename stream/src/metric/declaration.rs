@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::dimension::{Dimension, SEPARATOR};
 use super::is_reserved;
 use crate::window::Granularity;
 
@@ -13,6 +14,8 @@ pub const MAX_VALUES: usize = 10_000;
 const MOST_VALUES: usize = 100_000;
 const MAX_NAME: usize = 63;
 const MAX_DIMENSIONS: usize = 8;
+/// Names in a combination.
+const MAX_TOGETHER: usize = 4;
 const MAX_CONDITIONS: usize = 16;
 const MAX_LISTED: usize = 1_000;
 /// Longest name of a property, and longest text in a condition, in characters.
@@ -41,9 +44,10 @@ pub struct Declaration {
     /// Of what: a property (a dotted path reaches into objects), `userId` or `sessionId`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub field: Option<String>,
-    /// What it can be grouped and filtered by: properties, `eventType`, `deviceType`, `trafficSource`, `country`.
+    /// What it can be grouped and filtered by: properties, `eventType`, `deviceType`, `trafficSource`, `country`; and
+    /// several at once, where they stand in a list of their own.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub dimensions: Vec<String>,
+    pub dimensions: Vec<Dimension>,
     /// Windows that are kept.
     #[serde(default = "all_granularities")]
     pub granularities: Vec<Granularity>,
@@ -223,24 +227,47 @@ impl Declaration {
         if self.dimensions.len() > MAX_DIMENSIONS {
             return Err(bad("dimensions", format!("at most {MAX_DIMENSIONS}")));
         }
-        for (i, name) in self.dimensions.iter().enumerate() {
-            if !is_text(name) || name.contains(':') {
-                let problem = format!("{name:?} must have 1 to {MAX_TEXT} characters, none of them ':' or U+0000");
-                return Err(bad("dimensions", problem));
-            }
-            if FIELDS.contains(&name.as_str()) {
-                return Err(bad("dimensions", format!("{name} is what answers call a field of their own")));
-            }
-            if name == "userId" || name == "sessionId" {
-                let problem = format!("{name} has a value per user; use aggregation unique with field {name}");
-                return Err(bad("dimensions", problem));
-            }
-            if self.dimensions[..i].contains(name) {
-                return Err(bad("dimensions", format!("{name} stands there twice")));
+        for (i, dimension) in self.dimensions.iter().enumerate() {
+            check_dimension(dimension)?;
+            let sorted = |dimension: &Dimension| {
+                let mut names = dimension.names().to_vec();
+                names.sort();
+                names
+            };
+            if self.dimensions[..i].iter().any(|other| sorted(other) == sorted(dimension)) {
+                return Err(bad("dimensions", format!("{} stands there twice", dimension.key())));
             }
         }
         Ok(())
     }
+}
+
+fn check_dimension(dimension: &Dimension) -> Result<(), BadDeclaration> {
+    let (names, key) = (dimension.names(), dimension.key());
+    for (i, name) in names.iter().enumerate() {
+        if !is_text(name) || name.contains([':', ';', SEPARATOR]) {
+            let problem =
+                format!("{name:?} must have 1 to {MAX_TEXT} characters, none of them ':', ';', ',' or U+0000");
+            return Err(bad("dimensions", problem));
+        }
+        if FIELDS.contains(&name.as_str()) {
+            return Err(bad("dimensions", format!("{name} is what answers call a field of their own")));
+        }
+        if name == "userId" || name == "sessionId" {
+            let problem = format!("{name} has a value per user; use aggregation unique with field {name}");
+            return Err(bad("dimensions", problem));
+        }
+        if names[..i].contains(name) {
+            return Err(bad("dimensions", format!("{name} stands twice in {key}")));
+        }
+    }
+    if dimension.is_combined() && !(2..=MAX_TOGETHER).contains(&names.len()) {
+        return Err(bad("dimensions", format!("[{key}] must name 2 to {MAX_TOGETHER} that are counted together")));
+    }
+    if key.chars().count() > MAX_TEXT {
+        return Err(bad("dimensions", format!("[{key}] must have at most {MAX_TEXT} characters together")));
+    }
+    Ok(())
 }
 
 impl Condition {

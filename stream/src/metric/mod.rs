@@ -3,11 +3,13 @@
 mod compiled;
 mod declaration;
 mod definitions;
+mod dimension;
 mod totals;
 
 pub use compiled::{Compiled, Enriched, Metrics, Observation, Subject};
 pub use declaration::{Aggregation, BadDeclaration, Condition, Declaration, MAX_DECLARED, MAX_VALUES};
 pub use definitions::{DefinitionError, Definitions, Snapshot};
+pub use dimension::{Dimension, SEPARATOR, apart, together};
 pub use totals::Totals;
 
 /// Names that built-in metrics have; an event type of the same name is counted all the same, but asked for

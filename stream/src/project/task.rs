@@ -59,6 +59,8 @@ pub struct Projection {
     pub(super) suspects: Suspects,
     /// The last project of the last audit.
     pub(super) audited: String,
+    /// By project: the session key behind which carts are audited next.
+    pub(super) audited_carts: HashMap<String, String>,
     /// Whether the worker is.
     behind: bool,
     last_round: Instant,
@@ -92,6 +94,7 @@ impl Projection {
             again: None,
             suspects: Suspects::new(),
             audited: String::new(),
+            audited_carts: HashMap::new(),
             behind: false,
             last_round: now - intervals.round,
             last_windows: now - intervals.round,

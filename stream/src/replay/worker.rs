@@ -83,7 +83,8 @@ impl Worker {
                     pool,
                     decoder: Decoder::new(Registry::new(&connections.registry_url).map_err(why)?),
                     stores: SeenStores::open(&setup.folder(&replay), limits).map_err(Transient::from)?,
-                    checkpoints: config.checkpoint_url.as_deref().map(Checkpoints::new).transpose().map_err(why)?,
+                    checkpoints: Checkpoints::of(config.checkpoint_url.as_deref(), &connections.warehouse)
+                        .map_err(why)?,
                     health: Health::new(),
                 },
                 stop: stop.clone(),

@@ -114,7 +114,70 @@ fn a_runaway_dimension_counts_under_other_and_its_total_stays_exact() {
     assert_eq!(rows.keys().filter(|key| key.1 == "x" && key.3 == Granularity::Day).count(), 6);
 }
 
+/// The guard is that of any dimension: a combination's values are pairs.
+#[test]
+fn a_runaway_combination_counts_under_other() {
+    let definitions = declared(&[json!({"name": "clicks", "dimensions": [["x", "y"]], "maxValues": 5})]);
+    let with = |i: usize| Event {
+        properties: Some(format!(r#"{{"x":{},"y":{}}}"#, i % 10, i / 10)),
+        ..event(0, "click", None)
+    };
+    let events: Vec<Event> = (0..100).map(with).collect();
+    let mut guard = Guard::default();
+    fold(&definitions, &mut guard, &events);
+    let rows = fold(&definitions, &mut guard, &events);
+    let day = |value: &str| rows.get(&key("clicks", "x,y", value, Granularity::Day, 0)).map(|change| change.count);
+    assert_eq!(day(metric::OTHER), Some(95));
+    let told_apart = rows.keys().filter(|key| key.1 == "x,y" && key.3 == Granularity::Day && key.2 != metric::OTHER);
+    assert!(told_apart.clone().count() == 5 && told_apart.clone().all(|key| day(&key.2) == Some(1)));
+}
+
 proptest! {
+    /// What a combination counts is what is counted of the events that have all its values; and what stands together
+    /// adds up to each of its dimensions alone.
+    #[test]
+    fn combinations_are_what_they_say(
+        drawn in prop::collection::vec((0i64..100_000, 0usize..3, 0usize..3, -500i64..500), 1..60),
+        size in 1usize..20,
+    ) {
+        let definitions = declared(&[json!({
+            "name": "sales", "aggregation": "sum", "field": "x",
+            "dimensions": ["plan", "eventType", ["plan", "eventType"]],
+        })]);
+        let plans = ["", "a,b", "[\"a\"]"];
+        let make = |&(at, kind, plan, x): &(i64, usize, usize, i64)| Event {
+            properties: Some(json!({"x": x, "plan": if plan == 0 { json!(null) } else { json!(plans[plan]) }}).to_string()),
+            ..event(at, ["a", "b", "c"][kind], None)
+        };
+        let events: Vec<Event> = drawn.iter().map(make).collect();
+        let mut counted = HashMap::<Key, Change>::new();
+        let mut guard = Guard::default();
+        for batch in events.chunks(size) {
+            for (key, change) in fold(&definitions, &mut guard, batch) {
+                counted.entry(key).or_default().merge(&change);
+            }
+        }
+        let mut oracle = HashMap::<Key, (i64, i64)>::new();
+        for ((at, kind, plan, x), granularity) in
+            drawn.iter().flat_map(|drawn| Granularity::ALL.map(|granularity| (drawn, granularity)))
+        {
+            let (kind, plan) = (["a", "b", "c"][*kind], plans[*plan]);
+            let both = serde_json::to_string(&[plan, kind]).expect("texts");
+            let start = granularity.window(at * 1_000_000);
+            for (dimension, value) in [("", ""), ("plan", plan), ("eventType", kind), ("plan,eventType", &both)] {
+                let (count, sum) = oracle.entry(key("sales", dimension, value, granularity, start)).or_default();
+                (*count, *sum) = (*count + 1, *sum + x);
+            }
+        }
+        let sales = |(key, _): &(Key, Change)| key.0 == "sales";
+        let found: HashMap<Key, (i64, i64)> = counted
+            .into_iter()
+            .filter(sales)
+            .map(|(key, change)| (key, (change.count, change.sum.unwrap_or_default().to_f64() as i64)))
+            .collect();
+        prop_assert_eq!(found, oracle);
+    }
+
     /// Any split into batches adds up to the same, whatever the order.
     #[test]
     fn batches_add_up(
