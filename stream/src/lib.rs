@@ -19,6 +19,7 @@ mod letters;
 mod live;
 pub mod live_session;
 pub mod metric;
+mod outbox;
 mod poison;
 mod project;
 pub mod properties;
@@ -59,6 +60,7 @@ use hot::{Guard, Mixes, Webhook};
 use letters::Letters;
 use live::Preparer;
 use metric::Definitions;
+use outbox::Post;
 use poison::Limit;
 use project::{Intervals, Projector};
 use publish::{Outlet, Publisher};
@@ -149,7 +151,7 @@ pub async fn run(
             definitions: definitions.clone(),
             shutdown: shutdown.clone(),
         },
-        applier: Applier { store: Arc::new(store), pool: pool.clone(), producer },
+        applier: Applier { store: Arc::new(store), pool: pool.clone(), post: Post { pool: pool.clone(), producer } },
         under_way: None,
         sorter: Sorter::new(
             Letters::new(pool.clone()),

@@ -79,6 +79,11 @@ impl Cluster {
         self.existing_of(|name| declared.iter().any(|topic| topic.name == name)).await
     }
 
+    /// Those of these topics that exist, by name.
+    pub async fn existing_named(&self, names: &[String]) -> Result<BTreeMap<String, Existing>, ClusterError> {
+        self.existing_of(|name| names.iter().any(|wanted| wanted == name)).await
+    }
+
     async fn existing_of(&self, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Existing>, ClusterError> {
         let mut topics = self.counts().await?;
         topics.retain(|name, _| wanted(name));

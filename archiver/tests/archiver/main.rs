@@ -6,6 +6,7 @@ mod elsewhere;
 mod files;
 mod given_up;
 mod group;
+mod grow;
 mod layout;
 mod maintain;
 mod once;

@@ -11,6 +11,7 @@ mod topic_id;
 mod way_back;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
@@ -22,6 +23,9 @@ pub use producer::{Deliveries, Delivery, Outgoing, Producer, Sending};
 pub use seek::{IdleGroup, Seek, SeekError, SeekTo};
 pub use topic_id::topic_incarnations;
 pub use way_back::look_after;
+
+/// Clients know of a topic's new partitions after this time, at the latest.
+pub const METADATA: Duration = Duration::from_secs(5);
 
 /// Where Kafka is.
 #[derive(Debug, Clone)]

@@ -101,14 +101,15 @@ pub async fn plan(
     if *from == From::Beginning {
         refuse_made_again(pool, &topic, &incarnation, project.generation).await?;
     }
-    let (of, begin) = (project.clone(), from.clone());
+    let (of, begin, layout) = (project.clone(), from.clone(), project.layout(&incarnation));
     let archived: BTreeMap<i32, i64> = match archive.filter(|_| *from == From::Beginning) {
         Some(offer) => {
             offer.positions.iter().filter(|(_, (id, _))| *id == incarnation).map(|(p, (_, n))| (*p, *n)).collect()
         }
         None => BTreeMap::new(),
     };
-    let begun = blocking(move || starts(&History::new(kafka), &topic, &live, &begin, &archived, &of)).await??;
+    let begun =
+        blocking(move || starts(&History::new(kafka), &topic, &live, &begin, &archived, (&of, &layout))).await??;
     let (partitions, joined) = begun;
     let archive = archive.filter(|_| joined);
     Ok(Plan {

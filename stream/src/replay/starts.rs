@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat};
 use serde::Serialize;
+use tidemill_common::home::Layout;
 use tidemill_common::kafka::{History, Span, TopicPartition};
 use tidemill_common::projects::Project;
 use tokio_util::sync::CancellationToken;
@@ -32,6 +33,16 @@ struct Known {
     at: TopicPartition,
     low: i64,
     live: i64,
+    /// Whose log has to be there too, since sightings are inherited from it, and where that begins; none: nobody's, or
+    /// all of it is there.
+    parent: Option<(TopicPartition, i64)>,
+}
+
+impl Known {
+    /// Whether something of it is deleted.
+    fn is_cut(&self) -> bool {
+        self.low > 0 || self.parent.is_some()
+    }
 }
 
 /// Where each partition begins, and whether the archive has what is before. Blocks.
@@ -41,16 +52,21 @@ pub(super) fn starts(
     live: &BTreeMap<i32, i64>,
     from: &From,
     archived: &BTreeMap<i32, i64>,
-    project: &Project,
+    (project, layout): (&Project, &Layout),
 ) -> Result<(Vec<Start>, bool), ReplayError> {
     let topic: Arc<str> = Arc::from(topic);
-    let ats: Vec<TopicPartition> =
-        live.keys().map(|partition| TopicPartition { topic: Arc::clone(&topic), partition: *partition }).collect();
+    let at = |partition: i32| TopicPartition { topic: Arc::clone(&topic), partition };
+    let ats: Vec<TopicPartition> = live.keys().copied().map(at).collect();
     let bounds = history.bounds(&ats)?;
-    let known: Vec<Known> = ats
-        .into_iter()
-        .filter_map(|at| Some(Known { low: bounds.get(&at)?.0, live: live[&at.partition], at }))
-        .collect();
+    let parent = |partition: i32| {
+        let parent = at(layout.parent(partition)?.partition);
+        bounds.get(&parent).map(|(low, _)| (parent, *low)).filter(|(_, low)| *low > 0)
+    };
+    let known = |at: &TopicPartition| {
+        let (low, live, parent) = (bounds.get(at)?.0, live[&at.partition], parent(at.partition));
+        Some(Known { at: at.clone(), low, live, parent })
+    };
+    let known: Vec<Known> = ats.iter().filter_map(known).collect();
     let mut begins = begins(history, &known, from)?;
     let window = project.dedupe_window_ms.saturating_add(SLACK_MS.min(project.dedupe_window_ms));
     let joins = if archived.is_empty() { HashMap::new() } else { joins(history, &known, archived, window)? };
@@ -72,9 +88,9 @@ fn joins(
     window_ms: i64,
 ) -> Result<HashMap<TopicPartition, Begin>, ReplayError> {
     let mut joins = HashMap::new();
-    for known in known.iter().filter(|known| known.low > 0) {
+    for known in known.iter().filter(|known| known.is_cut()) {
         let partition = known.at.partition;
-        let wanted = appended(history, &known.at, known.low)?.map(|first_ms| first_ms.saturating_add(window_ms + 1));
+        let wanted = held_since(history, known)?.map(|first_ms| first_ms.saturating_add(window_ms + 1));
         let found = match wanted {
             Some(ms) => history.offsets_at(&[(known.at.clone(), ms)])?.into_values().next(),
             None => None,
@@ -152,6 +168,16 @@ fn appended(history: &History, at: &TopicPartition, offset: i64) -> Result<Optio
     Ok(found)
 }
 
+/// From when on Kafka holds all that a partition's records may be copies of; none: it holds none.
+fn held_since(history: &History, known: &Known) -> Result<Option<i64>, ReplayError> {
+    let own = if known.low > 0 { appended(history, &known.at, known.low)? } else { Some(0) };
+    let inherited = match &known.parent {
+        Some((parent, low)) => appended(history, parent, *low)?,
+        None => own,
+    };
+    Ok(own.zip(inherited).map(|(own, inherited)| own.max(inherited)))
+}
+
 /// What a partition has lost from its beginning is needed, unless what it has begins before the window does.
 fn refuse_without_window(
     history: &History,
@@ -159,23 +185,29 @@ fn refuse_without_window(
     begins: &HashMap<TopicPartition, Begin>,
     window_ms: i64,
 ) -> Result<(), ReplayError> {
-    let cut = known.iter().filter(|known| known.low > 0);
-    let windows: Vec<_> =
-        cut.filter_map(|known| Some((known, begins[&known.at].append_ms?.saturating_sub(window_ms)))).collect();
+    // Where each log that is cut begins, and from when on it is needed.
+    let mut windows = BTreeMap::<&TopicPartition, (i64, i64)>::new();
+    for known in known {
+        let Some(ms) = begins[&known.at].append_ms.map(|ms| ms.saturating_sub(window_ms)) else { continue };
+        let own = (known.low > 0).then_some((&known.at, known.low));
+        for (at, low) in own.into_iter().chain(known.parent.as_ref().map(|(parent, low)| (parent, *low))) {
+            let needed = windows.entry(at).or_insert((low, ms));
+            needed.1 = ms.min(needed.1);
+        }
+    }
     if windows.is_empty() {
         return Ok(());
     }
-    let asked: Vec<_> = windows.iter().map(|(known, ms)| (known.at.clone(), *ms)).collect();
+    let asked: Vec<_> = windows.iter().map(|(at, (_, ms))| ((*at).clone(), *ms)).collect();
     let found = history.offsets_at(&asked)?;
     // Where it is the first record that is young enough, nobody knows what was before it.
-    let lacks = windows.iter().filter(|(known, _)| found.get(&known.at).is_some_and(|offset| *offset <= known.low));
+    let lacks = windows.iter().filter(|(at, (low, _))| found.get(at).is_some_and(|offset| offset <= low));
     let mut problems = Vec::new();
     let mut earliest = 0;
-    for (known, _) in lacks {
-        let ms = appended(history, &known.at, known.low)?.unwrap_or_default();
+    for (at, (low, _)) in lacks {
+        let ms = appended(history, at, *low)?.unwrap_or_default();
         earliest = earliest.max(ms.saturating_add(window_ms + 1));
-        let since = text(ms);
-        problems.push(format!("of partition {} only from offset {}, appended {since}", known.at.partition, known.low));
+        problems.push(format!("of partition {} only from offset {low}, appended {}", at.partition, text(ms)));
     }
     if problems.is_empty() {
         return Ok(());
