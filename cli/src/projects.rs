@@ -1,6 +1,7 @@
 //! `tidemill projects`
 
 mod delete;
+pub mod grow;
 
 use anyhow::{Context, bail};
 use clap::Subcommand;
@@ -57,6 +58,19 @@ pub enum Command {
         /// Events per second, or none
         #[arg(value_name = "N|none", value_parser = quota)]
         quota: Quota,
+    },
+    /// Spread a project's events over more partitions
+    ///
+    /// Growth only, to a multiple, and only once within the dedupe window. Nothing stops for it, and copies sent before
+    /// and after count once. Running it again completes what was cut short.
+    Grow {
+        /// The project's id
+        id: String,
+        /// How many there are to be
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+        partitions: i32,
+        #[command(flatten)]
+        consent: Consent,
     },
     /// Take no more events of a project over HTTP, within seconds; what there is stays, and can be read
     Suspend {
@@ -122,6 +136,7 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
                 .and_then(|project| project.ok_or_else(|| store::no_project(&id)));
             output.thing(&entry.end(&mut db, project).await?, &FIELDS)
         }
+        Command::Grow { id, partitions, consent } => grow::run(&id, partitions, consent, connections, output).await,
         Command::Suspend { id, consent } => {
             let mut db = store::connect(&connections.database_url).await?;
             let known = existing(&mut db, &id).await?;
