@@ -18,7 +18,7 @@ use crate::send::Http;
 use crate::settle::until;
 
 /// The rows of `make drill-operators`.
-pub const OPERATORS: [&str; 3] = ["redrive", "hot-partition", "replay"];
+pub const OPERATORS: [&str; 4] = ["redrive", "hot-partition", "replay", "partition-growth"];
 
 const LOUD: &str = "loud";
 const HOT: i32 = 1;
