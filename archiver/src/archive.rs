@@ -88,11 +88,13 @@ impl Archive {
     pub async fn step(&mut self, shared: &Shared, now: Instant, everything: bool) -> Option<BTreeMap<i32, i64>> {
         let State::Live(live) = &mut self.state else { return None };
         let settled = live.settle(false).await;
-        if settled.is_ok() {
-            // What follows a commit that failed must not be committed without it.
-            live.hand_over(shared, now, everything);
+        // What follows a commit that failed must not be committed without it.
+        let handed_over = if settled.is_ok() { live.hand_over(shared, now, everything).await } else { Ok(()) };
+        let moved = self.settled(settled);
+        if let Err(error) = handed_over {
+            self.fail(error);
         }
-        self.settled(settled)
+        moved
     }
 
     /// Commits everything that it has, and waits for that.
@@ -100,8 +102,9 @@ impl Archive {
         let mut all = BTreeMap::new();
         loop {
             let State::Live(live) = &mut self.state else { return all };
-            live.hand_over(shared, Instant::now(), true);
+            let handed_over = live.hand_over(shared, Instant::now(), true).await;
             let settled = live.settle(true).await;
+            let settled = handed_over.and(settled);
             match self.settled(settled) {
                 Some(moved) => all.extend(moved),
                 None => return all,

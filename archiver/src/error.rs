@@ -56,6 +56,9 @@ pub enum ArchiveError {
     /// Its topic exists, but not the project.
     #[error("there is no project {0:?}; make it with 'tidemill projects create'")]
     NoProject(String),
+    /// What is in hand was judged by a layout that is over.
+    #[error("{0} has got more partitions since its records were read; they are read again")]
+    Grown(String),
     /// The topic is gone.
     #[error("the topic {0} does not exist (any more)")]
     NoTopic(String),

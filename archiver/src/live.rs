@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use iceberg::table::Table;
 use tidemill_common::codec::DecodeError;
-use tidemill_common::failpoint::existed;
+use tidemill_common::failpoint::{existed, mutant};
+use tidemill_common::home::Layout;
 use tidemill_common::kafka::Record;
-use tidemill_common::projects::Project;
+use tidemill_common::projects::{Project, partitions_now};
 use tidemill_common::seen::fingerprint;
 use tidemill_common::verdict::{Verdict, judge};
 
@@ -25,10 +26,15 @@ use crate::writing::{Batch, Writing};
 const HELD_RETRY: Duration = Duration::from_secs(1);
 /// A day with less than this share of a row group's bytes gets no row group of its own before its commit.
 const LEAST_SHARE: usize = 4;
+/// After so many records it is asked whether the layout holds that they were judged by, if no commit has asked before.
+const CONFIRMED: usize = 10_000;
+/// The answer has to come within this time.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// A project whose partitions are being read.
 pub struct Live {
     project: Project,
+    layout: Arc<Layout>,
     topic: Arc<str>,
     /// As of the last commit, or of the start.
     table: Table,
@@ -43,18 +49,38 @@ pub struct Live {
     /// Records that cannot be judged yet. Their partitions stand still; the others go on.
     held: BTreeMap<i32, Record>,
     held_at: Instant,
+    /// How many records were judged since it was last known that our layout holds.
+    judged: usize,
 }
 
 impl Live {
     pub fn new(topic: Arc<str>, prepared: Prepared) -> Self {
-        let Prepared { project, table, starts, seen } = prepared;
+        let Prepared { project, layout, table, starts, seen } = prepared;
         let (buffer, given_up, declared, writing) = Default::default();
         let (held, held_at) = (BTreeMap::new(), Instant::now());
-        Self { project, topic, table, next: starts, given_up, buffer, writing, declared, seen, held, held_at }
+        let next = starts;
+        Self {
+            project,
+            layout,
+            topic,
+            table,
+            next,
+            given_up,
+            buffer,
+            writing,
+            declared,
+            seen,
+            held,
+            held_at,
+            judged: 0,
+        }
     }
 
     /// Judges the next record of a partition and buffers what it leaves.
     pub async fn take(&mut self, record: Record, shared: &Shared, now: Instant) -> Result<(), ArchiveError> {
+        if self.judged >= CONFIRMED {
+            self.confirm(shared).await?;
+        }
         let expected = self.next.get(&record.partition).is_some_and(|next| record.offset >= *next);
         if !expected || self.held.contains_key(&record.partition) {
             return Ok(());
@@ -68,7 +94,7 @@ impl Live {
             }
             Fate::Open | Fate::Read => {}
         }
-        match judged(&self.project, &record, shared).await {
+        match judged(&self.project, &self.layout, &record, shared).await {
             Ok(verdict) => self.pass(&record, Some(verdict), now)?,
             Err(error) => {
                 let (partition, offset) = (record.partition, record.offset);
@@ -106,36 +132,58 @@ impl Live {
                 self.buffer.pass(at.partition, at.offset, now);
             }
         }
-        seen.advance(at.offset + 1);
         self.next.insert(at.partition, at.offset + 1);
+        self.judged += 1;
+        Ok(())
+    }
+
+    /// Makes sure that what was judged so far was judged by the layout that holds, asked after all of it was read. Only
+    /// then it is known for good what was seen.
+    async fn confirm(&mut self, shared: &Shared) -> Result<(), ArchiveError> {
+        let asked = tokio::time::timeout(ANSWER, partitions_now(&shared.pool, &[&self.project.id])).await;
+        let now = asked.map_err(|_| ArchiveError::Slow("a question to Postgres", ANSWER.as_secs()))??;
+        if now.get(&self.project.id) != Some(&self.layout.partitions()) && !mutant("old-archive-layout") {
+            return Err(ArchiveError::Grown(self.topic.to_string()));
+        }
+        for (partition, seen) in &mut self.seen.stores {
+            self.next.get(partition).into_iter().for_each(|next| seen.advance(*next));
+        }
+        self.judged = 0;
         Ok(())
     }
 
     /// Hands rows over to be written when there are enough of them, and ends the commit when it is time to; at once
     /// where `everything` is to go. One commit at a time: while it is ending, rows wait.
-    pub fn hand_over(&mut self, shared: &Shared, now: Instant, everything: bool) {
+    pub async fn hand_over(&mut self, shared: &Shared, now: Instant, everything: bool) -> Result<(), ArchiveError> {
         let config = &shared.config;
         if self.buffer.is_empty() || self.writing.as_ref().is_some_and(Writing::ending) {
-            return;
+            return Ok(());
         }
         let long = self.writing.as_ref().is_some_and(|writing| writing.written() >= config.file_bytes);
         if everything || long || self.buffer.due(&config.limits(), now) {
-            let (rows, moved) = self.buffer.take();
-            self.writing(shared).end(rows, moved);
+            self.end(shared).await?;
         } else if self.buffer.bytes() >= config.row_group_bytes {
-            let Some((day, bytes)) = self.buffer.largest() else { return };
+            let Some((day, bytes)) = self.buffer.largest() else { return Ok(()) };
             let writing = self.writing(shared);
             if writing.waiting() > 0 {
-                return; // it is slower than we are
+                return Ok(()); // it is slower than we are
             }
             if bytes >= config.row_group_bytes / LEAST_SHARE && writing.takes(day) {
                 let rows = self.buffer.take_day(day);
                 self.writing(shared).write(day, rows);
             } else {
-                let (rows, moved) = self.buffer.take();
-                self.writing(shared).end(rows, moved);
+                self.end(shared).await?;
             }
         }
+        Ok(())
+    }
+
+    /// Has the commit end with all that there is.
+    async fn end(&mut self, shared: &Shared) -> Result<(), ArchiveError> {
+        self.confirm(shared).await?;
+        let (rows, moved) = self.buffer.take();
+        self.writing(shared).end(rows, moved);
+        Ok(())
     }
 
     fn writing(&mut self, shared: &Shared) -> &mut Writing {
@@ -191,7 +239,7 @@ impl Live {
             let verdict = match fate {
                 Fate::Undecided => continue,
                 Fate::Dead => None,
-                Fate::Open | Fate::Read => match judged(&self.project, &record, shared).await {
+                Fate::Open | Fate::Read => match judged(&self.project, &self.layout, &record, shared).await {
                     Ok(verdict) => Some(verdict),
                     Err(error @ DecodeError::UnknownSchema(_)) if fate == Fate::Read => {
                         let (at, offset) = (record.topic_partition(), record.offset);
@@ -221,6 +269,11 @@ impl Live {
 }
 
 /// A record's verdict. It borrows no store: those cannot be shared between threads.
-async fn judged<'a>(project: &Project, record: &'a Record, shared: &Shared) -> Result<Verdict<'a>, DecodeError> {
-    judge(&shared.filler.decoder, record, project.partitions, project.dedupe_window_ms).await
+async fn judged<'a>(
+    project: &Project,
+    layout: &Layout,
+    record: &'a Record,
+    shared: &Shared,
+) -> Result<Verdict<'a>, DecodeError> {
+    judge(&shared.filler.decoder, record, layout, project.dedupe_window_ms).await
 }

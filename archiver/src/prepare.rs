@@ -8,6 +8,7 @@ use iceberg::table::Table;
 use sqlx::PgPool;
 use tidemill_common::codec::Decoder;
 use tidemill_common::config::Connections;
+use tidemill_common::home::Layout;
 use tidemill_common::http::Health;
 use tidemill_common::kafka::{History, KafkaConfig, TopicPartition, topic_incarnations};
 use tidemill_common::projects::{self, Project};
@@ -78,6 +79,7 @@ pub struct Seen {
 /// A project that can be archived.
 pub struct Prepared {
     pub project: Project,
+    pub layout: Arc<Layout>,
     /// The table whose positions the starts are.
     pub table: Table,
     pub starts: BTreeMap<i32, i64>,
@@ -93,8 +95,12 @@ pub async fn prepare(
     known: Seen,
     cancel: CancellationToken,
 ) -> Result<Prepared, ArchiveError> {
-    let project = projects::load(&shared.pool, &project).await?.ok_or(ArchiveError::NoProject(project))?;
-    let table = shared.tables.load_or_create(&project.id).await?;
+    let known_project =
+        async || projects::load(&shared.pool, &project).await?.ok_or_else(|| ArchiveError::NoProject(project.clone()));
+    known_project().await?; // else it gets no table
+    let table = shared.tables.load_or_create(&project).await?;
+    // Asked for after the table: it knows every era that lies before its positions.
+    let project = known_project().await?;
     let at: Vec<_> = partitions.iter().map(|&partition| TopicPartition { topic: topic.clone(), partition }).collect();
     let (incarnation, bounds) = look_at_log(&shared, &topic, at.clone()).await?;
     let positions = positions::read(table.metadata().properties(), &topic)?;
@@ -104,19 +110,20 @@ pub async fn prepare(
         let start = start(positions.get(&at.partition), &incarnation, bounds);
         starts.insert(at.partition, resolve(at, start, shared.config.on_gap)?);
     }
+    let layout = Arc::new(project.layout(&incarnation));
     let mut known = if known.incarnation == incarnation { known.stores } else { HashMap::new() };
     let fills = starts.iter().map(|(&partition, &next)| Fill {
         key: StoreKey { topic: topic.to_string(), incarnation: incarnation.clone(), partition },
         next,
         again_from: next,
-        partitions: project.partitions,
+        layout: Arc::clone(&layout),
         window_ms: project.dedupe_window_ms,
         seen: known.remove(&partition),
     });
     let fills: Vec<Fill> = fills.collect();
     let filled = tokio::task::spawn_blocking(move || shared.filler.fill(fills, &cancel, |_, _| ())).await??;
     let stores = filled.into_iter().map(|(at, seen)| (at.partition, seen)).collect();
-    Ok(Prepared { project, table, starts, seen: Seen { incarnation, stores } })
+    Ok(Prepared { project, layout, table, starts, seen: Seen { incarnation, stores } })
 }
 
 type Bounds = HashMap<TopicPartition, (i64, i64)>;

@@ -2,6 +2,7 @@
 
 mod create;
 mod delete;
+pub mod grow;
 
 use clap::Subcommand;
 use serde::Serialize;
@@ -60,6 +61,19 @@ pub enum Command {
         #[command(flatten)]
         consent: Consent,
     },
+    /// Spread a project's events over more partitions
+    ///
+    /// Growth only, to a multiple, and only once within the dedupe window. Nothing stops for it, and copies sent before
+    /// and after count once. Running it again completes what was cut short.
+    Grow {
+        /// The project's id
+        id: String,
+        /// How many there are to be
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+        partitions: i32,
+        #[command(flatten)]
+        consent: Consent,
+    },
     /// Take no more events of a project over HTTP, within seconds; what there is stays, and can be read
     Suspend {
         /// The project's id
@@ -114,6 +128,7 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
             let wanted = create::Wanted { id, size, quota, keys: !no_keys, declared };
             create::run(&wanted, consent, connections, output).await
         }
+        Command::Grow { id, partitions, consent } => grow::run(&id, partitions, consent, connections, output).await,
         Command::Quota { id, quota: Quota(quota), consent } => {
             let mut db = store::connect(&connections.database_url).await?;
             let known = existing(&mut db, &id).await?;

@@ -6,11 +6,13 @@ use clap::{Args, Subcommand};
 use serde::Serialize;
 use tidemill_common::config::Connections;
 use tidemill_common::names::ProjectId;
-use tidemill_topics::{Change, Cluster, Declarations, Topic, plan, replication};
+use tidemill_common::names::events_topic;
+use tidemill_topics::{Change, Cluster, Declarations, Growth, Topic, plan, plan_growth, replication};
 
 use crate::audit;
 use crate::consent::Consent;
 use crate::output::{Output, counted, json_line};
+use crate::projects::grow;
 use crate::store;
 
 const STEP: [&str; 6] = ["action", "topic", "setting", "from", "to", "note"];
@@ -27,8 +29,8 @@ pub enum Command {
     },
     /// Make the cluster as declared: create topics, change their settings, add partitions
     ///
-    /// Nothing is ever deleted. Partitions of events are left as they are, since each event has its home by their
-    /// number; so is what Kafka cannot change. Running it again changes nothing.
+    /// Nothing is ever deleted. Events get more partitions where the declarations give their project more (`projects:`),
+    /// a multiple of what it has. What Kafka cannot change is left as it is. Running it again changes nothing.
     Apply {
         #[command(flatten)]
         consent: Consent,
@@ -82,57 +84,111 @@ pub struct Differs;
 pub async fn run(command: Command, connections: &Connections, output: Output) -> anyhow::Result<()> {
     match command {
         Command::Plan { check, declared } => {
-            let (_, changes) = difference(&declared, connections).await?;
-            show(&changes, false, output)?;
-            if check && changes.iter().any(Change::is_to_do) { Err(Differs.into()) } else { Ok(()) }
+            let (_, difference) = difference(&declared, connections).await?;
+            difference.show(false, output)?;
+            if check && difference.to_do() > 0 { Err(Differs.into()) } else { Ok(()) }
         }
         Command::Apply { consent, declared } => {
-            let (target, changes) = difference(&declared, connections).await?;
-            let to_do = changes.iter().filter(|change| change.is_to_do()).count();
+            let (target, difference) = difference(&declared, connections).await?;
+            let to_do = difference.to_do();
             if to_do == 0 {
-                return show(&changes, false, output);
+                return difference.show(false, output);
             }
             if matches!(output, Output::Table) {
-                show(&changes, false, output)?;
+                difference.show(false, output)?;
             }
             let applied = consent.given(&format!("Make {}?", counted(to_do, "change")))?;
             if applied {
                 let mut db = store::connect(&connections.database_url).await?;
-                let lines: Vec<String> = changes.iter().map(Change::to_string).collect();
+                let lines: Vec<String> = difference.changes.iter().map(Change::to_string).collect();
                 let entry = audit::begin(&mut db, "topics apply", None, &lines).await?;
-                let done = target.cluster.apply(&changes).await.map_err(anyhow::Error::from);
+                let done = target.cluster.apply(&difference.changes).await.map_err(anyhow::Error::from);
                 entry.end(&mut db, done).await?;
+                for growth in &difference.growths {
+                    grow::apply(&mut db, growth, connections).await?;
+                }
             }
             match output {
-                Output::Json => show(&changes, applied, output),
+                Output::Json => difference.show(applied, output),
                 Output::Table => output.ended(&(), applied),
             }
         }
     }
 }
 
+/// How topics are not as declared.
+pub struct Difference {
+    pub changes: Vec<Change>,
+    /// Projects whose events are to be spread over more partitions.
+    pub growths: Vec<Growth>,
+}
+
 /// What all declared topics lack.
-pub async fn difference(declared: &Declared, connections: &Connections) -> anyhow::Result<(Target, Vec<Change>)> {
+pub async fn difference(declared: &Declared, connections: &Connections) -> anyhow::Result<(Target, Difference)> {
     let mut db = store::connect(&connections.database_url).await?;
     let target = Target::new(declared, connections).await?;
     let mut topics = target.declarations.shared(target.replication);
+    let (mut growths, mut drift) = (Vec::new(), Vec::new());
     for project in store::live_projects(&mut db).await? {
         let id = ProjectId::parse(&project.id)?;
         topics.extend(target.declarations.project(&id, project.partitions(), target.replication));
+        let Some(wanted) = target.declarations.events_of(&id) else { continue };
+        match plan_growth(&mut db, &project.id, wanted).await {
+            Ok(growth) => growths.extend(growth),
+            Err(error) => drift.push(Change::Drift {
+                topic: events_topic(&project.id),
+                setting: "partitions".to_owned(),
+                found: project.partitions.to_string(),
+                declared: wanted.to_string(),
+                why: grow::why(&error).ok_or(error)?,
+            }),
+        }
     }
-    let changes = target.plan(&topics).await?;
-    Ok((target, changes))
+    let mut changes = target.plan(&topics).await?;
+    // What a growth left when it was cut short is not said twice.
+    let grows = |change: &Change| {
+        matches!(change, Change::Drift { topic, setting, .. }
+            if setting == "partitions" && growths.iter().any(|growth| growth.topics().contains(topic)))
+    };
+    changes.retain(|change| !grows(change));
+    changes.extend(drift);
+    Ok((target, Difference { changes, growths }))
 }
 
-fn show(changes: &[Change], applied: bool, output: Output) -> anyhow::Result<()> {
-    let plan: Vec<Step> = changes.iter().map(Step::of).collect();
-    match output {
-        Output::Json => json_line(&Planned { applied, plan }),
-        Output::Table => output.things(&plan, &STEP),
+impl Difference {
+    /// How much there is to do.
+    pub fn to_do(&self) -> usize {
+        self.changes.iter().filter(|change| change.is_to_do()).count() + self.growths.len()
+    }
+
+    /// Whether all is as declared.
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty() && self.growths.is_empty()
+    }
+
+    fn show(&self, applied: bool, output: Output) -> anyhow::Result<()> {
+        let plan: Vec<Step> =
+            self.changes.iter().map(Step::of).chain(self.growths.iter().flat_map(Step::growing)).collect();
+        match output {
+            Output::Json => json_line(&Planned { applied, plan }),
+            Output::Table => output.things(&plan, &STEP),
+        }
     }
 }
 
 impl Step {
+    fn growing(growth: &Growth) -> impl Iterator<Item = Self> {
+        let (from, to) = (growth.from.to_string(), growth.to.to_string());
+        growth.topics().into_iter().map(move |topic| Self {
+            action: "grow",
+            topic,
+            setting: Some("partitions".to_owned()),
+            from: Some(from.clone()),
+            to: Some(to.clone()),
+            note: Some(grow::NOTE),
+        })
+    }
+
     fn of(change: &Change) -> Self {
         let note = change.note();
         let (action, topic, setting, from, to) = match change.clone() {

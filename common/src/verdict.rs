@@ -1,7 +1,7 @@
 //! What a record of an events topic is. Stream, archiver and replays ask here, so that they agree.
 
 use crate::codec::{DecodeError, Decoded, Decoder};
-use crate::home::home_partition;
+use crate::home::Layout;
 use crate::kafka::Record;
 
 /// Longest key and value together, in bytes. What is sent on gets headers, and must still fit Kafka's usual
@@ -25,9 +25,10 @@ const MAX_DETAIL: usize = 1_000;
 pub enum Verdict<'a> {
     /// A valid event in its home partition.
     Valid(Decoded<'a>),
-    /// A valid event elsewhere: a producer with another partitioner. It counts only in its home partition.
+    /// A valid event elsewhere: a producer with another partitioner, or from before the topic got more partitions. It
+    /// counts only in its home partition.
     Stray {
-        /// Where it belongs.
+        /// Where it belongs now.
         home: i32,
     },
     /// Not an event.
@@ -49,12 +50,11 @@ pub struct Rejection {
 /// again. `UnknownSchema` is such an error too at first; the caller decides when to give up with
 /// [`Rejection::unknown_schema`].
 ///
-/// `partitions` and `window_ms` are the project's: how many partitions its topic has, and how far apart copies of an
-/// event count once.
+/// `layout` is that of the record's topic, and `window_ms` says how far apart copies of an event count once.
 pub async fn judge<'a>(
     decoder: &Decoder,
     record: &'a Record,
-    partitions: i32,
+    layout: &Layout,
     window_ms: i64,
 ) -> Result<Verdict<'a>, DecodeError> {
     if !fits(record) {
@@ -70,11 +70,11 @@ pub async fn judge<'a>(
     if let Err(invalid) = event.validate_appended(record.append_ms) {
         return Ok(rejected("validate", "invalid", invalid));
     }
-    let home = home_partition(event.event_id.as_bytes(), partitions);
-    if home != record.partition {
-        return Ok(Verdict::Stray { home });
+    let id = event.event_id.as_bytes();
+    if !layout.is_home(id, record.partition, record.offset) {
+        return Ok(Verdict::Stray { home: layout.home(id) });
     }
-    if let Some(late) = late_stray(record, window_ms) {
+    if let Some(late) = late_stray(record, id, layout, window_ms) {
         return Ok(rejected("validate", LATE_STRAY, late));
     }
     Ok(Verdict::Valid(decoded))
@@ -82,11 +82,13 @@ pub async fn judge<'a>(
 
 /// What is wrong with a stray that took longer than a window to come home: its copies may have been here and be
 /// forgotten by now, so it could count twice. Headers and append times alone decide.
-fn late_stray(record: &Record, window_ms: i64) -> Option<String> {
+fn late_stray(record: &Record, id: &[u8], layout: &Layout, window_ms: i64) -> Option<String> {
     let (partition, offset) = (record.number(SOURCE_PARTITION)?, record.number(SOURCE_OFFSET)?);
     let appended = record.number(SOURCE_APPEND_TIME)?;
     let late_ms = record.append_ms.saturating_sub(appended);
-    (partition != i64::from(record.partition) && late_ms > window_ms).then(|| {
+    // It may have been a stray in this very partition, before that was its home.
+    let was_stray = i32::try_from(partition).map_or(true, |partition| !layout.is_home(id, partition, offset));
+    (was_stray && late_ms > window_ms).then(|| {
         format!(
             "came home from partition {partition}, offset {offset}, {} s after it was appended there; within {} s it \
              would have counted",
@@ -116,28 +118,43 @@ fn rejected(stage: &'static str, reason: &'static str, detail: impl ToString) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::home::Era;
 
     fn record(append_ms: i64, headers: &[(&str, &str)]) -> Record {
         let headers = headers.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec())).collect();
         Record { topic: "events.p".into(), partition: 3, offset: 7, append_ms, key: None, value: Vec::new(), headers }
     }
 
+    /// Its home is partition 3 of 4.
+    const ID: &[u8] = b"e-17";
+
+    fn late(record: &Record) -> Option<String> {
+        late_stray(record, ID, &Layout::new(4, Vec::new()), 5_000)
+    }
+
     #[test]
     fn a_stray_is_late_when_it_took_longer_than_the_window() {
         let origin = [(SOURCE_PARTITION, "1"), (SOURCE_OFFSET, "9"), (SOURCE_APPEND_TIME, "1000")];
-        assert_eq!(late_stray(&record(6_000, &origin), 5_000), None, "exactly the window is in time");
-        let late = late_stray(&record(6_001, &origin), 5_000).expect("late");
-        assert!(late.contains("partition 1, offset 9, 5 s"), "{late}");
-        assert_eq!(late_stray(&record(6_001, &[]), 5_000), None, "not a stray");
+        assert_eq!(late(&record(6_000, &origin)), None, "exactly the window is in time");
+        let late_by = late(&record(6_001, &origin)).expect("late");
+        assert!(late_by.contains("partition 1, offset 9, 5 s"), "{late_by}");
+        assert_eq!(late(&record(6_001, &[])), None, "not a stray");
     }
 
     #[test]
     fn headers_that_no_worker_wrote_mean_nothing() {
         let nonsense = [(SOURCE_PARTITION, "x"), (SOURCE_OFFSET, "9"), (SOURCE_APPEND_TIME, "0")];
-        assert_eq!(late_stray(&record(i64::MAX, &nonsense), 5_000), None);
+        assert_eq!(late(&record(i64::MAX, &nonsense)), None);
         let extreme = [(SOURCE_PARTITION, "1"), (SOURCE_OFFSET, "9"), (SOURCE_APPEND_TIME, "-9223372036854775808")];
-        assert!(late_stray(&record(i64::MAX, &extreme), 5_000).is_some());
+        assert!(late(&record(i64::MAX, &extreme)).is_some());
         let from_here = [(SOURCE_PARTITION, "3"), (SOURCE_OFFSET, "2"), (SOURCE_APPEND_TIME, "0")];
-        assert_eq!(late_stray(&record(i64::MAX, &from_here), 5_000), None, "no stray comes from its home");
+        assert_eq!(late(&record(i64::MAX, &from_here)), None, "no stray comes from its home");
+    }
+
+    #[test]
+    fn a_stray_may_come_from_what_is_its_home_by_now() {
+        let grown = Layout::new(4, vec![Era { partitions: 2, cutoffs: vec![0, 0, 0, 3] }]);
+        let from_here = [(SOURCE_PARTITION, "3"), (SOURCE_OFFSET, "2"), (SOURCE_APPEND_TIME, "0")];
+        assert!(late_stray(&record(6_000, &from_here), ID, &grown, 5_000).is_some());
     }
 }

@@ -68,7 +68,7 @@ struct World {
     root: PathBuf,
     stores: SeenStores,
     seen: SeenStore,
-    /// Ids and append times, by offset.
+    /// Ids and append times, in the order of their offsets.
     log: Vec<(Fingerprint, i64)>,
     /// The ledger's position.
     next: usize,
@@ -80,6 +80,13 @@ struct World {
     /// Whether a file was damaged, which may be found whenever it is opened.
     torn: bool,
     ticks: i64,
+}
+
+/// The first record's offset: what a partition inherits lies before its own log.
+const FIRST: i64 = -40;
+
+fn offset_of(record: usize) -> i64 {
+    record as i64 + FIRST
 }
 
 fn key() -> StoreKey {
@@ -113,9 +120,9 @@ impl World {
     }
 
     /// By the definition, from all of the log.
-    fn first(&self, offset: usize) -> bool {
-        let (id, at) = self.log[offset];
-        !self.log[..offset].iter().any(|&(other, before)| other == id && at - before <= WINDOW)
+    fn first(&self, record: usize) -> bool {
+        let (id, at) = self.log[record];
+        !self.log[..record].iter().any(|&(other, before)| other == id && at - before <= WINDOW)
     }
 
     /// As on an assignment: what the store lacks is read from the log.
@@ -123,10 +130,10 @@ impl World {
         // Where there is no record yet, it will not be older than the last.
         let from_ms = self.log.get(self.next).or(self.log.last()).map_or(0, |(_, at)| at - WINDOW);
         let oldest = self.log[..self.next].partition_point(|&(_, at)| at < from_ms);
-        let missing = self.seen.missing(oldest as i64, self.next as i64);
+        let missing = self.seen.missing(offset_of(oldest), offset_of(self.next));
         self.seen.complete(&missing);
         for offset in missing.clone() {
-            let (id, at) = self.log[offset as usize];
+            let (id, at) = self.log[(offset - FIRST) as usize];
             self.seen.note(id, offset, at);
             self.seen.advance(offset + 1);
         }
@@ -160,10 +167,10 @@ impl World {
     /// Judges the next records; `through` says whether the batch goes through.
     fn batch(&mut self, count: usize, through: bool) -> Result<(), TestCaseError> {
         let end = (self.next + count).min(self.log.len());
-        for offset in self.next..end {
-            let (id, at) = self.log[offset];
-            match self.seen.sight(id, offset as i64, at) {
-                Ok(first) => prop_assert_eq!(first, self.first(offset), "offset {} of {:?}", offset, self.log),
+        for record in self.next..end {
+            let (id, at) = self.log[record];
+            match self.seen.sight(id, offset_of(record), at) {
+                Ok(first) => prop_assert_eq!(first, self.first(record), "record {} of {:?}", record, self.log),
                 // Found when it is read: then the partition is completed again, and the batch is read again.
                 Err(SeenError::Damaged { .. } | SeenError::Incomplete(_)) => {
                     self.complete();
@@ -174,7 +181,7 @@ impl World {
         }
         if through {
             self.next = end;
-            self.seen.advance(end as i64);
+            self.seen.advance(offset_of(end));
         } else {
             self.complete();
         }

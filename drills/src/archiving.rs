@@ -9,7 +9,6 @@ use tidemill_archiver::positions;
 use tidemill_archiver::table::Tables;
 use tidemill_common::config::Connections;
 use tidemill_common::names::events_topic;
-use tidemill_testkit::PARTITIONS;
 
 use crate::drill::{Drill, Options, Outcome};
 use crate::onlooker::Onlooker;
@@ -109,7 +108,7 @@ impl Archiving {
             differences.push(format!("{error:#}"));
         }
         let (log, entries) = (log::read(&self.stack).await?, self.journal.entries()?);
-        let expected = Expected::of(&log, PARTITIONS, self.stack.project().await.dedupe_window_ms);
+        let expected = Expected::of(&log, &self.stack.layout().await, self.stack.project().await.dedupe_window_ms);
         ensure!(!expected.first_sights.is_empty(), "the log holds no events, so the row shows nothing");
         differences.extend(reconcile::journal(&entries, &log));
         differences.extend(reconcile::archive(&expected, &views::archived(&self.stack).await?));

@@ -10,7 +10,8 @@ use rand::SeedableRng;
 use rand::rngs::StdRng;
 use tidemill_common::config::Connections;
 use tidemill_common::kafka::History;
-use tidemill_testkit::{PARTITIONS, Stack, countries};
+use tidemill_common::names::events_topic;
+use tidemill_testkit::{Stack, countries};
 use tokio::process::Command;
 
 use crate::flow::{Flow, Stream};
@@ -121,7 +122,8 @@ impl Drill {
     /// Starts a worker and waits until it counts all partitions.
     pub async fn live_worker(&mut self, group: &str, settings: &[(&str, &str)]) -> anyhow::Result<Process> {
         let mut worker = self.worker(group, settings)?;
-        worker.reaches("tidemill_stream_live_partitions", f64::from(PARTITIONS)).await?;
+        let partitions = self.stack.partitions_of(&events_topic(&self.stack.project));
+        worker.reaches("tidemill_stream_live_partitions", f64::from(partitions)).await?;
         Ok(worker)
     }
 

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use tidemill_common::kafka::TopicPartition;
 use tidemill_common::names::events_topic;
-use tidemill_testkit::PARTITIONS;
 
 use crate::drill::{Drill, Outcome};
 use crate::oracle::Expected;
@@ -39,8 +38,9 @@ impl Drill {
     /// The offsets behind the last records, of partitions that have some.
     pub async fn ends(&self) -> anyhow::Result<BTreeMap<i32, i64>> {
         let topic: std::sync::Arc<str> = events_topic(&self.stack.project).into();
-        let partitions: Vec<TopicPartition> =
-            (0..PARTITIONS).map(|partition| TopicPartition { topic: topic.clone(), partition }).collect();
+        let partitions: Vec<TopicPartition> = (0..self.stack.partitions_of(&topic))
+            .map(|partition| TopicPartition { topic: topic.clone(), partition })
+            .collect();
         let deadline = Instant::now() + KAFKA;
         loop {
             let (history, partitions) = (self.history.clone(), partitions.clone());
@@ -99,7 +99,7 @@ impl Drill {
     /// All differences, and what there was to compare.
     async fn reconcile(&self) -> anyhow::Result<(Vec<String>, Vec<String>)> {
         let (log, entries) = (log::read(&self.stack).await?, self.journal.entries()?);
-        let expected = Expected::of(&log, PARTITIONS, self.stack.project().await.dedupe_window_ms);
+        let expected = Expected::of(&log, &self.stack.layout().await, self.stack.project().await.dedupe_window_ms);
         ensure!(!expected.first_sights.is_empty(), "the log holds no events, so the row shows nothing");
         let mut differences = [
             reconcile::journal(&entries, &log),

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 use tidemill_common::failpoint::hit;
-use tidemill_common::kafka::Producer;
 
 use crate::filling::Filled;
 use crate::ledger::{self, Place};
+use crate::outbox::Post;
 use crate::sort::Transient;
 use crate::store::{Store, Touched};
 
@@ -23,15 +23,18 @@ pub struct Applier {
     /// The ledger's database.
     pub pool: PgPool,
     /// What sends on.
-    pub producer: Producer,
+    pub post: Post,
 }
 
 impl Applier {
     /// The path of a batch, top to bottom; gives what it has changed. `None`: the ledger did not stand where the batch
-    /// starts, so nothing was counted.
-    pub async fn apply(&self, filled: &Filled) -> Result<Option<Touched>, Transient> {
+    /// starts, or a topic has got more partitions since its records were judged, so nothing was counted.
+    pub async fn apply(&self, filled: &mut Filled) -> Result<Option<Touched>, Transient> {
         hit("stream.sorted").await?;
-        filled.sending.done().await?;
+        if !filled.outbox.sent().await? {
+            tracing::warn!("a topic has got more partitions");
+            return Ok(None);
+        }
         hit("stream.sent").await?;
         within(COMMIT, self.store.commit(&filled.batch)).await
     }

@@ -2,23 +2,32 @@
 //! is applied.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::DateTime;
 use tidemill_common::failpoint::hit;
-use tidemill_common::kafka::{Producer, Record, Sending, TopicPartition};
+use tidemill_common::kafka::{Record, TopicPartition};
 
 use crate::ledger::Advance;
 use crate::live::Live;
+use crate::outbox::{Closed, Judged, Outbox, Post};
 use crate::sort::{Sorted, Sorter, Transient};
 use crate::state::State;
 use crate::store::{Batch, Counted};
+
+/// So many records that are to be sent on go together, or what has come within this time: each parcel costs a question.
+const PARCEL: usize = 1_000;
+const PARCEL_TIME: Duration = Duration::from_millis(20);
 
 /// What has come since the last batch was closed.
 #[derive(Default)]
 pub struct Filling {
     sorted: Sorted,
-    sending: Sending,
+    outbox: Option<Outbox>,
+    /// When the last parcel went.
+    posted: Option<Instant>,
+    judged: Judged,
     steps: BTreeMap<TopicPartition, Advance>,
     held: Vec<TopicPartition>,
     records: usize,
@@ -31,7 +40,7 @@ pub struct Filling {
 pub struct Filled {
     /// What is on its way to other topics. It has to be there before anything counts: were it lost, nobody would send
     /// it again. What arrives and does not count in the end is a repeat that readers know by its headers.
-    pub sending: Sending,
+    pub outbox: Closed,
     /// What is committed.
     pub batch: Batch,
     /// Copies and strays among the records.
@@ -50,15 +59,24 @@ impl Filling {
         records: &[Record],
         state: &mut State,
         sorter: &mut Sorter,
-        producer: &Producer,
+        post: &Post,
     ) -> Result<(), Transient> {
         let Some(at) = records.first().map(Record::topic_partition) else { return Ok(()) };
         let Some(live) = state.live.get_mut(&at).filter(|live| !live.held) else { return Ok(()) };
         hit("stream.polled").await?;
         self.since.get_or_insert_with(Instant::now);
         let taken = sorter.sort(records, live, &mut self.sorted).await?;
-        for emission in self.sorted.emissions.drain(..) {
-            emission.send(producer, &mut self.sending).await?;
+        let judged = |(project, partitions): &(Arc<str>, i32)| {
+            **project == *live.project.id && *partitions == live.layout.partitions()
+        };
+        if !self.judged.iter().any(judged) {
+            self.judged.insert((live.project.id.as_str().into(), live.layout.partitions()));
+        }
+        let waiting = self.sorted.emissions.len();
+        if waiting >= PARCEL || (waiting > 0 && self.posted.is_none_or(|at| at.elapsed() >= PARCEL_TIME)) {
+            let emissions = std::mem::take(&mut self.sorted.emissions);
+            self.outbox.get_or_insert_with(|| post.outbox()).add(emissions, self.judged.clone());
+            self.posted = Some(Instant::now());
         }
         if taken < records.len() {
             live.held = true;
@@ -107,16 +125,18 @@ impl Filling {
     }
 
     /// Takes what is there, and begins the next batch.
-    pub fn close(&mut self, state: &State) -> Filled {
+    pub fn close(&mut self, state: &State, post: &Post) -> Filled {
         let next = Sorted { events: std::mem::take(&mut self.spare), ..Sorted::default() };
-        let Self { sorted, sending, steps, held, .. } =
+        let Self { sorted, outbox, judged, steps, held, .. } =
             std::mem::replace(self, Self { sorted: next, ..Self::default() });
-        let Sorted { events, dead_letters, redrives, copies, strays, .. } = sorted;
+        let Sorted { events, dead_letters, redrives, emissions, copies, strays } = sorted;
+        let outbox = outbox.unwrap_or_else(|| post.outbox());
+        outbox.add(emissions, judged);
         let with_projected = |(at, step): (TopicPartition, Advance)| {
             let projected = state.live.get(&at).map_or(step.start, |live| live.projected);
             Advance { projected, ..step }
         };
         let steps = steps.into_iter().map(with_projected).collect();
-        Filled { sending, batch: Batch { steps, events, dead_letters, redrives }, copies, strays, held }
+        Filled { outbox: outbox.close(), batch: Batch { steps, events, dead_letters, redrives }, copies, strays, held }
     }
 }

@@ -1,13 +1,11 @@
 //! Which generation of a project is live, and how that changes without a batch in between.
 //!
 //! A batch of live generations holds its projects' locks, shared, from before it looks at the ledger until it is
-//! committed; who changes a project's generation holds its lock alone. So that waits for the batches that are under
+//! committed; who changes a project's generation holds its lock alone ([`tidemill_common::projects::hold`]). So that waits for the batches that are under
 //! way, those that come wait for it, and then find that their generation is not live any more.
 
 use sqlx::PgConnection;
-
-/// Begins the numbers of these locks in Postgres; it stands for "gene".
-const LOCK: i32 = 0x6765_6e65;
+use tidemill_common::projects::LOCK;
 
 /// Holds projects' generations as they are until the transaction ends, and sets what else it needs: not to wait for the
 /// disk is safe here, since the ledger is lost or kept together with the data; and rows are better found one by one,
@@ -22,10 +20,4 @@ const BEGIN: &str = "
 /// rebuild's there are none.
 pub async fn begin(tx: &mut PgConnection, projects: &[&str]) -> Result<(), sqlx::Error> {
     sqlx::query(BEGIN).bind(LOCK).bind(projects).execute(tx).await.map(drop)
-}
-
-/// Waits until no batch of a project's live generation is under way, and keeps others waiting until the transaction
-/// ends.
-pub async fn hold(tx: &mut PgConnection, project: &str) -> Result<(), sqlx::Error> {
-    sqlx::query("SELECT pg_advisory_xact_lock($1, hashtext($2))").bind(LOCK).bind(project).execute(tx).await.map(drop)
 }

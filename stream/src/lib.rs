@@ -20,6 +20,7 @@ mod letters;
 mod live;
 pub mod live_session;
 pub mod metric;
+mod outbox;
 pub mod packed;
 mod poison;
 mod project;
@@ -61,6 +62,7 @@ use hot::{Guard, Mixes, Webhook};
 use letters::Letters;
 use live::Preparer;
 use metric::Definitions;
+use outbox::Post;
 use poison::Limit;
 use project::{Intervals, Projector, Writer};
 use publish::{Outlet, Publisher};
@@ -154,7 +156,7 @@ pub async fn run(
             definitions: definitions.clone(),
             shutdown: shutdown.clone(),
         },
-        applier: Applier { store: Arc::new(store), pool: pool.clone(), producer },
+        applier: Applier { store: Arc::new(store), pool: pool.clone(), post: Post { pool: pool.clone(), producer } },
         under_way: None,
         sorter: Sorter::new(
             Letters::new(pool.clone()),

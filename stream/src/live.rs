@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use chrono::Utc;
 use sqlx::PgPool;
+use tidemill_common::home::Layout;
 use tidemill_common::kafka::{KafkaConfig, TopicPartition, topic_incarnations};
 use tidemill_common::names::project_of;
 use tidemill_common::projects::{self, Project};
@@ -38,6 +39,8 @@ pub struct Live {
     pub place: Place,
     /// Its project.
     pub project: Arc<Project>,
+    /// How its topic's events are spread.
+    pub layout: Arc<Layout>,
     /// The end of the last batch that went through.
     pub next: i64,
     /// The end of what has been sorted: where the next batch goes on.
@@ -107,12 +110,14 @@ impl Preparer {
         timeline.enter(epoch);
         let positions = standing.positions;
         // Asked after the ledger, which may have been brought here meanwhile.
+        let layouts = self.layouts(&opened).await?;
         let bounds = self.bounds(&places).await?;
         let (mut again, mut behind) = (0, BTreeSet::new());
         let mut fills = Vec::new();
         let mut live = HashMap::new();
         for (at, (place, project)) in places {
             let (Some(&position), Some(&bounds)) = (positions.get(&place), bounds.get(&at)) else { continue };
+            let Some(layout) = layouts.get(&place.topic).cloned() else { continue };
             let position = match self.bridge_gap(&place, position, bounds).await? {
                 Ok(position) => position,
                 Err(gap) => {
@@ -138,11 +143,11 @@ impl Preparer {
                 },
                 next: position.next,
                 again_from: if again > MOST_AGAIN { position.next } else { position.projected.min(position.next) },
-                partitions: project.partitions,
+                layout: Arc::clone(&layout),
                 window_ms: project.dedupe_window_ms,
                 seen: kept.map(|(_, seen)| seen),
             });
-            live.insert(at, (place, project, position));
+            live.insert(at, (place, project, layout, position));
         }
         let (mut stores, touched) = self.fill(fills).await?;
         prepared.touched = touched;
@@ -152,10 +157,10 @@ impl Preparer {
         // Nor does it say in which windows it has changed what sessions count for.
         let behind: Vec<String> = behind.into_iter().collect();
         prepared.touched.windows.extend(list::windows_of_sessions(&self.pool, &behind, Utc::now()).await?);
-        for (at, (place, project, position)) in live {
+        for (at, (place, project, layout, position)) in live {
             let Some(seen) = stores.remove(&at) else { continue };
             let Position { next, projected } = position;
-            let live = Live { place, project, next, read: next, held: false, projected, seen };
+            let live = Live { place, project, layout, next, read: next, held: false, projected, seen };
             prepared.live.insert(at, live);
         }
         Ok(prepared)
@@ -182,6 +187,19 @@ impl Preparer {
             Some((at.clone(), (place, Arc::clone(project))))
         };
         Ok(partitions.iter().filter_map(place).collect())
+    }
+
+    /// The layouts of the topics of these places, by topic. They are asked for after the ledger: whoever has moved it has
+    /// known every era that lies before its position.
+    async fn layouts(&self, places: &[Place]) -> Result<HashMap<String, Arc<Layout>>, Transient> {
+        let mut layouts = HashMap::new();
+        for Place { topic, incarnation, .. } in places {
+            let Some(project) = project_of(topic).filter(|_| !layouts.contains_key(topic)) else { continue };
+            if let Some(project) = projects::load(&self.pool, project).await? {
+                layouts.insert(topic.clone(), Arc::new(project.layout(incarnation)));
+            }
+        }
+        Ok(layouts)
     }
 
     /// The topics' ids; those that do not exist are left out.

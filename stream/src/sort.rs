@@ -9,8 +9,8 @@ use tidemill_common::codec::{DecodeError, Decoder, schema_id};
 use tidemill_common::dead_letters::digest;
 use tidemill_common::event::EventRef;
 use tidemill_common::failpoint::{Injected, existed};
+use tidemill_common::home::Layout;
 use tidemill_common::kafka::Record;
-use tidemill_common::projects::Project;
 use tidemill_common::registry::RegistryError;
 use tidemill_common::seen::{FillError, SeenError, fingerprint};
 use tidemill_common::verdict::{Rejection, Verdict, fits, judge};
@@ -69,7 +69,7 @@ pub struct Sorted {
     pub dead_letters: Vec<DeadLetter>,
     /// What became of records that were sent through again.
     pub redrives: Vec<Redrive>,
-    /// What is sent on.
+    /// What is to be sent on.
     pub emissions: Vec<Emission>,
     /// Copies seen.
     pub copies: u64,
@@ -157,6 +157,7 @@ impl Sorter {
     }
 
     async fn sort_all(&mut self, records: &[Record], live: &mut Live, sorted: &mut Sorted) -> Result<usize, Transient> {
+        let window_ms = live.project.dedupe_window_ms;
         let mut redriven = self.letters.look_up(records, &live.project.id, &live.place).await?;
         for (taken, record) in records.iter().enumerate() {
             let letter = match redriven.remove(&record.offset).map(|known| self.letters.again(known, &live.place)) {
@@ -170,10 +171,10 @@ impl Sorter {
                 Some(Redriven::Read) | None => None,
             };
             let pause = if letter.is_some() { ASK_SOON } else { ASK_AGAIN };
-            let Some(verdict) = self.judge(record, &live.project, pause).await? else {
+            let Some(verdict) = self.judge(record, &live.layout, window_ms, pause).await? else {
                 // All unknown schemas behind it are asked for at the same time, not one after the other.
                 for later in &records[taken + 1..] {
-                    self.judge(later, &live.project, ASK_AGAIN).await?;
+                    self.judge(later, &live.layout, window_ms, ASK_AGAIN).await?;
                 }
                 return Ok(taken);
             };
@@ -262,7 +263,8 @@ impl Sorter {
     async fn judge<'a>(
         &mut self,
         record: &'a Record,
-        project: &Project,
+        layout: &Layout,
+        window_ms: i64,
         pause: Duration,
     ) -> Result<Option<Verdict<'a>>, DecodeError> {
         let id = if fits(record) { schema_id(&record.value).ok() } else { None };
@@ -270,7 +272,7 @@ impl Sorter {
         if let Some(unknown) = id.and_then(|id| self.unknown.get(&id)).filter(asked_lately) {
             return Ok(self.give_up(id.unwrap_or_default(), unknown.since));
         }
-        match judge(&self.decoder, record, project.partitions, project.dedupe_window_ms).await {
+        match judge(&self.decoder, record, layout, window_ms).await {
             Err(DecodeError::UnknownSchema(id)) => {
                 let now = Instant::now();
                 if self.unknown.len() >= MOST_UNKNOWN {

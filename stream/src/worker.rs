@@ -108,7 +108,7 @@ impl Worker {
                 self.apply();
             }
             self.go_live().await;
-            if let Some(error) = self.applier.producer.fatal_error() {
+            if let Some(error) = self.applier.post.producer.fatal_error() {
                 break Err(Transient::NotReady(format!("the kafka producer has to be started anew: {error}")));
             }
         };
@@ -149,8 +149,8 @@ impl Worker {
     }
 
     async fn sort(&mut self, records: Vec<Record>) {
-        let producer = &self.applier.producer;
-        if let Err(error) = self.filling.add(&records, &mut self.state, &mut self.sorter, producer).await {
+        let post = &self.applier.post;
+        if let Err(error) = self.filling.add(&records, &mut self.state, &mut self.sorter, post).await {
             self.fail(&error);
         }
     }
@@ -160,14 +160,14 @@ impl Worker {
         if self.under_way.is_some() {
             return;
         }
-        let filled = self.filling.close(&self.state);
+        let mut filled = self.filling.close(&self.state, &self.applier.post);
         if filled.batch.steps.is_empty() {
             return self.retry(&filled);
         }
         let (applier, in_hand) = (self.applier.clone(), self.consumer.in_hand());
         self.under_way = Some(AbortOnDropHandle::new(tokio::spawn(async move {
             let started = Instant::now();
-            let outcome = applier.apply(&filled).await;
+            let outcome = applier.apply(&mut filled).await;
             Ended { filled, outcome, took: started.elapsed(), _in_hand: in_hand }
         })));
     }
@@ -196,8 +196,8 @@ impl Worker {
             }
             Ok(None) => {
                 tracing::warn!(
-                    "the ledger or a dead letter is not as it was (another worker, another generation, an operator, or a \
-                     restored database); reading them again"
+                    "the ledger, a topic or a dead letter is not as it was (another worker, another generation, an operator, \
+                     or a restored database); reading them again"
                 );
                 counter!("tidemill_stream_batches_dropped_total").increment(1);
                 self.reset();

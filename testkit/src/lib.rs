@@ -11,6 +11,7 @@ mod s3;
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
@@ -22,12 +23,13 @@ use tidemill_common::auth;
 use tidemill_common::codec::{EVENT_SCHEMA, Encoder};
 use tidemill_common::config::{Connections, Settings};
 use tidemill_common::event::Event;
-use tidemill_common::home::home_partition;
-use tidemill_common::kafka::{History, Outgoing, Producer, Record, Span, TopicPartition};
+use tidemill_common::home::{Layout, home_partition};
+use tidemill_common::kafka::{History, Outgoing, Producer, Record, Span, TopicPartition, topic_incarnations};
 use tidemill_common::names::{dlq_topic, events_topic, processed_topic};
 use tidemill_common::registry::Registry;
 use tidemill_common::verdict::{SOURCE_APPEND_TIME, SOURCE_OFFSET, SOURCE_PARTITION};
 use tidemill_common::{postgres, projects};
+use tidemill_topics::{Change, grow, plan_growth};
 use tokio_util::sync::CancellationToken;
 
 pub use countries::countries;
@@ -37,7 +39,7 @@ pub use private_redis::PrivateRedis;
 pub use redises::Redises;
 pub use s3::S3;
 
-/// Partitions of a test project.
+/// Partitions of a test project, unless it grows.
 pub const PARTITIONS: i32 = 4;
 
 /// The real components, and a project of one's own on them. All of it is removed on drop.
@@ -53,6 +55,8 @@ pub struct Stack {
     /// Sends records.
     pub producer: Producer,
     replication: i32,
+    /// Of the project's events, in Kafka.
+    partitions: AtomicI32,
     server_url: String,
     database: String,
     warehouse: std::path::PathBuf,
@@ -91,8 +95,19 @@ impl Stack {
         let schema_id =
             registry.register(&subject, EVENT_SCHEMA).await.expect("the registry; start it with dev/services start");
         let encoder = Encoder::new(schema_id);
-        let stack =
-            Self { connections, pool, project, encoder, producer, replication, server_url, database, warehouse };
+        let partitions = AtomicI32::new(PARTITIONS);
+        let stack = Self {
+            connections,
+            pool,
+            project,
+            encoder,
+            producer,
+            replication,
+            partitions,
+            server_url,
+            database,
+            warehouse,
+        };
         stack.create_project(&stack.project).await;
         stack
     }
@@ -176,6 +191,43 @@ impl Stack {
         projects::load(&self.pool, &self.project).await.unwrap().expect("this test's project")
     }
 
+    /// Gives the project's topics more partitions in Kafka, where nothing belongs yet.
+    pub async fn add_partitions(&self, to: i32) {
+        let from = self.partitions.swap(to, Ordering::Relaxed);
+        let topics = [events_topic(&self.project), processed_topic(&self.project)];
+        let changes = topics.map(|topic| Change::Grow { topic, from, to });
+        let cluster = tidemill_topics::Cluster::new(&self.connections.kafka).expect("a client");
+        cluster.apply(&changes).await.expect("partitions");
+    }
+
+    /// Has the project's events spread over so many partitions from now on.
+    pub async fn grow(&self, to: i32) {
+        let mut db = self.pool.acquire().await.expect("a connection");
+        let growth = plan_growth(&mut db, &self.project, to).await.expect("it may grow").expect("it is to grow");
+        let grown = grow(&mut db, &self.connections.kafka, &growth, Duration::ZERO, |_| {}).await;
+        grown.expect("it has grown");
+        self.has_partitions(to);
+    }
+
+    /// Says that the project's topics have so many partitions by now.
+    pub fn has_partitions(&self, partitions: i32) {
+        self.partitions.store(partitions, Ordering::Relaxed);
+    }
+
+    /// How this test's project spreads its events.
+    pub async fn layout(&self) -> Layout {
+        let (kafka, topic) = (self.connections.kafka.clone(), events_topic(&self.project));
+        let ask = move || topic_incarnations(&kafka, &[&topic], Duration::from_secs(10)).expect("Kafka").remove(&topic);
+        let incarnation = tokio::task::spawn_blocking(ask).await.expect("an answer").expect("the topic");
+        self.project().await.layout(&incarnation)
+    }
+
+    /// The partitions that a topic of the project has in Kafka, as far as this knows.
+    pub fn partitions_of(&self, topic: &str) -> i32 {
+        let grows = [events_topic(&self.project), processed_topic(&self.project)].iter().any(|grows| grows == topic);
+        if grows { self.partitions.load(Ordering::Relaxed) } else { PARTITIONS }
+    }
+
     /// Sends an event to its home partition; gives its partition and offset.
     pub async fn send(&self, event: &Event) -> (i32, i64) {
         let home = home_partition(event.event_id.as_bytes(), PARTITIONS);
@@ -211,7 +263,7 @@ impl Stack {
 
     /// All records of a topic, by partition and offset.
     pub async fn records(&self, topic: &str) -> Vec<Record> {
-        self.records_of(topic, PARTITIONS).await
+        self.records_of(topic, self.partitions_of(topic)).await
     }
 
     /// The same of a topic that may not be there, with as many partitions as it has.
@@ -250,10 +302,10 @@ impl Stack {
 
     /// The next offset of each partition of a topic.
     pub async fn ends(&self, topic: &str) -> HashMap<i32, i64> {
-        let history = History::new(self.connections.kafka.clone());
+        let (history, count) = (History::new(self.connections.kafka.clone()), self.partitions_of(topic));
         let topic: std::sync::Arc<str> = topic.into();
         let partitions: Vec<TopicPartition> =
-            (0..PARTITIONS).map(|partition| TopicPartition { topic: topic.clone(), partition }).collect();
+            (0..count).map(|partition| TopicPartition { topic: topic.clone(), partition }).collect();
         let bounds = tokio::task::spawn_blocking(move || history.bounds(&partitions)).await.expect("reader");
         bounds.expect("bounds").into_iter().map(|(at, (_, high))| (at.partition, high)).collect()
     }

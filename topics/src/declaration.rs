@@ -71,11 +71,21 @@ pub enum DeclareError {
 struct Declared {
     #[serde(default)]
     sizes: BTreeMap<String, Partitions>,
+    #[serde(default)]
+    projects: BTreeMap<String, Wanted>,
     replication: i32,
     min_insync_replicas: i32,
     #[serde(default)]
     config: BTreeMap<String, Value>,
     topics: Vec<Template>,
+}
+
+/// What is declared for one project.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wanted {
+    /// Partitions of its events.
+    events: i32,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -146,6 +156,11 @@ impl Declarations {
         })
     }
 
+    /// How many partitions are declared for a project's events; none: as many as it has.
+    pub fn events_of(&self, project: &ProjectId) -> Option<i32> {
+        self.files.iter().find_map(|file| file.projects.get(project.as_str())).map(|wanted| wanted.events)
+    }
+
     /// The topics that no project owns. `replication` overrides what is declared.
     pub fn shared(&self, replication: Option<i32>) -> Vec<Topic> {
         let fixed = |template: &Template| Some((template.name.clone(), template.fixed(replication)?));
@@ -211,6 +226,9 @@ impl Declared {
         }
         if let Some((name, _)) = self.sizes.iter().find(|(_, size)| size.events < 1 || size.dlq < 1) {
             return Err(format!("sizes.{name}: partition counts must be at least 1"));
+        }
+        if let Some((name, _)) = self.projects.iter().find(|(_, wanted)| wanted.events < 1) {
+            return Err(format!("projects.{name}: partition counts must be at least 1"));
         }
         for template in &self.topics {
             let name = &template.name;
@@ -332,6 +350,15 @@ mod tests {
         assert_eq!(folder.size("small").expect("size"), embedded().size("small").expect("size"));
         let missing = Declarations::read(Path::new("no/such/folder")).expect_err("missing").to_string();
         assert!(missing.contains("--dir must name a folder"), "{missing}");
+    }
+
+    #[test]
+    fn a_project_may_be_given_more_partitions() {
+        let yaml = "replication: 3\nmin_insync_replicas: 2\nprojects: { shop: { events: 12 } }\ntopics: []";
+        let declared = Declarations::parse([("x.yaml".to_owned(), yaml.to_owned())]).expect("valid");
+        let events_of = |id: &str| declared.events_of(&ProjectId::parse(id).expect("id"));
+        assert_eq!([events_of("shop"), events_of("other")], [Some(12), None]);
+        assert!(problem(&yaml.replace("12", "0")).contains("projects.shop: "));
     }
 
     #[test]

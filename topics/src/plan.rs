@@ -8,6 +8,7 @@ use crate::Topic;
 
 const HOMES: &str = "an event's partition follows from how many there are";
 const NEVER_FEWER: &str = "Kafka cannot take partitions away";
+const NOBODYS: &str = "nothing belongs in the others; 'tidemill projects grow' makes use of them";
 const REASSIGN: &str = "copies are moved by kafka-reassign-partitions";
 const DELETES: &str = "Kafka deletes what is above the new limit";
 const UNKNOWN: &str = "correct its name, or update Kafka";
@@ -158,6 +159,7 @@ fn differences<'a>(topic: &'a Topic, found: &'a Existing) -> impl Iterator<Item 
         Ordering::Equal => None,
         Ordering::Less if !topic.homes => Some(Change::Grow { topic: topic.name.clone(), from: has, to: wants }),
         Ordering::Less => Some(drift("partitions", &has.to_string(), &wants.to_string(), HOMES)),
+        Ordering::Greater if topic.homes => Some(drift("partitions", &has.to_string(), &wants.to_string(), NOBODYS)),
         Ordering::Greater => Some(drift("partitions", &has.to_string(), &wants.to_string(), NEVER_FEWER)),
     };
     let replication = (found.replication != topic.replication)

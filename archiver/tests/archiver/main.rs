@@ -6,6 +6,7 @@ mod elsewhere;
 mod files;
 mod given_up;
 mod group;
+mod grow;
 mod https;
 mod layout;
 mod maintain;

@@ -162,7 +162,7 @@ pub async fn table_positions(world: &World, project: &str) -> Positions {
 pub async fn ends(world: &World, project: &str) -> BTreeMap<i32, i64> {
     let (history, topic) = (History::new(world.connections.kafka.clone()), Arc::<str>::from(events_topic(project)));
     let partitions: Vec<_> =
-        (0..PARTITIONS).map(|partition| TopicPartition { topic: topic.clone(), partition }).collect();
+        (0..world.partitions_of(&topic)).map(|partition| TopicPartition { topic: topic.clone(), partition }).collect();
     let bounds = tokio::task::spawn_blocking(move || history.bounds(&partitions)).await.unwrap().unwrap();
     bounds.into_iter().filter(|(_, (_, high))| *high > 0).map(|(at, (_, high))| (at.partition, high)).collect()
 }

@@ -9,7 +9,7 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use tidemill_common::config::Connections;
 use tidemill_common::kafka::{KafkaConfig, topic_incarnations};
 use tidemill_common::names::events_topic;
-use tidemill_topics::Change;
+use tidemill_topics::{Change, Growth};
 
 use super::{Finding, Found, ids};
 use crate::store::Project;
@@ -155,16 +155,26 @@ async fn topic_ids(connections: &Connections, projects: &[Project]) -> Vec<Findi
 /// Existing topics beside their declarations; counts of partitions beside those in Postgres.
 async fn topics(connections: &Connections, declared: &Declared) -> Vec<Finding> {
     match difference(declared, connections).await {
-        Ok((_, changes)) if changes.is_empty() => vec![Finding::ok(TOPICS, "all topics are as declared")],
-        Ok((_, changes)) => changes.iter().map(judge).collect(),
+        Ok((_, difference)) if difference.is_empty() => vec![Finding::ok(TOPICS, "all topics are as declared")],
+        Ok((_, difference)) => {
+            let grow = |growth: &Growth| {
+                let what = format!(
+                    "project {} has {} partitions where {} are declared",
+                    growth.project, growth.from, growth.to
+                );
+                Finding::warning(TOPICS, what, APPLY)
+            };
+            difference.changes.iter().map(judge).chain(difference.growths.iter().map(grow)).collect()
+        }
         Err(error) => {
             vec![Finding::failure(TOPICS, format!("{error:#}"), "allow Describe and DescribeConfigs on topics")]
         }
     }
 }
 
+const APPLY: &str = "run 'tidemill topics apply'";
+
 fn judge(change: &Change) -> Finding {
-    const APPLY: &str = "run 'tidemill topics apply'";
     match change {
         Change::Create(topic) => Finding::failure(TOPICS, format!("topic {} is missing", topic.name), APPLY),
         // First sight goes by the broker's time.
@@ -173,8 +183,8 @@ fn judge(change: &Change) -> Finding {
         }
         Change::Set { .. } | Change::Grow { .. } => Finding::warning(TOPICS, change.to_string(), APPLY),
         Change::Drift { setting, .. } if setting == "partitions" => {
-            let what_to_do =
-                "never change it with Kafka's own tools: events would have two homes. Ask before you go on";
+            let what_to_do = "never change it with Kafka's own tools. More partitions than are declared are a growth that was cut short, \
+                 or Postgres from before it: see 'tidemill projects grow'";
             Finding::failure(TOPICS, change.to_string(), what_to_do)
         }
         Change::Drift { .. } => {

@@ -189,7 +189,7 @@ impl GroupConsumer {
             .set("enable.auto.commit", "false")
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
-            .set("topic.metadata.refresh.interval.ms", "5000")
+            .set("topic.metadata.refresh.interval.ms", super::METADATA.as_millis().to_string())
             .set("queued.max.messages.kbytes", "16384")
             // How long nothing is fetched once that is full. A second, the client's default, is many times what it lasts.
             .set("fetch.queue.backoff.ms", "20")

@@ -12,6 +12,7 @@ mod uncommit;
 mod way_back;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
@@ -24,6 +25,9 @@ pub use seek::{IdleGroup, Seek, SeekError, SeekTo};
 pub use topic_id::topic_incarnations;
 use uncommit::uncommit;
 pub use way_back::look_after;
+
+/// Clients know of a topic's new partitions after this time, at the latest.
+pub const METADATA: Duration = Duration::from_secs(5);
 
 /// Where Kafka is.
 #[derive(Debug, Clone)]

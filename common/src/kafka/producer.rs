@@ -101,6 +101,8 @@ impl Producer {
             .set("message.max.bytes", "1048000")
             // What comes within this time shares a batch. Longer lets callers wait, and saves no CPU worth it.
             .set("linger.ms", "0.5")
+            // A record for a partition that the client does not know of fails at once.
+            .set("topic.metadata.refresh.interval.ms", super::METADATA.as_millis().to_string())
             // The caller bounds what is in flight; this only has to hold it.
             .set("queue.buffering.max.messages", "2000000")
             .set("delivery.timeout.ms", delivery_timeout.as_millis().to_string());

@@ -1,10 +1,14 @@
 //! Completes stores, so that the records behind a position can be judged: from disk, else from a checkpoint, and
 //! the rest from the log.
+//!
+//! A partition that its topic has got by growing was another one's before, its parent's. To its store the parent's log up
+//! to the cutoff is the beginning of its own, at negative offsets: the offset there less the cutoff. So whatever is said
+//! of coverage, files and checkpoints holds for what is inherited, too ([`super::heir`]).
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use rdkafka::error::KafkaError;
@@ -12,18 +16,17 @@ use sqlx::PgPool;
 use tokio_util::sync::CancellationToken;
 
 use super::checkpoint::{CheckpointError, Checkpoints, Manifest};
+use super::heir::{Heir, union};
+use super::oldest::{Oldest, oldest};
 use super::{SeenError, SeenStore, SeenStores, StoreKey, fingerprint, plan};
-use crate::codec::{DecodeError, Decoder};
+use crate::codec::{DecodeError, Decoded, Decoder};
 use crate::dead_letters;
 use crate::event::EventRef;
+use crate::home::Layout;
 use crate::http::Health;
 use crate::kafka::{History, Record, Span, TopicPartition};
 use crate::verdict::{Verdict, judge};
 
-/// Brokers' and workers' clocks may differ by this much.
-const CLOCK_SLACK_MS: i64 = 3_600_000;
-/// Brokers' clocks among each other: when a partition's leader changes, append times may go back.
-const BROKERS_SLACK_MS: i64 = 60_000;
 /// Fewer records than this are read from the log without asking for a checkpoint.
 const WORTH_A_CHECKPOINT: i64 = 5_000;
 /// So many checkpoints are fetched at a time.
@@ -58,8 +61,8 @@ pub struct Fill {
     pub next: i64,
     /// The first offset that is wanted back for another reason (see `again`); at most `next`.
     pub again_from: i64,
-    /// The project's partition count.
-    pub partitions: i32,
+    /// The layout of the topic, asked for after `next` was: it must know every era that has records before it.
+    pub layout: Arc<Layout>,
     /// The project's dedupe window.
     pub window_ms: i64,
     /// The store, if it is open already.
@@ -83,6 +86,9 @@ pub struct Filler {
     pub health: Health,
 }
 
+/// Offsets that were given up.
+type Dead = HashMap<TopicPartition, BTreeSet<i64>>;
+
 /// A partition on its way.
 struct Filling {
     fill: Fill,
@@ -90,9 +96,12 @@ struct Filling {
     seen: SeenStore,
     /// The first offset that may matter to records from `fill.next` on.
     oldest: i64,
-    /// The log's end.
+    /// The log's beginning and end.
+    low: i64,
     high: i64,
     missing: Range<i64>,
+    /// What it was before it was a partition.
+    heir: Option<Heir>,
 }
 
 impl Filler {
@@ -109,24 +118,17 @@ impl Filler {
         runtime.block_on(self.fetch(&mut fillings));
         fillings.iter_mut().for_each(|filling| filling.seen.complete(&filling.missing));
         let spans: Vec<Span> = fillings.iter().map(Filling::span).collect();
+        let inherited = union(fillings.iter().filter_map(|filling| filling.heir.as_ref()?.lacks(&filling.missing)));
+        let mut progress = Progress::new(&self.health, spans.iter().chain(&inherited));
+        self.inherit(&mut fillings, &inherited, cancel, &mut progress)?;
         let index: HashMap<TopicPartition, usize> =
             fillings.iter().enumerate().map(|(i, filling)| (filling.at.clone(), i)).collect();
-        let dead = runtime.block_on(self.dead(&fillings))?;
-        let mut progress = Progress::new(&self.health, &spans);
+        let dead = runtime.block_on(self.dead(&fillings, &spans))?;
         self.history.read(&spans, cancel, |record| -> Result<(), FillError> {
             progress.step();
-            let at = index[&record.topic_partition()];
+            let Some(&at) = index.get(&record.topic_partition()) else { return Ok(()) };
             let Filling { fill, seen, missing, .. } = &mut fillings[at];
-            if dead[at].contains(&record.offset) {
-                return Ok(());
-            }
-            let decoded = match runtime.block_on(judge(&self.decoder, &record, fill.partitions, fill.window_ms)) {
-                Ok(Verdict::Valid(decoded)) => decoded,
-                // It was no sighting when it was first read either.
-                Ok(_) => return Ok(()),
-                // An unknown schema too: this record was judged once, so the registry has less than it had.
-                Err(error) => return Err(error.into()),
-            };
+            let Some(decoded) = self.sighting(&record, fill, &dead)? else { return Ok(()) };
             let event = decoded.event();
             if record.offset >= missing.start {
                 seen.note(fingerprint(event.event_id), record.offset, record.append_ms);
@@ -141,17 +143,66 @@ impl Filler {
         Ok(fillings.into_iter().map(|filling| (filling.at, filling.seen)).collect())
     }
 
+    /// Notes what partitions have been left by their parents. All children of one are served by one reading.
+    fn inherit(
+        &self,
+        fillings: &mut [Filling],
+        spans: &[Span],
+        cancel: &CancellationToken,
+        progress: &mut Progress<'_>,
+    ) -> Result<(), FillError> {
+        let mut children = HashMap::<TopicPartition, Vec<usize>>::new();
+        for (i, filling) in fillings.iter().enumerate() {
+            let Some(heir) = &filling.heir else { continue };
+            children.entry(heir.from.clone()).or_default().push(i);
+        }
+        let dead = tokio::runtime::Handle::current().block_on(self.dead(fillings, spans))?;
+        self.history.read(spans, cancel, |record| -> Result<(), FillError> {
+            progress.step();
+            let Some(heirs) = children.get(&record.topic_partition()) else { return Ok(()) };
+            let Some(decoded) = self.sighting(&record, &fillings[heirs[0]].fill, &dead)? else { return Ok(()) };
+            let id = decoded.event().event_id;
+            for &i in heirs {
+                let Filling { seen, missing, heir: Some(heir), .. } = &mut fillings[i] else { continue };
+                if let Some(offset) = heir.inherits(id, record.offset).filter(|offset| missing.contains(offset)) {
+                    seen.note(fingerprint(id), offset, record.append_ms);
+                    seen.advance(offset + 1);
+                }
+            }
+            Ok(())
+        })?;
+        Ok(())
+    }
+
+    /// The event in a record, if it is a sighting.
+    fn sighting<'a>(&self, record: &'a Record, fill: &Fill, dead: &Dead) -> Result<Option<Decoded<'a>>, FillError> {
+        if !dead.is_empty() && dead.get(&record.topic_partition()).is_some_and(|dead| dead.contains(&record.offset)) {
+            return Ok(None);
+        }
+        let runtime = tokio::runtime::Handle::current();
+        match runtime.block_on(judge(&self.decoder, record, &fill.layout, fill.window_ms)) {
+            Ok(Verdict::Valid(decoded)) => Ok(Some(decoded)),
+            // It was no sighting when it was first read either.
+            Ok(_) => Ok(None),
+            // An unknown schema too: this record was judged once, so the registry has less than it had.
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// The stores as they are on disk, and what they lack.
     fn open(&self, fills: Vec<Fill>, cancel: &CancellationToken) -> Result<Vec<Filling>, FillError> {
         let (topics, ats) = (&mut HashMap::new(), fills.iter());
         let ats: Vec<TopicPartition> = ats.map(|fill| partition_of(&fill.key, topics)).collect();
         let bounds = self.history.bounds(&ats)?;
-        let oldest = self.oldest(&fills, &ats, &bounds, cancel)?;
+        let mut oldest = oldest(&self.history, &fills, &ats, &bounds, cancel)?;
         let mut fillings = Vec::with_capacity(fills.len());
         for (mut fill, at) in fills.into_iter().zip(ats) {
             let (low, high) = bounds.get(&at).copied().unwrap_or((0, fill.next));
+            let heir = Heir::of(&fill.layout, &at);
+            let Oldest { own, inherited } = oldest.remove(&at).unwrap_or_default();
             // No record that young: nothing before the position matters.
-            let oldest = oldest.get(&at).copied().unwrap_or(fill.next).clamp(low.min(fill.next), fill.next);
+            let own = own.unwrap_or(fill.next).clamp(low.min(fill.next), fill.next);
+            let oldest = inherited.unwrap_or(own);
             let mut seen = match fill.seen.take() {
                 Some(seen) => seen,
                 None => self.stores.load(&fill.key, fill.window_ms)?,
@@ -161,31 +212,25 @@ impl Filler {
                 seen.forget();
             }
             let missing = seen.missing(oldest, fill.next);
-            fillings.push(Filling { fill, at, seen, oldest, high, missing });
+            fillings.push(Filling { fill, at, seen, oldest, low, high, missing, heir });
         }
         Ok(fillings)
     }
 
     /// What of the records to be read was given up, whatever they would be judged now.
-    async fn dead(&self, fillings: &[Filling]) -> Result<Vec<BTreeSet<i64>>, sqlx::Error> {
-        let mut topics = BTreeMap::<(&str, &str), Vec<usize>>::new();
-        for (i, Filling { fill, .. }) in fillings.iter().enumerate() {
-            topics.entry((&fill.key.topic, &fill.key.incarnation)).or_default().push(i);
-        }
-        let mut dead = vec![BTreeSet::new(); fillings.len()];
-        for ((topic, incarnation), of_topic) in topics {
-            let span = |&i: &usize| {
-                let Span { at, from, to } = fillings[i].span();
-                (at.partition, from..to)
-            };
-            let spans: Vec<_> = of_topic.iter().map(span).filter(|(_, span)| !span.is_empty()).collect();
-            let mut found = match spans.is_empty() {
-                true => HashMap::new(),
-                false => dead_letters::dead(&self.pool, topic, incarnation, &spans).await?,
-            };
-            for i in of_topic {
-                dead[i] = found.remove(&fillings[i].at.partition).unwrap_or_default();
+    async fn dead(&self, fillings: &[Filling], spans: &[Span]) -> Result<Dead, sqlx::Error> {
+        let incarnations: BTreeMap<&str, &str> =
+            fillings.iter().map(|Filling { fill, .. }| (&*fill.key.topic, &*fill.key.incarnation)).collect();
+        let mut dead = Dead::new();
+        for (topic, incarnation) in incarnations {
+            let of_topic = spans.iter().filter(|span| &*span.at.topic == topic && span.from < span.to);
+            let asked: Vec<_> = of_topic.clone().map(|span| (span.at.partition, span.from..span.to)).collect();
+            if asked.is_empty() {
+                continue;
             }
+            let mut found = dead_letters::dead(&self.pool, topic, incarnation, &asked).await?;
+            let some = |span: &Span| Some((span.at.clone(), found.remove(&span.at.partition)?));
+            dead.extend(of_topic.filter_map(some).filter(|(_, dead)| !dead.is_empty()));
         }
         Ok(dead)
     }
@@ -222,31 +267,13 @@ impl Filler {
         tracing::info!(topic = fill.key.topic, partition = fill.key.partition, ?missing, "took a checkpoint");
         Ok(())
     }
-
-    /// The first offset that may matter in each partition; none where there is no record that young.
-    fn oldest(
-        &self,
-        fills: &[Fill],
-        ats: &[TopicPartition],
-        bounds: &HashMap<TopicPartition, (i64, i64)>,
-        cancel: &CancellationToken,
-    ) -> Result<HashMap<TopicPartition, i64>, KafkaError> {
-        let positions: Vec<(TopicPartition, i64)> =
-            ats.iter().zip(fills).map(|(at, fill)| (at.clone(), fill.next)).collect();
-        let next_times = append_times(&self.history, &positions, bounds, cancel)?;
-        let before = |window_ms: i64| window_ms.saturating_add(BROKERS_SLACK_MS);
-        let times: Vec<_> = ats
-            .iter()
-            .zip(fills)
-            .map(|(at, fill)| (at.clone(), next_times[at].saturating_sub(before(fill.window_ms))))
-            .collect();
-        self.history.offsets_at(&times)
-    }
 }
 
 impl Filling {
     fn span(&self) -> Span {
         let Range { start, end } = self.missing;
+        // What is inherited is read elsewhere.
+        let start = start.max(self.low.min(self.fill.next));
         let from = if start < end { start.min(self.fill.again_from) } else { self.fill.again_from };
         Span { at: self.at.clone(), from, to: self.fill.next }
     }
@@ -270,9 +297,9 @@ struct Progress<'a> {
 }
 
 impl<'a> Progress<'a> {
-    fn new(health: &'a Health, spans: &[Span]) -> Self {
+    fn new<'s>(health: &'a Health, spans: impl Iterator<Item = &'s Span>) -> Self {
         let counter = metrics::counter!("tidemill_seen_records_read_total");
-        let all = spans.iter().map(|span| (span.to - span.from).max(0)).sum();
+        let all = spans.map(|span| (span.to - span.from).max(0)).sum();
         let progress = Self { health, read: 0, all, shown: Instant::now(), counter };
         if all > 0 {
             progress.show();
@@ -313,25 +340,4 @@ fn length(range: &Range<i64>) -> i64 {
 fn partition_of(key: &StoreKey, topics: &mut HashMap<String, Arc<str>>) -> TopicPartition {
     let topic = topics.entry(key.topic.clone()).or_insert_with(|| Arc::from(&*key.topic));
     TopicPartition { topic: Arc::clone(topic), partition: key.partition }
-}
-
-/// A time that no record at or behind a position is older than: the append time of the record there; where
-/// there is none yet, an hour ago; where a gap hides it, the beginning of time.
-fn append_times(
-    history: &History,
-    positions: &[(TopicPartition, i64)],
-    bounds: &HashMap<TopicPartition, (i64, i64)>,
-    cancel: &CancellationToken,
-) -> Result<HashMap<TopicPartition, i64>, KafkaError> {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as i64);
-    let behind = |(at, next): &(TopicPartition, i64)| bounds.get(at).is_some_and(|(_, high)| next < high);
-    let unread = |position| if behind(position) { 0 } else { now - CLOCK_SLACK_MS };
-    let mut times: HashMap<_, _> = positions.iter().map(|position| (position.0.clone(), unread(position))).collect();
-    let span = |(at, next): &(TopicPartition, i64)| Span { at: at.clone(), from: *next, to: next + 1 };
-    let spans: Vec<Span> = positions.iter().filter(|position| behind(position)).map(span).collect();
-    history.read(&spans, cancel, |record| -> Result<(), KafkaError> {
-        times.insert(record.topic_partition(), record.append_ms);
-        Ok(())
-    })?;
-    Ok(times)
 }

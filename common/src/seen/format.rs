@@ -18,8 +18,10 @@ pub const CRC: usize = 4;
 pub const FOOTER: usize = 64;
 
 const MAGIC: [u8; 8] = *b"tmseen01";
-/// Offsets and times have six bytes.
-const LARGEST: i64 = (1 << 48) - 1;
+/// Times have six bytes.
+const LATEST: i64 = (1 << 48) - 1;
+/// Offsets have six bytes, one bit of which is the sign.
+const LARGEST: i64 = (1 << 47) - 1;
 
 /// What a run's file holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -111,8 +113,8 @@ pub fn encode(sighting: &Sighting) -> [u8; ENTRY] {
     let mut bytes = [0; ENTRY];
     bytes[..8].copy_from_slice(&sighting.fingerprint.high.to_be_bytes());
     bytes[8..16].copy_from_slice(&sighting.fingerprint.low.to_be_bytes());
-    bytes[16..22].copy_from_slice(&sighting.offset.clamp(0, LARGEST).to_le_bytes()[..6]);
-    bytes[22..].copy_from_slice(&sighting.append_ms.clamp(0, LARGEST).to_le_bytes()[..6]);
+    bytes[16..22].copy_from_slice(&sighting.offset.clamp(-LARGEST, LARGEST).to_le_bytes()[..6]);
+    bytes[22..].copy_from_slice(&sighting.append_ms.clamp(0, LATEST).to_le_bytes()[..6]);
     bytes
 }
 
@@ -124,7 +126,11 @@ pub fn decode(bytes: &[u8; ENTRY]) -> Sighting {
         eight[..6].copy_from_slice(&bytes[from..from + 6]);
         i64::from_le_bytes(eight)
     };
-    Sighting { fingerprint: Fingerprint { high: half(0), low: half(8) }, offset: six(16), append_ms: six(22) }
+    Sighting {
+        fingerprint: Fingerprint { high: half(0), low: half(8) },
+        offset: six(16) << 16 >> 16,
+        append_ms: six(22),
+    }
 }
 
 #[cfg(test)]
@@ -134,7 +140,7 @@ mod tests {
     #[test]
     fn a_sighting_and_a_footer_come_back_as_they_were() {
         let fingerprint = Fingerprint { high: u64::MAX - 5, low: 7 };
-        for (offset, append_ms) in [(0, 0), (1 << 40, 1_709_251_200_123), (LARGEST, LARGEST)] {
+        for (offset, append_ms) in [(0, 0), (1 << 40, 1_709_251_200_123), (LARGEST, LATEST), (-1, 1), (-LARGEST, 0)] {
             let sighting = Sighting { fingerprint, offset, append_ms };
             assert_eq!(decode(&encode(&sighting)), sighting);
         }

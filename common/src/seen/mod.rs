@@ -18,6 +18,8 @@ mod fill;
 mod filter;
 mod folder;
 mod format;
+mod heir;
+mod oldest;
 mod plan;
 mod run;
 mod store;

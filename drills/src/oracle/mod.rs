@@ -9,7 +9,7 @@ mod traits;
 use std::collections::BTreeMap;
 
 use tidemill_common::event::Event;
-use tidemill_common::home::home_partition;
+use tidemill_common::home::Layout;
 
 pub use carts::{Cart, Change};
 pub use metrics::{Aggregation, DECLARED, EVENTS, Reading, WindowKey, aggregation};
@@ -28,8 +28,8 @@ pub struct Expected {
     pub first_sights: BTreeMap<(i32, i64), Event>,
     /// What is no event, with the reason.
     pub dead: BTreeMap<(i32, i64), String>,
-    /// Events in a partition that is not their home, with their home.
-    pub strays: BTreeMap<(i32, i64), i32>,
+    /// Events in a partition that is not their home, with where they stood first.
+    pub strays: BTreeMap<(i32, i64), (i32, i64)>,
     /// All sessions.
     pub sessions: BTreeMap<SessionKey, Session>,
     /// By session key.
@@ -41,10 +41,11 @@ pub struct Expected {
 }
 
 impl Expected {
-    /// From the whole log, in order of offsets within each partition.
-    pub fn of(log: &[Line], partitions: i32, dedupe_window_ms: i64) -> Self {
+    /// From the whole log, in order of partitions and of offsets within each. So what an event's home had before comes
+    /// before what a new home has: a new partition has a higher number than the one that it takes over from.
+    pub fn of(log: &[Line], layout: &Layout, dedupe_window_ms: i64) -> Self {
         let mut expected = Self::default();
-        let mut sightings = BTreeMap::<(i32, &str), Vec<i64>>::new();
+        let mut sightings = BTreeMap::<&str, Vec<i64>>::new();
         for line in log {
             let event = match judge(line) {
                 Ok(event) => event,
@@ -53,15 +54,15 @@ impl Expected {
                     continue;
                 }
             };
-            let home = home_partition(event.event_id.as_bytes(), partitions);
-            if home != line.at.0 {
+            let (partition, offset) = line.at;
+            if !layout.is_home(event.event_id.as_bytes(), partition, offset) {
                 // Of several that are sent through again for one letter, only those that come in time go home.
                 if !line.redriven {
-                    expected.strays.insert(line.at, home);
+                    expected.strays.insert(line.at, line.origin.map_or(line.at, |origin| origin.at));
                 }
                 continue;
             }
-            let earlier = sightings.entry((home, &event.event_id)).or_default();
+            let earlier = sightings.entry(&event.event_id).or_default();
             if !earlier.iter().any(|at| line.append_ms - at <= dedupe_window_ms) {
                 expected.first_sights.insert(line.at, event.clone());
             }
@@ -97,6 +98,7 @@ fn judge(line: &Line) -> Result<&Event, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tidemill_common::home::{Era, home_partition};
     use tidemill_testkit::event;
 
     const T: i64 = 1_800_000_000;
@@ -113,10 +115,25 @@ mod tests {
         }
     }
 
+    fn four() -> Layout {
+        Layout::new(4, Vec::new())
+    }
+
+    #[test]
+    fn a_new_partition_goes_on_where_another_has_stopped() {
+        let mut ids = (0..).map(|i| format!("e-{i}"));
+        let moved = ids.find(|id| home_partition(id.as_bytes(), 4) == 3).expect("an id");
+        let layout = Layout::new(4, vec![Era { partitions: 2, cutoffs: vec![0, 5, 0, 2] }]);
+        let at = |partition, offset| Line { at: (partition, offset), ..line(0, T * 1_000, event(&moved, "click", T)) };
+        let expected = Expected::of(&[at(1, 4), at(1, 5), at(3, 1), at(3, 2)], &layout, 1_000);
+        assert_eq!(expected.first_sights.keys().collect::<Vec<_>>(), [&(1, 4)]);
+        assert_eq!(expected.strays.keys().collect::<Vec<_>>(), [&(1, 5), &(3, 1)]);
+    }
+
     #[test]
     fn copies_count_again_once_the_window_has_passed_since_the_latest_of_them() {
         let at = |offset, ms| line(offset, T * 1_000 + ms, event("a", "click", T));
-        let expected = Expected::of(&[at(0, 0), at(1, 900), at(2, 1_800), at(3, 2_801)], 4, 1_000);
+        let expected = Expected::of(&[at(0, 0), at(1, 900), at(2, 1_800), at(3, 2_801)], &four(), 1_000);
         let offsets: Vec<i64> = expected.first_sights.keys().map(|(_, offset)| *offset).collect();
         assert_eq!(offsets, [0, 3]);
         let days = expected.windows.iter().filter(|(key, _)| key.granularity == "1d" && key.value == "click");
@@ -130,7 +147,7 @@ mod tests {
         let ancient = line(1, T * 1_000, event("b", "click", 5));
         let mut broken = line(2, T * 1_000, event("c", "click", T));
         broken.content = Err("not-avro");
-        let expected = Expected::of(&[stray, ancient, broken], 4, 1_000);
+        let expected = Expected::of(&[stray, ancient, broken], &four(), 1_000);
         assert_eq!(expected.strays.len(), 1);
         let reasons: std::collections::BTreeSet<&str> = expected.dead.values().map(String::as_str).collect();
         assert_eq!(reasons, std::collections::BTreeSet::from(["invalid", "not-avro"]));

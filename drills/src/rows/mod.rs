@@ -3,6 +3,7 @@
 
 mod archive;
 mod archive_store;
+mod grow;
 mod kafka;
 mod operators;
 mod postgres;
@@ -56,7 +57,7 @@ pub struct Mutant {
 }
 
 /// The planted mutants.
-pub const MUTANTS: [Mutant; 7] = [
+pub const MUTANTS: [Mutant; 9] = [
     // The ledger is committed before what it stands for.
     Mutant { name: "commit-first", row: "abort:stream.folded", short: false },
     // Dedupe takes whatever was seen for a copy, wherever it stood.
@@ -71,6 +72,10 @@ pub const MUTANTS: [Mutant; 7] = [
     Mutant { name: "archive-existence", row: "archive:errors", short: false },
     // Rows go into the table wherever its positions stand.
     Mutant { name: "no-archive-fencing", row: "archive:racing", short: false },
+    // Batches are sent on and counted by however many partitions there were.
+    Mutant { name: "old-layout", row: "partition-growth", short: false },
+    // The same of the archiver.
+    Mutant { name: "old-archive-layout", row: "partition-growth", short: false },
 ];
 
 /// All rows, in the order in which they are run.
@@ -85,6 +90,7 @@ pub fn all() -> Vec<Row> {
     rows.extend(redrive::rows());
     rows.extend(kafka::rows());
     rows.extend(replay::rows());
+    rows.extend(grow::rows());
     rows.extend(archive::rows());
     rows.extend(archive_store::rows());
     rows.extend(operators::rows());

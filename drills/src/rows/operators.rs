@@ -18,10 +18,11 @@ use crate::send::Http;
 use crate::settle::until;
 
 /// The rows of `make drill-operators`.
-pub const OPERATORS: [&str; 8] = [
+pub const OPERATORS: [&str; 9] = [
     "redrive",
     "hot-partition",
     "replay",
+    "partition-growth",
     "redis-sentinel",
     "redis-cluster",
     "redis-reshard",

@@ -24,15 +24,15 @@ async fn seen_deleted(options: Options) -> anyhow::Result<Outcome> {
     native.send_events(&old).await?;
     drill.settle().await?;
     worker.stop().await?;
-    delete(&drill, SEEN)?;
+    delete(&drill, SEEN, "stream")?;
 
     let fault = Instant::now();
     let mut worker = drill.live_worker("b", &[]).await?;
     recovery = recovery.max(fault.elapsed());
     native.send_events(&old[..500]).await?;
     drill.settle().await?;
-    delete(&drill, SEEN)?;
-    delete(&drill, CHECKPOINTS)?;
+    delete(&drill, SEEN, "stream")?;
+    delete(&drill, CHECKPOINTS, "stream")?;
     native.send_events(&old[500..]).await?;
     native.send_events(&traffic.events(500, chrono::Utc::now().timestamp_micros())).await?;
     drill.settle().await?;
@@ -45,9 +45,9 @@ async fn seen_deleted(options: Options) -> anyhow::Result<Outcome> {
     drill.finish(recovery).await
 }
 
-/// Deletes one of the stream's folders; there need not be one yet.
-fn delete(drill: &Drill, folder: &str) -> anyhow::Result<()> {
-    match std::fs::remove_dir_all(drill.stack.folder(&format!("{folder}-stream"))) {
+/// Deletes one of a service's folders; there need not be one yet.
+pub fn delete(drill: &Drill, folder: &str, service: &str) -> anyhow::Result<()> {
+    match std::fs::remove_dir_all(drill.stack.folder(&format!("{folder}-{service}"))) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
         _ => Ok(()),
     }

@@ -39,6 +39,13 @@ pub fn remedies(project: &str, lag: &PartitionLag, explanation: &Explanation) ->
             name.map(|name| format!("tidemill limits set --project {project} --{option}={name} --rate {rate}"));
         remedies.push(Remedy { what, command });
     }
+    if remedies.is_empty() {
+        let what = format!(
+            "nothing stands out, so it may be too much for one: spread all events over a multiple of the partitions, with \
+             'tidemill projects grow {project} --partitions N'"
+        );
+        remedies.push(Remedy { what, command: None });
+    }
     remedies
 }
 
@@ -96,6 +103,13 @@ mod tests {
         let remedies = remedies("shop", &lag(300.0, 1_000.0), &explanation);
         let commands: Vec<_> = remedies.iter().filter_map(|remedy| remedy.command.as_deref()).collect();
         assert_eq!(commands, ["tidemill limits set --project shop --user=bot --rate 50"], "all view that much");
+    }
+
+    #[test]
+    fn where_nothing_stands_out_more_partitions_help() {
+        let explanation = Explanation { types: vec![part("view", 0.9, 0.8)], ..Explanation::default() };
+        let remedies = remedies("shop", &lag(300.0, 1_000.0), &explanation);
+        assert!(remedies.len() == 1 && remedies[0].what.contains("tidemill projects grow shop --partitions N"));
     }
 
     #[test]

@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use sqlx::{PgPool, Postgres, Transaction};
+use tidemill_common::projects;
 
 use super::positions::{now, reached, standing};
 use super::{Replay, ReplayError, refused};
-use crate::generation;
 
 const LOOK: Duration = Duration::from_millis(50);
 /// The same while nobody waits for it.
@@ -64,7 +64,7 @@ pub async fn level(pool: &PgPool, replay: &Replay) -> Result<Level, ReplayError>
         .execute(&mut *tx)
         .await?;
     let until = Instant::now() + PATIENCE;
-    generation::hold(&mut tx, &replay.project).await?;
+    projects::hold(&mut tx, &replay.project).await?;
     let live: Option<i32> = sqlx::query_scalar(
         "SELECT p.generation FROM projects p JOIN replays r ON r.project = p.id WHERE r.id = $1 AND r.state = 'running'",
     )

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 use tidemill_common::dead_letters::dead;
+use tidemill_common::home::Layout;
 use tidemill_common::kafka::{KafkaConfig, Record, Span, TopicPartition, topic_incarnations};
 use tidemill_common::projects::{self, Project};
 use tidemill_common::seen::{Fill, Filler, SeenStore, StoreKey};
@@ -33,6 +34,7 @@ pub struct Log {
 pub struct Ours {
     pub place: Place,
     pub project: Arc<Project>,
+    pub layout: Arc<Layout>,
     /// The first offset that is not counted.
     pub next: i64,
     pub seen: SeenStore,
@@ -55,9 +57,6 @@ impl Log {
         partitions: &BTreeSet<TopicPartition>,
         parked: &mut HashMap<TopicPartition, SeenStore>,
     ) -> Result<BTreeMap<TopicPartition, Ours>, ReplayError> {
-        let Some(project) = projects::load(&self.pool, &replay.project).await? else {
-            return refused(format!("project {} was deleted", replay.project));
-        };
         self.same_topic(replay).await?;
         let place = |at: &TopicPartition| Place {
             topic: replay.topic(),
@@ -67,6 +66,11 @@ impl Log {
         };
         let places: HashMap<&TopicPartition, Place> = partitions.iter().map(|at| (at, place(at))).collect();
         let positions = self.positions(replay, places.values().cloned().collect()).await?;
+        // Asked for after the positions: it knows every era that lies before them.
+        let Some(project) = projects::load(&self.pool, &replay.project).await? else {
+            return refused(format!("project {} was deleted", replay.project));
+        };
+        let layout = Arc::new(project.layout(&replay.topic_incarnation));
         let mut fills = Vec::new();
         for (at, place) in &places {
             let Some(&next) = positions.get(place) else { continue };
@@ -75,7 +79,7 @@ impl Log {
                 key: StoreKey { topic, incarnation, partition },
                 next,
                 again_from: next,
-                partitions: project.partitions,
+                layout: Arc::clone(&layout),
                 window_ms: project.dedupe_window_ms,
                 seen: parked.remove(*at),
             });
@@ -84,11 +88,18 @@ impl Log {
         let stores = blocking(move || filler.fill(fills, &stop, |_, _| {})).await?.map_err(Transient::from)?;
         let project = Arc::new(project);
         let ours = |(at, seen): (TopicPartition, SeenStore)| {
-            let (place, project) = (places.get(&at)?.clone(), Arc::clone(&project));
+            let (place, project, layout) = (places.get(&at)?.clone(), Arc::clone(&project), Arc::clone(&layout));
             let next = *positions.get(&place)?;
-            Some((at, Ours { place, project, next, seen }))
+            Some((at, Ours { place, project, layout, next, seen }))
         };
         Ok(stores.into_iter().filter_map(ours).collect())
+    }
+
+    /// How many partitions the topic has. What the live generation has counted it has judged by a layout that is known by
+    /// now, so nobody need be waited for.
+    pub async fn partitions(&self, replay: &Replay) -> Result<Option<i32>, ReplayError> {
+        let partitions = sqlx::query_scalar("SELECT partitions FROM projects WHERE id = $1").bind(&replay.project);
+        Ok(partitions.fetch_optional(&self.pool).await?)
     }
 
     /// Where the replay goes on. An aborted one must not get rows in the ledger again.

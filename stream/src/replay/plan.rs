@@ -110,7 +110,7 @@ pub async fn plan(
              more; rebuild from a time with --from-time"
         ));
     }
-    let (of, begin) = (project.clone(), from.clone());
+    let (of, begin, layout) = (project.clone(), from.clone(), project.layout(&incarnation));
     // What the archive has of another log would be taken for this one's.
     let archived: BTreeMap<i32, i64> = match archive.filter(|_| before == 0) {
         Some(offer) => {
@@ -118,7 +118,8 @@ pub async fn plan(
         }
         None => BTreeMap::new(),
     };
-    let partitions = blocking(move || starts(&History::new(kafka), &topic, &live, &begin, &archived, &of)).await??;
+    let starting = move || starts(&History::new(kafka), &topic, &live, &begin, &archived, (&of, &layout));
+    let partitions = blocking(starting).await??;
     let joined = partitions.iter().any(|start| start.joined);
     let archive = archive.filter(|_| joined);
     Ok(Plan {

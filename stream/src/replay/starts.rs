@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat};
 use serde::Serialize;
+use tidemill_common::home::Layout;
 use tidemill_common::kafka::{History, Span, TopicPartition};
 use tidemill_common::projects::Project;
 use tokio_util::sync::CancellationToken;
@@ -34,6 +35,17 @@ struct Known {
     at: TopicPartition,
     low: i64,
     live: i64,
+    /// Whose log has to be there too, since sightings are inherited from it, and where that begins; none: nobody's, or
+    /// all of it is there.
+    parent: Option<(TopicPartition, i64)>,
+}
+
+impl Known {
+    /// The logs that it needs and that have lost something, and where they begin.
+    fn cuts(&self) -> impl Iterator<Item = (&TopicPartition, i64)> {
+        let own = (self.low > 0).then_some((&self.at, self.low));
+        own.into_iter().chain(self.parent.as_ref().map(|(parent, low)| (parent, *low)))
+    }
 }
 
 /// Where each partition begins. `archived` is up to where the archive has each of them; empty: it is not to be used. Blocks.
@@ -43,19 +55,27 @@ pub(super) fn starts(
     live: &BTreeMap<i32, i64>,
     from: &From,
     archived: &BTreeMap<i32, i64>,
-    project: &Project,
+    (project, layout): (&Project, &Layout),
 ) -> Result<Vec<Start>, ReplayError> {
     let topic: Arc<str> = Arc::from(topic);
-    let ats: Vec<TopicPartition> =
-        live.keys().map(|partition| TopicPartition { topic: Arc::clone(&topic), partition: *partition }).collect();
+    let at = |partition: i32| TopicPartition { topic: Arc::clone(&topic), partition };
+    let ats: Vec<TopicPartition> = live.keys().copied().map(at).collect();
     let bounds = history.bounds(&ats)?;
-    let known: Vec<Known> = ats
-        .into_iter()
-        .filter_map(|at| Some(Known { low: bounds.get(&at)?.0, live: live[&at.partition], at }))
-        .collect();
+    let parent = |partition: i32| {
+        let parent = at(layout.parent(partition)?.partition);
+        bounds.get(&parent).map(|(low, _)| (parent, *low)).filter(|(_, low)| *low > 0)
+    };
+    let known = |at: &TopicPartition| {
+        let (low, live, parent) = (bounds.get(at)?.0, live[&at.partition], parent(at.partition));
+        Some(Known { at: at.clone(), low, live, parent })
+    };
+    let known: Vec<Known> = ats.iter().filter_map(known).collect();
     let mut begins = begins(history, &known, from)?;
     let window = project.dedupe_window_ms.saturating_add(SLACK_MS.min(project.dedupe_window_ms));
     let lacking = without_window(history, &known, &begins, window)?;
+    let lacks =
+        |known: &&Known| begins[&known.at].append_ms.is_some() && known.cuts().any(|(at, _)| lacking.contains_key(at));
+    let lacking: Vec<&Known> = known.iter().filter(lacks).collect();
     let joins = match from {
         From::Offsets(_) => HashMap::new(), // an archive is by times
         _ if archived.is_empty() => HashMap::new(),
@@ -84,7 +104,7 @@ fn joins(
     let mut joins = HashMap::new();
     for known in lacking {
         let partition = known.at.partition;
-        let wanted = appended(history, &known.at, known.low)?.map(|first_ms| first_ms.saturating_add(window_ms + 1));
+        let wanted = held_since(history, known)?.map(|first_ms| first_ms.saturating_add(window_ms + 1));
         let found = match wanted {
             Some(ms) => history.offsets_at(&[(known.at.clone(), ms)])?.into_values().next(),
             None => None,
@@ -162,34 +182,54 @@ fn appended(history: &History, at: &TopicPartition, offset: i64) -> Result<Optio
     Ok(found)
 }
 
-/// Partitions that have lost what is needed from their beginning: unless what they have begins before the window does.
+/// From when on Kafka holds all that a partition's records may be copies of; none: it holds none.
+fn held_since(history: &History, known: &Known) -> Result<Option<i64>, ReplayError> {
+    let own = if known.low > 0 { appended(history, &known.at, known.low)? } else { Some(0) };
+    let inherited = match &known.parent {
+        Some((parent, low)) => appended(history, parent, *low)?,
+        None => own,
+    };
+    Ok(own.zip(inherited).map(|(own, inherited)| own.max(inherited)))
+}
+
+/// The logs that have lost what is needed from their beginning, and where they begin now: what a log has lost is needed,
+/// unless what it has begins before the window does.
 fn without_window<'a>(
     history: &History,
     known: &'a [Known],
     begins: &HashMap<TopicPartition, Begin>,
     window_ms: i64,
-) -> Result<Vec<&'a Known>, ReplayError> {
-    let cut = known.iter().filter(|known| known.low > 0);
-    let windows: Vec<_> =
-        cut.filter_map(|known| Some((known, begins[&known.at].append_ms?.saturating_sub(window_ms)))).collect();
-    if windows.is_empty() {
-        return Ok(Vec::new());
+) -> Result<BTreeMap<&'a TopicPartition, i64>, ReplayError> {
+    // Where each log that is cut begins, and from when on it is needed.
+    let mut windows = BTreeMap::<&TopicPartition, (i64, i64)>::new();
+    for known in known {
+        let Some(ms) = begins[&known.at].append_ms.map(|ms| ms.saturating_sub(window_ms)) else { continue };
+        for (at, low) in known.cuts() {
+            let needed = windows.entry(at).or_insert((low, ms));
+            needed.1 = ms.min(needed.1);
+        }
     }
-    let asked: Vec<_> = windows.iter().map(|(known, ms)| (known.at.clone(), *ms)).collect();
+    if windows.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let asked: Vec<_> = windows.iter().map(|(at, (_, ms))| ((*at).clone(), *ms)).collect();
     let found = history.offsets_at(&asked)?;
     // Where it is the first record that is young enough, nobody knows what was before it.
-    let lacks = |(known, _): &(&Known, i64)| found.get(&known.at).is_some_and(|offset| *offset <= known.low);
-    Ok(windows.into_iter().filter(lacks).map(|(known, _)| known).collect())
+    let lacks = |at: &TopicPartition, low: i64| found.get(at).is_some_and(|offset| *offset <= low);
+    Ok(windows.into_iter().map(|(at, (low, _))| (at, low)).filter(|(at, low)| lacks(at, *low)).collect())
 }
 
-fn refuse_without_window(history: &History, lacking: &[&Known], window_ms: i64) -> Result<(), ReplayError> {
+fn refuse_without_window(
+    history: &History,
+    lacking: &BTreeMap<&TopicPartition, i64>,
+    window_ms: i64,
+) -> Result<(), ReplayError> {
     let mut problems = Vec::new();
     let mut earliest = 0;
-    for known in lacking {
-        let ms = appended(history, &known.at, known.low)?.unwrap_or_default();
+    for (at, low) in lacking {
+        let ms = appended(history, at, *low)?.unwrap_or_default();
         earliest = earliest.max(ms.saturating_add(window_ms + 1));
-        let since = text(ms);
-        problems.push(format!("of partition {} only from offset {}, appended {since}", known.at.partition, known.low));
+        problems.push(format!("of partition {} only from offset {low}, appended {}", at.partition, text(ms)));
     }
     if problems.is_empty() {
         return Ok(());

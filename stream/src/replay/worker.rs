@@ -206,6 +206,11 @@ impl Worker {
             self.not_before = Instant::now() + Duration::from_secs_f64(records.len() as f64 / rate);
         }
         let batch = self.sort(&records, &stretches).await?;
+        let partitions = self.log.partitions(&self.replay).await?;
+        if self.ours.values().any(|ours| Some(ours.layout.partitions()) != partitions) {
+            self.reset(); // they were judged by a layout that is over
+            return Ok(Turn::Worked);
+        }
         hit("replay.sorted").await.map_err(Transient::from)?;
         let in_hand = self.consumer.in_hand();
         let committed = within(COMMIT, self.store.commit(&batch)).await?;
@@ -242,9 +247,9 @@ impl Worker {
             if stretch.dead.contains(&record.offset) {
                 continue;
             }
-            let Project { id, partitions, dedupe_window_ms, .. } = &*ours.project;
+            let Project { id, dedupe_window_ms, .. } = &*ours.project;
             // An unknown schema is an error here: the live workers knew it.
-            let verdict = judge(&self.log.filler.decoder, record, *partitions, *dedupe_window_ms).await;
+            let verdict = judge(&self.log.filler.decoder, record, &ours.layout, *dedupe_window_ms).await;
             match verdict.map_err(Transient::from)? {
                 Verdict::Valid(decoded) => {
                     let event = decoded.event();
