@@ -249,7 +249,13 @@ mod tests {
         assert!(odd("role:master", "role:slave\r\nmaster_link_status:down").contains("link"));
         assert!(odd("status:ok", "status:err").contains("snapshot"));
         assert!(odd("loading:0", "loading:1").contains("loading"));
-        assert!(odd("enabled:0", "enabled:1\r\ncluster_state:fail").contains("slots"));
+        let master = |slots| Status { role: Some(Role::Master), slots: Some(slots), ..Status::default() };
+        let mut uncovered = [master(5_461), master(5_462)];
+        covered(&mut uncovered);
+        assert!(uncovered[0].anomalies[0].contains("5461 slots have no master"), "{uncovered:?}");
+        let mut whole = [master(8_192), master(8_192)];
+        covered(&mut whole);
+        assert!(whole[0].anomalies.is_empty());
         let slow = judge("a:1", &nodes::read(GOOD), &nodes::read(GOOD), &[30.0]);
         assert!(slow.anomalies[0].contains("p99"), "{slow:?}");
     }
