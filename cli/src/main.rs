@@ -199,7 +199,7 @@ mod tests {
     use super::*;
 
     /// What only looks, and what runs or sends until it is ended.
-    const CHANGE_NOTHING: [&str; 22] = [
+    const CHANGE_NOTHING: [&str; 23] = [
         "ingest",
         "stream",
         "archiver",
@@ -219,6 +219,7 @@ mod tests {
         "dlq list",
         "dlq show",
         "replay status",
+        "cache status",
         "completion",
         "loadgen",
         "help",

@@ -3,6 +3,7 @@
 mod create;
 mod delete;
 pub mod grow;
+mod partitions;
 
 use clap::Subcommand;
 use serde::Serialize;

@@ -3,10 +3,11 @@
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tidemill_common::names::events_topic;
+use tidemill_common::projects;
 use tidemill_common::redis::{Redis, RedisFailure};
 
 use crate::replay::archive_topic;
-use crate::{generation, keys, session_key};
+use crate::{keys, session_key};
 
 /// What was removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -108,7 +109,7 @@ pub async fn rows(db: &mut PgConnection, project: &str) -> Result<Vec<(String, i
 /// have in hand goes through first, and without its rows in the ledger nothing does after that.
 pub async fn project(db: &mut PgConnection, project: &str, mut each: impl FnMut(u64)) -> Result<(), sqlx::Error> {
     let mut fence = db.begin().await?;
-    generation::hold(&mut fence, project).await?;
+    projects::hold(&mut fence, project).await?;
     let ledger = sqlx::query("DELETE FROM ledger WHERE topic = ANY ($1)").bind(topics(project));
     each(ledger.execute(&mut *fence).await?.rows_affected());
     fence.commit().await?;

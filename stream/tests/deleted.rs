@@ -7,7 +7,7 @@ use tidemill_stream::forget;
 use tidemill_stream::ledger::{self, Place};
 use tidemill_testkit::{Stack, eventually};
 
-/// As `stream/src/generation.rs` has it.
+/// As `common/src/projects.rs` has it.
 const LOCK: i32 = 0x6765_6e65;
 
 async fn delete(stack: &Stack) {

@@ -17,6 +17,7 @@ use tidemill_common::registry::Registry;
 use tidemill_stream::emit::PROCESSED_SCHEMA;
 use tidemill_topics::{Change, Partitions};
 
+use super::partitions::{partitions, refuse_other_partitions};
 use crate::audit;
 use crate::consent::Consent;
 use crate::output::{Output, json_line, print_line, spinner, told};
@@ -288,42 +289,4 @@ async fn first_keys(db: &mut PgConnection, project: &str) -> anyhow::Result<Vec<
 /// Only topics that are missing are made here; the rest is for `topics apply`.
 fn is_missing(change: &Change) -> bool {
     matches!(change, Change::Create(_))
-}
-
-/// What is kept with a project wins; a new one takes what its size class says.
-fn partitions(known: Option<&Project>, size: Option<&str>, target: &Target) -> anyhow::Result<Partitions> {
-    let default = if target.replication == Some(1) { "small" } else { "standard" };
-    let declared = target.declarations.size(size.unwrap_or(default))?;
-    let Some(project) = known else { return Ok(declared) };
-    let kept = project.partitions();
-    if let Some(size) = size.filter(|_| kept != declared) {
-        bail!(
-            "project {} exists with {} partitions ({} for dead letters), which is not size {size} ({} and {}); \
-             leave --size out to keep them",
-            project.id,
-            kept.events,
-            kept.dlq,
-            declared.events,
-            declared.dlq
-        );
-    }
-    Ok(kept)
-}
-
-/// A new project must not be told partition counts that its topics do not have.
-fn refuse_other_partitions(changes: &[Change]) -> anyhow::Result<()> {
-    for change in changes {
-        let (topic, found, declared) = match change {
-            Change::Drift { topic, setting, found, declared, .. } if setting == "partitions" => {
-                (topic, found.clone(), declared.clone())
-            }
-            Change::Grow { topic, from, to } => (topic, from.to_string(), to.to_string()),
-            _ => continue,
-        };
-        bail!(
-            "topic {topic} exists already, with {found} partitions where {declared} are wanted; choose the --size that \
-             fits, another id, or delete the topic"
-        );
-    }
-    Ok(())
 }
