@@ -217,6 +217,8 @@ async fn a_broken_cache_is_found_out_and_mended() {
     redis.command::<()>(&["CONFIG", "SET", "repl-diskless-sync-delay", "0"]).await;
     replica.command::<()>(&["REPLICAOF", host, port]).await;
     eventually("the replica has followed", || async { copies(&replica).await == right }).await;
+    let replication = async || redis.command::<String>(&["INFO", "replication"]).await;
+    eventually("the master knows", || async { replication().await.contains("state=online") }).await;
     let (code, nodes) = run(&stack, &redis, &["status"]);
     let roles: Vec<&Value> = nodes.as_array().unwrap().iter().map(|node| &node["role"]).collect();
     assert_eq!((code, roles), (Some(0), vec![&json!("master"), &json!("replica")]), "{nodes}");
