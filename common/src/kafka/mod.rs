@@ -5,6 +5,7 @@ mod follow;
 mod group;
 mod history;
 mod leader_changes;
+mod native;
 mod producer;
 mod seek;
 mod topic_id;

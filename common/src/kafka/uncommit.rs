@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use rdkafka::bindings as sys;
 use rdkafka::client::{Client, ClientContext};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::TopicPartitionList;
+
+use super::native::{self, check};
 
 /// Has a group, which must have no members, be as if it had never committed anything in these partitions. Blocks for up
 /// to `timeout`.
@@ -20,25 +22,17 @@ pub fn uncommit<C: ClientContext>(
     let invalid = |_| KafkaError::AdminOpCreation("a group's name has no zero byte".to_owned());
     let group = CString::new(group).map_err(invalid)?;
     let client = client.native_ptr();
-    let millis = timeout.as_millis() as i32;
-    // SAFETY: the client, the name and the list outlive the call, which copies them; what we own (request, options,
-    // queue, event) is destroyed once, and the event last, after what it lends was read.
+    // SAFETY: the client, the name and the list outlive the call, which copies them; the request is destroyed once, after
+    // its answer was read.
     unsafe {
         let mut request = sys::rd_kafka_DeleteConsumerGroupOffsets_new(group.as_ptr(), partitions.ptr());
-        let options = sys::rd_kafka_AdminOptions_new(
+        let done = native::ask(
             client,
             sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DELETECONSUMERGROUPOFFSETS,
+            timeout,
+            |options, queue| sys::rd_kafka_DeleteConsumerGroupOffsets(client, &mut request, 1, options, queue),
+            |event| first_error(event),
         );
-        sys::rd_kafka_AdminOptions_set_request_timeout(options, millis, std::ptr::null_mut(), 0);
-        let queue = sys::rd_kafka_queue_new(client);
-        sys::rd_kafka_DeleteConsumerGroupOffsets(client, &mut request, 1, options, queue);
-        let event = sys::rd_kafka_queue_poll(queue, millis + 1_000);
-        let done = read_answer(event);
-        if !event.is_null() {
-            sys::rd_kafka_event_destroy(event);
-        }
-        sys::rd_kafka_queue_destroy(queue);
-        sys::rd_kafka_AdminOptions_destroy(options);
         sys::rd_kafka_DeleteConsumerGroupOffsets_destroy(request);
         done
     }
@@ -47,19 +41,10 @@ pub fn uncommit<C: ClientContext>(
 /// The first thing that went wrong.
 ///
 /// # Safety
-/// `event` is null or the answer to `DeleteConsumerGroupOffsets`, alive for the call.
-unsafe fn read_answer(event: *mut sys::rd_kafka_event_t) -> KafkaResult<()> {
-    use sys::rd_kafka_resp_err_t::{RD_KAFKA_RESP_ERR__TIMED_OUT, RD_KAFKA_RESP_ERR_NO_ERROR};
-    let check = |error: sys::rd_kafka_resp_err_t| match error {
-        RD_KAFKA_RESP_ERR_NO_ERROR => Ok(()),
-        error => Err(KafkaError::AdminOp(RDKafkaErrorCode::from(error))),
-    };
-    if event.is_null() {
-        return check(RD_KAFKA_RESP_ERR__TIMED_OUT);
-    }
+/// `event` is the answer to `DeleteConsumerGroupOffsets`, alive for the call.
+unsafe fn first_error(event: *mut sys::rd_kafka_event_t) -> KafkaResult<()> {
     // SAFETY: see above; the result, its groups and their partitions live as long as the event.
     unsafe {
-        check(sys::rd_kafka_event_error(event))?;
         let result = sys::rd_kafka_event_DeleteConsumerGroupOffsets_result(event);
         let mut count = 0;
         let groups = sys::rd_kafka_DeleteConsumerGroupOffsets_result_groups(result, &mut count);

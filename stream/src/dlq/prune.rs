@@ -1,7 +1,7 @@
 //! What was made of records that were sent through again is the verdict on them, for as long as somebody may read them.
 //! Once Kafka has deleted a record, nobody does.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -91,9 +91,8 @@ pub async fn verdicts(
 
 /// The first offset that each log still holds; of one that was made again, nothing. Blocks.
 fn begins(kafka: &KafkaConfig, history: &History, stretches: Vec<Stretch>) -> Result<Vec<(Stretch, i64)>, KafkaError> {
-    // Kafka refuses to be asked for a topic twice.
-    let topics: BTreeSet<&str> = stretches.iter().map(|stretch| &*stretch.at.topic).collect();
-    let now = topic_incarnations(kafka, &Vec::from_iter(topics), TIMEOUT)?;
+    let topics: Vec<&str> = stretches.iter().map(|stretch| &*stretch.at.topic).collect();
+    let now = topic_incarnations(kafka, &topics, TIMEOUT)?;
     let is_now = |stretch: &&Stretch| now.get(&*stretch.at.topic) == Some(&stretch.incarnation);
     let there: Vec<TopicPartition> = stretches.iter().filter(is_now).map(|stretch| stretch.at.clone()).collect();
     let bounds = if there.is_empty() { HashMap::new() } else { history.bounds(&there)? };
