@@ -1,9 +1,9 @@
 //! Redis: how it is made, and each node's version, role, memory.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 
 use tidemill_common::config::Connections;
-use tidemill_common::redis::{Mode, Node, RING_BOUND, Redis, RedisFailure, Role};
+use tidemill_common::redis::{Mode, Node, RING_BOUND, Redis, Role};
 
 use super::{Finding, Found};
 
@@ -59,12 +59,9 @@ fn whole(mode: Mode, nodes: &[Node]) -> Vec<Finding> {
 
 /// What a node says of itself; it is named where there are others.
 async fn of_node(redis: &Redis, node: &Node, is_named: bool) -> Vec<Finding> {
-    let asked = async {
-        let (info,): (String,) = redis.on(node)?.run(redis::pipe().cmd("INFO")).await?;
-        Ok::<_, RedisFailure>(info)
-    };
+    let asked = async { redis.on(node)?.info("default").await };
     let mut findings = match asked.await {
-        Ok(info) => judge(&read(&info), node.role == Role::Replica && is_named),
+        Ok(info) => judge(&info, node.role == Role::Replica && is_named),
         Err(error) if !is_named => vec![Finding::failure(CHECK, error.to_string(), "mend REDIS_URL, or start Redis")],
         Err(error) if node.role == Role::Replica => vec![Finding::warning(CHECK, error.to_string(), "start it")],
         Err(error) => vec![Finding::failure(CHECK, error.to_string(), "start it, or take it out of REDIS_URL")],
@@ -75,12 +72,8 @@ async fn of_node(redis: &Redis, node: &Node, is_named: bool) -> Vec<Finding> {
     findings
 }
 
-fn read(info: &str) -> HashMap<&str, &str> {
-    info.lines().filter_map(|line| line.trim_end().split_once(':')).collect()
-}
-
-fn judge(info: &HashMap<&str, &str>, is_a_replica: bool) -> Vec<Finding> {
-    let get = |name: &str| info.get(name).copied().unwrap_or_default();
+fn judge(info: &BTreeMap<String, String>, is_a_replica: bool) -> Vec<Finding> {
+    let get = |name: &str| info.get(name).map(String::as_str).unwrap_or_default();
     let (version, mut findings) = (get("redis_version"), Vec::new());
     let major: u32 = version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
     findings.push(match major >= OLDEST {
@@ -122,19 +115,23 @@ fn judge(info: &HashMap<&str, &str>, is_a_replica: bool) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use tidemill_common::redis::read_info;
+
     use super::super::State;
     use super::*;
 
     #[test]
     fn what_redis_says_of_itself_is_judged() {
-        let states = |info: &str| judge(&read(info), false).iter().map(|finding| finding.state).collect::<Vec<_>>();
+        let states =
+            |info: &str| judge(&read_info(info), false).iter().map(|finding| finding.state).collect::<Vec<_>>();
         let good = "# Server\r\nredis_version:7.0.15\r\nredis_mode:standalone\r\nrole:master\r\nmaxmemory:1000\r\n\
                     maxmemory_policy:allkeys-lru\r\nloading:0\r\ncluster_enabled:0\r\n";
         assert_eq!(states(good), [State::Ok, State::Ok]);
         assert_eq!(states(&good.replace("allkeys-lru", "noeviction")), [State::Ok, State::Warning]);
         assert_eq!(states(&good.replace("role:master", "role:slave")), [State::Ok, State::Failure, State::Ok]);
         assert_eq!(states(&good.replace("7.0.15", "5.0.1"))[0], State::Failure);
-        let replica = |info: &str| judge(&read(info), true).iter().map(|finding| finding.state).collect::<Vec<_>>();
+        let replica =
+            |info: &str| judge(&read_info(info), true).iter().map(|finding| finding.state).collect::<Vec<_>>();
         let follows = good.replace("role:master", "role:slave\r\nmaster_link_status:up");
         assert_eq!(replica(&follows), [State::Ok, State::Ok]);
         assert_eq!(replica(&follows.replace("status:up", "status:down")), [State::Ok, State::Warning, State::Ok]);

@@ -12,6 +12,7 @@ mod ring;
 mod router;
 mod slots;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +25,7 @@ pub use address::Mode;
 use node::{Kind, NodeClient, TIMEOUT, error_of};
 pub use ring::BOUND as RING_BOUND;
 use router::{Map, Router};
+pub use slots::SLOTS;
 use slots::Shard;
 
 /// A client. Cheap to clone.
@@ -125,6 +127,12 @@ impl Redis {
         self.run::<()>(redis::pipe().cmd("PING").ignore()).await
     }
 
+    /// What a node says of itself in a section of `INFO`, by name. For a client of one node ([`Redis::on`]).
+    pub async fn info(&self, section: &str) -> Result<BTreeMap<String, String>, RedisFailure> {
+        let (info,): (String,) = self.run(redis::pipe().cmd("INFO").arg(section)).await?;
+        Ok(read_info(&info))
+    }
+
     /// How this Redis is made.
     pub fn mode(&self) -> Mode {
         self.mode
@@ -199,7 +207,18 @@ impl Redis {
     }
 }
 
+/// The lines of an answer to `INFO`, by name.
+pub fn read_info(info: &str) -> BTreeMap<String, String> {
+    let lines = info.lines().filter_map(|line| line.trim_end().split_once(':'));
+    lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+}
+
 impl Node {
+    /// How many of a cluster's slots it has, or its master.
+    pub fn slot_count(&self) -> u32 {
+        self.slots.iter().map(|(first, last)| u32::from(last.saturating_sub(*first)) + 1).sum()
+    }
+
     fn alone(address: &str) -> Self {
         let (address, role, master) = (address.to_owned(), Role::Master, None);
         Self { address, role, master, slots: Vec::new(), share: 1.0, tag: String::new(), ring: String::new() }
@@ -219,9 +238,8 @@ impl Node {
     fn of_shard(shard: &Shard) -> Option<Self> {
         let slots: Vec<(u16, u16)> = shard.ranges.iter().map(|range| (*range.start(), *range.end())).collect();
         let tag = slots::tag(slots::steady(shard.ranges.iter().cloned().flatten())?);
-        let count: u32 = slots.iter().map(|(first, last)| u32::from(last.saturating_sub(*first)) + 1).sum();
-        let share = f64::from(count) / f64::from(slots::SLOTS);
-        Some(Self { slots, share, tag, ..Self::alone(&shard.master) })
+        let node = Self { slots, tag, ..Self::alone(&shard.master) };
+        Some(Self { share: f64::from(node.slot_count()) / f64::from(SLOTS), ..node })
     }
 
     fn replica(&self, address: &str) -> Self {

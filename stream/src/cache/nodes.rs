@@ -1,7 +1,5 @@
 //! The nodes of a Redis, each with a client of its own.
 
-use std::collections::BTreeMap;
-
 use tidemill_common::redis::{self as client, Redis, RedisFailure, Role};
 
 /// One process.
@@ -35,18 +33,6 @@ pub fn place(url: &str) -> String {
     let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
     let rest = rest.rsplit_once('@').map_or(rest, |(_, rest)| rest);
     format!("{scheme}://{}", rest.split('?').next().unwrap_or_default())
-}
-
-/// What a node says of itself, by name.
-pub async fn info(node: &Redis) -> Result<BTreeMap<String, String>, RedisFailure> {
-    let (info,): (String,) = node.run(redis::pipe().cmd("INFO").arg("everything")).await?;
-    Ok(read(&info))
-}
-
-/// The lines of `INFO`.
-pub fn read(info: &str) -> BTreeMap<String, String> {
-    let lines = info.lines().filter_map(|line| line.trim_end().split_once(':'));
-    lines.map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use tidemill_common::redis::{Mode, Redis, RedisFailure, Role};
+use tidemill_common::redis::{Mode, Redis, RedisFailure, Role, SLOTS};
 
 use super::nodes::{self, Node};
 
@@ -13,8 +13,6 @@ use super::nodes::{self, Node};
 const PINGS: usize = 200;
 /// Counters are looked at twice, so long apart.
 const MEASURE: Duration = Duration::from_secs(1);
-/// Of a cluster.
-const SLOTS: u64 = 16_384;
 /// A p99 above this is odd: the gateway waits for Redis, in milliseconds.
 const SLOW_MS: f64 = 20.0;
 /// A share of its memory above this is odd.
@@ -73,10 +71,10 @@ pub type Info = BTreeMap<String, String>;
 /// Looks at all nodes of a Redis, for a second or so.
 pub async fn look(redis: &Redis) -> Result<Vec<Status>, RedisFailure> {
     let all = &nodes::nodes(redis).await?;
-    let first = futures::future::join_all(all.iter().map(|node| nodes::info(&node.client))).await;
+    let first = futures::future::join_all(all.iter().map(|node| node.client.info("everything"))).await;
     tokio::time::sleep(MEASURE).await;
     let looks = all.iter().zip(first).map(|(node, first)| async move {
-        let (times, second) = (pings(node).await, nodes::info(&node.client).await);
+        let (times, second) = (pings(node).await, node.client.info("everything").await);
         match (first, second) {
             (Ok(first), Ok(second)) => judge(&node.at.address, &first, &second, &times),
             (_, Err(error)) | (Err(error), _) => silent(node, &error.to_string()),
@@ -185,7 +183,7 @@ fn follow(all: &[Node], found: &mut [Status]) {
     let offsets: BTreeMap<String, u64> =
         found.iter().filter_map(|status| Some((status.address.clone(), status.offset?))).collect();
     for (node, status) in all.iter().zip(found) {
-        let slots: u64 = node.at.slots.iter().map(|(first, last)| u64::from(last.saturating_sub(*first)) + 1).sum();
+        let slots = u64::from(node.at.slot_count());
         status.slots = (slots > 0).then_some(slots);
         status.share = Some(rounded(node.at.share * 100.0));
         let master = node.at.master.as_ref().and_then(|master| offsets.get(master));
@@ -202,7 +200,7 @@ fn follow(all: &[Node], found: &mut [Status]) {
 /// Whether every slot has a master; said once.
 fn covered(found: &mut [Status]) {
     let masters = found.iter().filter(|status| status.role == Some(Role::Master));
-    let missing = SLOTS.saturating_sub(masters.filter_map(|status| status.slots).sum());
+    let missing = u64::from(SLOTS).saturating_sub(masters.filter_map(|status| status.slots).sum());
     if missing > 0
         && let Some(first) = found.first_mut()
     {
@@ -217,6 +215,8 @@ fn rounded(number: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use tidemill_common::redis::read_info;
+
     use super::*;
 
     const GOOD: &str = "redis_version:7.0.15\r\nrole:master\r\nserver_time_usec:2000000\r\nused_memory:200000000\r\n\
@@ -227,7 +227,7 @@ mod tests {
     fn status(now: &str) -> Status {
         let before = GOOD.replace("usec:2000000", "usec:1000000").replace("processed:900", "processed:400");
         let times: Vec<f64> = (1..=100).map(|ms| f64::from(ms) / 100.0).collect();
-        judge("a:1", &nodes::read(&before), &nodes::read(now), &times)
+        judge("a:1", &read_info(&before), &read_info(now), &times)
     }
 
     #[test]
@@ -256,7 +256,7 @@ mod tests {
         let mut whole = [master(8_192), master(8_192)];
         covered(&mut whole);
         assert!(whole[0].anomalies.is_empty());
-        let slow = judge("a:1", &nodes::read(GOOD), &nodes::read(GOOD), &[30.0]);
+        let slow = judge("a:1", &read_info(GOOD), &read_info(GOOD), &[30.0]);
         assert!(slow.anomalies[0].contains("p99"), "{slow:?}");
     }
 }

@@ -1,7 +1,7 @@
 //! What the projection leaves of itself in Redis, to notice when Redis or Postgres come back with less than they had.
 //!
-//! One hash per project and node that has keys, so that each node tells of its own loss. `began:<place>` says how far the ledger had got when the latest writes began: a ledger behind
-//! it has come back older. `shown:<place>` says up to where everything is in Redis: behind what was left there, Redis
+//! One hash per project and node that has keys, so that each node tells of its own loss. `began:<place>` says how far the
+//! ledger had got when the latest writes began: a ledger behind it has come back older. `shown:<place>` says up to where everything is in Redis: behind what was left there, Redis
 //! has come back older. `whole` names the Redis process and the epoch for which all that is live was projected: it is
 //! missing after a flush, and names another process after a restart or a fail-over, which may have lost what the mark
 //! could not tell of. And it names the live generation, since what an earlier one has left is to be written over.
