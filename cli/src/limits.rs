@@ -113,9 +113,7 @@ async fn change(
         None => format!("Take the limit of {kind} {name:?} in project {project} away?"),
     };
     let mut plan = Change { project, kind, name, before, after: rate, applied: false };
-    if matches!(output, Output::Table) {
-        output.thing(&plan, &PLAN)?;
-    }
+    output.plan(&plan, &PLAN)?;
     if consent.given(&question)? {
         let command = if rate.is_some() { "limits set" } else { "limits remove" };
         let body = json!({ "kind": kind, "name": plan.name, "before": before, "after": rate });

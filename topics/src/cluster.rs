@@ -86,11 +86,6 @@ impl Cluster {
         Ok(counts.into_iter().map(|(name, found)| (name, found.partitions)).collect())
     }
 
-    /// Those of these topics that exist, by name.
-    pub async fn existing_named(&self, names: &[String]) -> Result<BTreeMap<String, Existing>, ClusterError> {
-        self.existing_of(|name| names.iter().any(|wanted| wanted == name)).await
-    }
-
     async fn existing_of(&self, wanted: impl Fn(&str) -> bool) -> Result<BTreeMap<String, Existing>, ClusterError> {
         let mut topics = self.counts().await?;
         topics.retain(|name, _| wanted(name));

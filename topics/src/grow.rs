@@ -169,10 +169,10 @@ pub async fn grow(
 /// Makes the partitions that are missing, and waits until they have leaders.
 async fn create(cluster: &Cluster, growth: &Growth) -> Result<(), GrowError> {
     let topics = growth.topics();
-    let existing = cluster.existing_named(&topics).await?;
+    let existing = cluster.partitions(&topics).await?;
     let mut changes = Vec::new();
     for topic in topics {
-        let has = existing.get(&topic).ok_or_else(|| GrowError::NoTopic(topic.clone()))?.partitions;
+        let has = *existing.get(&topic).ok_or_else(|| GrowError::NoTopic(topic.clone()))?;
         if has > growth.to {
             return Err(GrowError::MoreThere { topic, has });
         }

@@ -19,7 +19,7 @@ use tokio::process;
 use super::projects;
 use crate::audit;
 use crate::consent::Consent;
-use crate::output::{Output, json_line, spinner};
+use crate::output::{Output, spinner};
 use crate::store::{self, explain};
 
 const PLAN: [&str; 5] = ["project", "archived", "raw_events", "sessions", "first_seen"];
@@ -82,10 +82,7 @@ pub async fn run(who: &Forget, connections: &Connections, output: Output) -> any
     let done = forget(who, &tables, &mut db, &mut forgotten).await;
     entry.end(&mut db, done).await?;
     forgotten.applied = true;
-    match output {
-        Output::Json => json_line(&forgotten),
-        Output::Table => output.thing(&forgotten, &FORGOTTEN),
-    }
+    output.thing(&forgotten, &FORGOTTEN)
 }
 
 async fn forget(who: &Forget, tables: &Tables, db: &mut PgConnection, forgotten: &mut Forgotten) -> anyhow::Result<()> {

@@ -13,7 +13,7 @@ use tidemill_common::config::Connections;
 
 use super::projects;
 use crate::consent::Consent;
-use crate::output::{Output, counted, json_line, spinner};
+use crate::output::{Output, counted, spinner};
 use crate::{audit, store};
 
 const FIELDS: [&str; 6] = ["project", "snapshots", "snapshots_left", "expired_files", "orphans", "bytes"];
@@ -71,10 +71,7 @@ pub async fn run(what: &Maintain, connections: &Connections, output: Output) -> 
     } else if matches!(output, Output::Table) {
         return Ok(()); // they were shown
     }
-    match output {
-        Output::Json => json_line(&rows),
-        Output::Table => output.things(&rows, &FIELDS),
-    }
+    output.things(&rows, &FIELDS)
 }
 
 /// One table that cannot be maintained does not keep the others from it.

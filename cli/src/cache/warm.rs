@@ -71,9 +71,7 @@ pub async fn run(args: Args, settings: &Settings, output: Output) -> anyhow::Res
         claims_copied: None,
     };
     looking.finish_and_clear();
-    if matches!(output, Output::Table) {
-        output.thing(&plan, &PLAN)?;
-    }
+    output.plan(&plan, &PLAN)?;
     if args.consent.given(&format!(
         "Write what is live of {} projects into Redis at {}?",
         plan.projects.len(),

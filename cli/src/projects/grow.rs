@@ -44,9 +44,7 @@ pub async fn run(
     };
     let Growth { from, to, .. } = growth;
     let mut planned = Planned { applied: false, growth, note: NOTE };
-    if matches!(output, Output::Table) {
-        output.thing(&planned, &FIELDS)?;
-    }
+    output.plan(&planned, &FIELDS)?;
     if consent.given(&format!("Spread the events of {id} over {to} partitions instead of {from}?"))? {
         apply(&mut db, &planned.growth, connections).await?;
         planned.applied = true;
