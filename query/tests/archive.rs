@@ -6,11 +6,8 @@ mod support;
 use chrono::{DateTime, Utc};
 use serde_json::json;
 use support::{Api, insert_session, new_key};
-use tidemill_archiver::Config;
 use tidemill_common::event::Event;
 use tidemill_testkit::{event, eventually};
-use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 /// 2026-01-01T00:00:00Z
 const START: i64 = 1_767_225_600;
@@ -32,17 +29,7 @@ fn events() -> Vec<Event> {
 async fn events_are_a_table() {
     let api = Api::start().await;
     assert_eq!(api.rows("SELECT count(*) AS n FROM events").await, json!([{ "n": 0 }]), "before there is a table");
-    let stop = CancellationToken::new();
-    let _stop = stop.clone().drop_guard();
-    let config = Config {
-        group: format!("test.{}", api.stack.project),
-        topics: format!("^events\\.{}$", api.stack.project),
-        commit_interval_ms: 100,
-        seen_dir: api.stack.folder("seen"),
-        ..Config::default()
-    };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    tokio::spawn(tidemill_archiver::run(config, api.stack.connections.clone(), listener.into(), stop));
+    let _archiver = api.archiver(|_| ()).await;
     api.stack.send_all(&events()).await;
     let all = json!([{ "n": 60 }]);
     eventually("all events are archived", || async {

@@ -6,7 +6,7 @@ mod support;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use support::{Api, new_key};
+use support::{Api, Archiver, new_key};
 use tidemill_common::event::Event;
 use tidemill_common::kafka::Outgoing;
 use tidemill_common::names::processed_topic;
@@ -29,21 +29,8 @@ fn events(numbers: std::ops::Range<i64>) -> Vec<Event> {
     numbers.map(one).collect()
 }
 
-fn archiver(api: &Api) -> DropGuard {
-    let stop = CancellationToken::new();
-    let config = tidemill_archiver::Config {
-        group: format!("test.{}", api.stack.project),
-        topics: format!("^events\\.{}$", api.stack.project),
-        commit_interval_ms: 300,
-        seen_dir: api.stack.folder("seen"),
-        ..Default::default()
-    };
-    let (connections, shutdown) = (api.stack.connections.clone(), stop.clone());
-    tokio::spawn(async move {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        tidemill_archiver::run(config, connections, listener.into(), shutdown).await.unwrap();
-    });
-    stop.drop_guard()
+async fn archiver(api: &Api) -> Archiver {
+    api.archiver(|config| config.commit_interval_ms = 300).await
 }
 
 fn stream(api: &Api) -> DropGuard {
@@ -109,7 +96,7 @@ async fn a_row_is_the_same_in_the_tail_and_in_the_archive_and_never_in_both() {
                client_address, user_agent, kafka_partition, kafka_offset FROM events ORDER BY event_id";
     let from_tail = api.rows(all).await;
     promote(&api).await;
-    let stop = archiver(&api);
+    let stop = archiver(&api).await;
     eventually("all are archived", || async {
         assert_eq!(api.rows(COUNT).await, json!([{ "n": 30 }]), "while the archive moves on");
         archived(&api, COUNT).await == json!([{ "n": 30 }])
@@ -146,7 +133,7 @@ async fn a_row_is_the_same_in_the_tail_and_in_the_archive_and_never_in_both() {
 #[tokio::test]
 async fn every_event_is_seen_once_and_soon_while_all_of_it_moves() {
     let api = Api::start().await;
-    let _running = (stream(&api), archiver(&api));
+    let _running = (stream(&api), archiver(&api).await);
     let sql = "SELECT count(*) AS n, count(DISTINCT event_id) AS ids, count(DISTINCT kafka_offset * 100 + kafka_partition) AS places FROM events";
     let mut took = Vec::new();
     for round in 0..12 {
@@ -172,7 +159,7 @@ async fn every_event_is_seen_once_and_soon_while_all_of_it_moves() {
 #[tokio::test]
 async fn without_a_tail_there_is_the_archive() {
     let api = Api::start_with(Config { sql_tail_mb: 0, ..Config::default() }, |_| ()).await;
-    let _archiver = archiver(&api);
+    let _archiver = archiver(&api).await;
     send_processed(&api, &events(0..10), 1).await;
     eventually("they are archived", || async { api.rows(COUNT).await == json!([{ "n": 10 }]) }).await;
 }
@@ -190,6 +177,6 @@ async fn a_tail_that_does_not_fit_is_cut_and_goes_on_when_the_archive_has() {
     assert_eq!(answer.headers()["tidemill-tail"], "behind");
     let some = answer.json::<Value>().await.unwrap()["rows"][0]["n"].as_i64().unwrap();
     assert!(some < 40, "{some} of 40 times 100 kB in 1 MiB");
-    let _archiver = archiver(&api);
+    let _archiver = archiver(&api).await;
     eventually("all are seen", || async { api.rows(COUNT).await == json!([{ "n": 40 }]) }).await;
 }

@@ -9,7 +9,6 @@ use std::collections::BTreeMap;
 use support::{Running, counted, drained, worker};
 use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
-use tidemill_common::kafka::Outgoing;
 use tidemill_common::names::{events_topic, processed_topic};
 use tidemill_common::projects;
 use tidemill_stream::Config;
@@ -29,20 +28,6 @@ async fn live(stack: &Stack) -> Running {
 fn events(range: std::ops::Range<usize>) -> Vec<Event> {
     let now = chrono::Utc::now().timestamp();
     range.map(|i| event(&format!("e-{i}"), "view", now)).collect()
-}
-
-/// Sends events as one does who believes that there are so many partitions.
-async fn send(stack: &Stack, events: &[Event], partitions: i32) {
-    let topic = events_topic(&stack.project);
-    let values: Vec<Vec<u8>> = events.iter().map(|event| stack.encoder.encode(event)).collect();
-    let mut records = Vec::new();
-    for (event, value) in events.iter().zip(&values) {
-        let key = event.event_id.as_bytes();
-        let partition = home_partition(key, partitions);
-        records.push(Outgoing { topic: &topic, partition, key: Some(key), value, headers: Vec::new() });
-    }
-    eventually("Kafka's client knows the partitions", || async { stack.producer.send_all(&records).await.is_ok() })
-        .await;
 }
 
 /// Waits until all is counted, strays that go home too.
@@ -81,20 +66,20 @@ async fn assert_once(stack: &Stack, events: usize) {
 async fn grown(stack: &Stack) -> Running {
     let all = events(0..500);
     let running = live(stack).await;
-    send(stack, &all[..200], PARTITIONS).await;
+    stack.send_by(&all[..200], PARTITIONS).await;
     settled(stack).await;
     stack.add_partitions(GROWN).await;
     // A standard partitioner whose client has seen the partitions before anything belongs there.
-    send(stack, &all[180..240], GROWN).await;
+    stack.send_by(&all[180..240], GROWN).await;
     // The worker has the new partitions, too, and nobody tells it of what comes.
     settled(stack).await;
-    send(stack, &all[220..260], GROWN).await;
+    stack.send_by(&all[220..260], GROWN).await;
     stack.grow(GROWN).await;
     // Who has not learned the new number yet, and who has.
-    send(stack, &all[230..300], PARTITIONS).await;
-    send(stack, &all[100..400], GROWN).await;
-    send(stack, &all[..450], PARTITIONS).await;
-    send(stack, &all[440..500], GROWN).await;
+    stack.send_by(&all[230..300], PARTITIONS).await;
+    stack.send_by(&all[100..400], GROWN).await;
+    stack.send_by(&all[..450], PARTITIONS).await;
+    stack.send_by(&all[440..500], GROWN).await;
     running
 }
 
@@ -108,7 +93,7 @@ async fn copies_from_before_and_after_count_once() {
     // What stands in no new partition but by being sent home is known there, to who comes next, too.
     running.stop().await;
     let running = live(&stack).await;
-    send(&stack, &events(0..500), GROWN).await;
+    stack.send_by(&events(0..500), GROWN).await;
     assert_once(&stack, 500).await;
     running.stop().await;
 }
@@ -122,7 +107,7 @@ async fn a_store_that_is_lost_inherits_again() {
     for gone in [&["seen-stream"][..], &["seen-stream", "checkpoints"]] {
         gone.iter().for_each(|folder| std::fs::remove_dir_all(stack.folder(folder)).unwrap());
         let running = live(&stack).await;
-        send(&stack, &events(0..500), GROWN).await;
+        stack.send_by(&events(0..500), GROWN).await;
         assert_once(&stack, 500).await;
         running.stop().await;
     }
@@ -131,9 +116,9 @@ async fn a_store_that_is_lost_inherits_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn who_was_away_counts_what_came_before_by_the_old_number() {
     let stack = Stack::new().await;
-    send(&stack, &events(0..300), PARTITIONS).await;
+    stack.send_by(&events(0..300), PARTITIONS).await;
     stack.grow(GROWN).await;
-    send(&stack, &events(200..400), GROWN).await;
+    stack.send_by(&events(200..400), GROWN).await;
     let running = live(&stack).await;
     assert_once(&stack, 400).await;
     running.stop().await;

@@ -236,22 +236,34 @@ impl Stack {
 
     /// Sends many events to their home partitions.
     pub async fn send_all(&self, events: &[Event]) {
-        let topic = events_topic(&self.project);
         for chunk in events.chunks(1_000) {
-            let values: Vec<Vec<u8>> = chunk.iter().map(|event| self.encoder.encode(event)).collect();
-            let records: Vec<Outgoing<'_>> = chunk
-                .iter()
-                .zip(&values)
-                .map(|(event, value)| Outgoing {
-                    topic: &topic,
-                    partition: home_partition(event.event_id.as_bytes(), PARTITIONS),
-                    key: Some(event.event_id.as_bytes()),
-                    value,
-                    headers: Vec::new(),
-                })
-                .collect();
-            self.producer.send_all(&records).await.expect("delivered");
+            self.try_send_by(chunk, PARTITIONS).await.expect("delivered");
         }
+    }
+
+    /// Sends events as one does who believes that there are so many partitions, as soon as Kafka's client knows them.
+    pub async fn send_by(&self, events: &[Event], partitions: i32) {
+        eventually("Kafka's client knows the partitions", || async {
+            self.try_send_by(events, partitions).await.is_ok()
+        })
+        .await;
+    }
+
+    async fn try_send_by(&self, events: &[Event], partitions: i32) -> rdkafka::error::KafkaResult<()> {
+        let topic = events_topic(&self.project);
+        let values: Vec<Vec<u8>> = events.iter().map(|event| self.encoder.encode(event)).collect();
+        let records: Vec<Outgoing<'_>> = events
+            .iter()
+            .zip(&values)
+            .map(|(event, value)| Outgoing {
+                topic: &topic,
+                partition: home_partition(event.event_id.as_bytes(), partitions),
+                key: Some(event.event_id.as_bytes()),
+                value,
+                headers: Vec::new(),
+            })
+            .collect();
+        self.producer.send_all(&records).await.map(drop)
     }
 
     /// Sends any bytes to a partition of the project's events topic.

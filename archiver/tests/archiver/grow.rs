@@ -4,8 +4,6 @@ use std::collections::BTreeSet;
 
 use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
-use tidemill_common::kafka::Outgoing;
-use tidemill_common::names::events_topic;
 use tidemill_testkit::{PARTITIONS, event, eventually};
 
 use crate::support::{World, archived, config, rows, start};
@@ -14,20 +12,6 @@ const GROWN: i32 = 2 * PARTITIONS;
 
 fn events(range: std::ops::Range<usize>) -> Vec<Event> {
     range.map(|i| event(&format!("e-{i}"), "click", 1_700_000_000)).collect()
-}
-
-/// Sends events as one does who believes that there are so many partitions.
-async fn send(world: &World, events: &[Event], partitions: i32) {
-    let topic = events_topic(&world.project);
-    let values: Vec<Vec<u8>> = events.iter().map(|event| world.encoder.encode(event)).collect();
-    let mut records = Vec::new();
-    for (event, value) in events.iter().zip(&values) {
-        let key = event.event_id.as_bytes();
-        let partition = home_partition(key, partitions);
-        records.push(Outgoing { topic: &topic, partition, key: Some(key), value, headers: Vec::new() });
-    }
-    eventually("Kafka's client knows the partitions", || async { world.producer.send_all(&records).await.is_ok() })
-        .await;
 }
 
 /// The ids in the table, each once; and each where it belonged when it came.
@@ -45,22 +29,22 @@ async fn assert_once(world: &World, ids: std::ops::Range<usize>) {
 async fn copies_from_before_and_after_are_archived_once() {
     let world = World::new().await;
     let (all, archiver) = (events(0..500), start(&world, config(&world, "a")).await);
-    send(&world, &all[..200], PARTITIONS).await;
+    world.send_by(&all[..200], PARTITIONS).await;
     archived(&world, &world.project).await;
     world.add_partitions(GROWN).await;
     // Strays there, which the stream would send home.
-    send(&world, &all[180..240], GROWN).await;
+    world.send_by(&all[180..240], GROWN).await;
     archived(&world, &world.project).await;
     world.grow(GROWN).await;
     // The archiver has the old number in hand, and strays for first sights.
-    send(&world, &all[150..450], PARTITIONS).await;
-    send(&world, &all, GROWN).await;
+    world.send_by(&all[150..450], PARTITIONS).await;
+    world.send_by(&all, GROWN).await;
     assert_once(&world, 0..500).await;
     // Its store is lost: what is new in a partition is what the partition's parent has not had.
     archiver.stop().await;
     std::fs::remove_dir_all(world.folder("seen-archiver")).unwrap();
     let archiver = start(&world, config(&world, "a")).await;
-    send(&world, &events(0..520), GROWN).await;
+    world.send_by(&events(0..520), GROWN).await;
     assert_once(&world, 0..520).await;
     archiver.stop().await;
 }
@@ -73,7 +57,7 @@ async fn what_was_seen_by_an_old_layout_is_forgotten() {
     world.add_partitions(GROWN).await;
     let archiver = start(&world, slow).await;
     // One event alone, so that most of the new partitions inherit nothing: else they were completed anew in any case.
-    send(&world, &events(0..1), PARTITIONS).await;
+    world.send_by(&events(0..1), PARTITIONS).await;
     let rows_waiting = format!("tidemill_archiver_buffered_rows{{project=\"{}\"}} ", world.project);
     let waiting = async |count: usize| {
         let line = format!("{rows_waiting}{count}\n");
@@ -82,7 +66,7 @@ async fn what_was_seen_by_an_old_layout_is_forgotten() {
     waiting(1).await;
     world.grow(GROWN).await;
     // To the archiver that does not know, those that have moved are strays.
-    send(&world, &events(1..140), GROWN).await;
+    world.send_by(&events(1..140), GROWN).await;
     let stay = (1..140).map(|i| format!("e-{i}")).filter(|id| home_partition(id.as_bytes(), GROWN) < PARTITIONS);
     waiting(1 + stay.count()).await;
     archiver.stop().await; // its last commit must not go through, nor what it has seen stay
@@ -91,7 +75,7 @@ async fn what_was_seen_by_an_old_layout_is_forgotten() {
     // What is on disk has to do: what was only in memory is gone.
     archiver.stop().await;
     let archiver = start(&world, config(&world, "a")).await;
-    send(&world, &events(0..140), GROWN).await;
+    world.send_by(&events(0..140), GROWN).await;
     assert_once(&world, 0..140).await;
     archiver.stop().await;
 }

@@ -116,6 +116,17 @@ async fn dead(pool: &PgPool, project: &str) -> anyhow::Result<BTreeMap<(i32, i64
     rows.iter().map(|row| Ok(((row.try_get(0)?, row.try_get(1)?), row.try_get(2)?))).collect()
 }
 
+/// The window that the first five columns of a row name.
+pub fn window_key(row: &PgRow) -> Result<WindowKey, sqlx::Error> {
+    Ok(WindowKey {
+        metric: row.try_get(0)?,
+        dimension: row.try_get(1)?,
+        value: row.try_get(2)?,
+        granularity: row.try_get(3)?,
+        start: row.try_get(4)?,
+    })
+}
+
 async fn windows(pool: &PgPool, project: &str) -> anyhow::Result<BTreeMap<WindowKey, Reading>> {
     let rows = sqlx::query(
         "SELECT metric_name, dimension_key, dimension_value, granularity, extract(epoch FROM window_start)::bigint,
@@ -127,13 +138,7 @@ async fn windows(pool: &PgPool, project: &str) -> anyhow::Result<BTreeMap<Window
     .await?;
     let mut windows = BTreeMap::<WindowKey, (Aggregation, Totals)>::new();
     for row in &rows {
-        let key = WindowKey {
-            metric: row.try_get(0)?,
-            dimension: row.try_get(1)?,
-            value: row.try_get(2)?,
-            granularity: row.try_get(3)?,
-            start: row.try_get(4)?,
-        };
+        let key = window_key(row)?;
         let name: String = row.try_get(11)?;
         let aggregation = match &*key.metric {
             EVENTS => Aggregation::Unique,

@@ -8,6 +8,7 @@ use tidemill_common::metric_update::{MetricUpdate, MetricWindow};
 use tidemill_common::names::metrics_topic;
 use tidemill_testkit::Stack;
 
+use super::postgres::window_key;
 use crate::oracle::{DECLARED, EVENTS, Reading, WindowKey};
 
 /// Which state of a window: epoch, generation and version.
@@ -76,13 +77,7 @@ async fn stored(stack: &Stack) -> anyhow::Result<BTreeMap<WindowKey, Stamp>> {
     .fetch_all(&stack.pool)
     .await?;
     let entry = |row: &PgRow| {
-        let key = WindowKey {
-            metric: row.try_get(0)?,
-            dimension: row.try_get(1)?,
-            value: row.try_get(2)?,
-            granularity: row.try_get(3)?,
-            start: row.try_get(4)?,
-        };
+        let key = window_key(row)?;
         Ok((key, (row.try_get(5)?, row.try_get(6)?, row.try_get(7)?)))
     };
     rows.iter().map(entry).collect()

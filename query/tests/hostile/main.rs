@@ -19,7 +19,6 @@ use support::{Api, insert_session, new_key, time};
 use tidemill_query::{Config, Engine};
 use tidemill_testkit::{event, eventually};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 /// Set for the process that runs under strace.
 const TRACED: &str = "TIDEMILL_TEST_TRACED";
@@ -48,25 +47,14 @@ async fn with_rows() -> Api {
     for i in 0..3 {
         insert_session(&api.stack, &api.stack.project, &format!("s{i}"), None, time("2026-01-01T00:00:00Z"), 1).await;
     }
-    let stop = CancellationToken::new();
-    let config = tidemill_archiver::Config {
-        group: format!("test.{}", api.stack.project),
-        topics: format!("^events\\.{}$", api.stack.project),
-        commit_interval_ms: 100,
-        seen_dir: api.stack.folder("seen"),
-        ..Default::default()
-    };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let running = tidemill_archiver::run(config, api.stack.connections.clone(), listener.into(), stop.clone());
-    let running = tokio::spawn(running);
+    let archiver = api.archiver(|_| ()).await;
     let events: Vec<_> = (0..EVENTS).map(|n| event(&format!("e-{n}"), &format!("t{}", n % 3), T0 + n)).collect();
     api.stack.send_all(&events).await;
     eventually("the events are archived", || async {
         api.rows("SELECT count(*) AS n FROM events").await == json!([{ "n": EVENTS }])
     })
     .await;
-    stop.cancel();
-    running.await.unwrap().unwrap();
+    archiver.end().await;
     api
 }
 

@@ -17,7 +17,6 @@ use tidemill_common::names::events_topic;
 use tidemill_query::Config;
 use tidemill_testkit::{PARTITIONS, S3, event, eventually};
 use tokio::net::TcpListener;
-use tokio_util::sync::CancellationToken;
 
 use crate::statements::{Places, statements};
 use crate::support::{Api, new_key};
@@ -70,17 +69,8 @@ impl Door {
 
 /// The project's events, which are too much for the memory of a query when they are sorted, and one of another project.
 async fn archive(api: &Api, other: &str) {
-    let stop = CancellationToken::new();
-    let config = tidemill_archiver::Config {
-        group: format!("test.{}", api.stack.project),
-        topics: format!("^events\\.{}(-b)?$", api.stack.project),
-        commit_interval_ms: 100,
-        seen_dir: api.stack.folder("seen"),
-        ..Default::default()
-    };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let running = tidemill_archiver::run(config, api.stack.connections.clone(), listener.into(), stop.clone());
-    let running = tokio::spawn(running);
+    let topics = format!("^events\\.{}(-b)?$", api.stack.project);
+    let archiver = api.archiver(|config| config.topics = topics).await;
     let large = format!(r#"{{"text":"{}"}}"#, "x".repeat(500_000));
     let events: Vec<Event> = (0..EVENTS)
         .map(|n| Event { properties: Some(large.clone()), ..event(&format!("e-{n}"), &format!("t{}", n % 3), T0 + n) })
@@ -97,8 +87,7 @@ async fn archive(api: &Api, other: &str) {
         own["rows"] == json!([{ "n": EVENTS }]) && api.sql_as(&key, count).await.1["rows"] == json!([{ "n": 1 }])
     })
     .await;
-    stop.cancel();
-    running.await.unwrap().unwrap();
+    archiver.end().await;
 }
 
 /// The statements that reach for files, in the words of S3, and what they should not reach.

@@ -12,6 +12,7 @@ use tidemill_query::Config;
 use tidemill_stream::sketch::UserSketch;
 use tidemill_testkit::Stack;
 use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 pub struct Api {
@@ -23,7 +24,37 @@ pub struct Api {
     _stop: DropGuard,
 }
 
+/// An archiver at work; it ends when this is dropped.
+pub struct Archiver {
+    running: JoinHandle<anyhow::Result<()>>,
+    stop: DropGuard,
+}
+
+impl Archiver {
+    /// Ends it, and what it has in hand goes in.
+    pub async fn end(self) {
+        drop(self.stop);
+        self.running.await.unwrap().unwrap();
+    }
+}
+
 impl Api {
+    /// Starts an archiver of the stack's project.
+    pub async fn archiver(&self, change: impl FnOnce(&mut tidemill_archiver::Config)) -> Archiver {
+        let mut config = tidemill_archiver::Config {
+            group: format!("test.{}", self.stack.project),
+            topics: format!("^events\\.{}$", self.stack.project),
+            commit_interval_ms: 100,
+            seen_dir: self.stack.folder("seen"),
+            ..Default::default()
+        };
+        change(&mut config);
+        let (stop, connections) = (CancellationToken::new(), self.stack.connections.clone());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let running = tokio::spawn(tidemill_archiver::run(config, connections, listener.into(), stop.clone()));
+        Archiver { running, stop: stop.drop_guard() }
+    }
+
     pub async fn start() -> Self {
         Self::start_with(Config::default(), |_| ()).await
     }
