@@ -277,6 +277,8 @@ impl Worker {
             tracing::warn!(
                 "a topic was made again, a project was deleted, or another generation is live; reading the ledger anew"
             );
+            // It may wait for a topic that is gone, for as long as a delivery may take. Whether it has counted, the ledger tells.
+            self.under_way = None;
             self.reset();
         }
     }
