@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tidemill_common::event::EventRef;
+use tidemill_common::names::ROUTE;
 
 use crate::rows::{At, Rows};
 
@@ -23,7 +24,7 @@ pub fn day_of(timestamp: i64) -> i64 {
     timestamp.div_euclid(86_400_000_000)
 }
 
-/// Rows by day, and how far they bring each partition. Records that leave no row bring it on too, so that a stretch
+/// Rows of one topic by day, and how far they bring each of its partitions. Records that leave no row bring it on too, so that a stretch
 /// of copies is not read again for ever.
 #[derive(Debug, Default)]
 pub struct Buffer {
@@ -38,7 +39,7 @@ pub struct Buffer {
 impl Buffer {
     /// Adds a row; `datum` is the event's bytes in the envelope's layout.
     pub fn add(&mut self, event: &EventRef<'_>, datum: &[u8], at: At, now: Instant) {
-        self.pass(at.partition, at.offset, now);
+        self.pass(at.partition % ROUTE, at.offset, now);
         let rows = self.days.entry(day_of(event.timestamp)).or_default();
         let before = rows.bytes();
         rows.add(event, datum, at);
@@ -46,7 +47,7 @@ impl Buffer {
         self.rows += 1;
     }
 
-    /// Goes past a record that leaves no row.
+    /// Goes past a record of a topic's partition that leaves no row.
     pub fn pass(&mut self, partition: i32, offset: i64, now: Instant) {
         self.moved.insert(partition, offset + 1);
         self.since.get_or_insert(now);

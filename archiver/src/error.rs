@@ -57,7 +57,7 @@ pub enum ArchiveError {
     #[error("there is no project {0:?}; make it with 'tidemill projects create'")]
     NoProject(String),
     /// What is in hand was judged by a layout that is over.
-    #[error("{0} has got more partitions since its records were read; they are read again")]
+    #[error("the project of {0} has got more partitions or a route since its records were read; they are read again")]
     Grown(String),
     /// The topic is gone.
     #[error("the topic {0} does not exist (any more)")]

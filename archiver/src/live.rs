@@ -10,7 +10,7 @@ use tidemill_common::codec::DecodeError;
 use tidemill_common::failpoint::{existed, mutant};
 use tidemill_common::home::Layout;
 use tidemill_common::kafka::Record;
-use tidemill_common::projects::{Project, partitions_now};
+use tidemill_common::projects::{Project, layouts_now};
 use tidemill_common::seen::fingerprint;
 use tidemill_common::verdict::{Verdict, judge};
 
@@ -113,8 +113,9 @@ impl Live {
 
     /// Goes past a record. What the stream gave up has no verdict and leaves nothing.
     fn pass(&mut self, record: &Record, verdict: Option<Verdict<'_>>, now: Instant) -> Result<(), ArchiveError> {
-        let at = At { partition: record.partition, offset: record.offset, append_ms: record.append_ms };
-        let Some(seen) = self.seen.stores.get_mut(&at.partition) else { return Ok(()) };
+        let (partition, number) = (record.partition, record.number_of_partition());
+        let at = At { partition: number, offset: record.offset, append_ms: record.append_ms };
+        let Some(seen) = self.seen.stores.get_mut(&partition) else { return Ok(()) };
         match verdict {
             Some(Verdict::Valid(decoded)) => {
                 let event = decoded.event();
@@ -124,15 +125,15 @@ impl Live {
                 } else {
                     let project = self.project.id.clone();
                     metrics::counter!("tidemill_archiver_copies_total", "project" => project).increment(1);
-                    self.buffer.pass(at.partition, at.offset, now);
+                    self.buffer.pass(partition, at.offset, now);
                 }
             }
             // Strays count at home, rejected records nowhere: here, both are only passed.
             Some(Verdict::Stray { .. } | Verdict::Rejected(_)) | None => {
-                self.buffer.pass(at.partition, at.offset, now);
+                self.buffer.pass(partition, at.offset, now);
             }
         }
-        self.next.insert(at.partition, at.offset + 1);
+        self.next.insert(partition, at.offset + 1);
         self.judged += 1;
         Ok(())
     }
@@ -140,9 +141,9 @@ impl Live {
     /// Makes sure that what was judged so far was judged by the layout that holds, asked after all of it was read. Only
     /// then it is known for good what was seen.
     async fn confirm(&mut self, shared: &Shared) -> Result<(), ArchiveError> {
-        let asked = tokio::time::timeout(ANSWER, partitions_now(&shared.pool, &[&self.project.id])).await;
+        let asked = tokio::time::timeout(ANSWER, layouts_now(&shared.pool, &[&self.project.id])).await;
         let now = asked.map_err(|_| ArchiveError::Slow("a question to Postgres", ANSWER.as_secs()))??;
-        if now.get(&self.project.id) != Some(&self.layout.partitions()) && !mutant("old-archive-layout") {
+        if now.get(&self.project.id) != Some(&self.layout.version) && !mutant("old-archive-layout") {
             return Err(ArchiveError::Grown(self.topic.to_string()));
         }
         for (partition, seen) in &mut self.seen.stores {

@@ -3,9 +3,10 @@
 //! Every partition has a property of its own, so that archivers of different partitions of one table never
 //! write over each other's.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
+use tidemill_common::names::{events_topic, partition_number};
 
 /// A partition's position.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,7 +25,7 @@ pub struct BadPosition {
     value: String,
 }
 
-/// Positions of a topic by partition.
+/// Positions by partition: of one topic by its own numbers, of all of a project's by their numbers there.
 pub type Positions = BTreeMap<i32, Position>;
 
 fn prefix(topic: &str) -> String {
@@ -47,6 +48,21 @@ pub fn read(properties: &HashMap<String, String>, topic: &str) -> Result<Positio
         positions.insert(partition, serde_json::from_str(value).map_err(bad)?);
     }
     Ok(positions)
+}
+
+/// The positions of all topics of a project's events in a table's properties.
+pub fn read_all(properties: &HashMap<String, String>, project: &str) -> Result<Positions, BadPosition> {
+    let own = events_topic(project);
+    let prefix = prefix(&own);
+    let routes =
+        properties.keys().filter_map(|key| key.strip_prefix(&prefix)?.rsplit_once('.').map(|(route, _)| route));
+    let routes: BTreeSet<String> = routes.map(|route| format!("{own}.{route}")).collect();
+    let mut all = read(properties, &own)?;
+    for topic in routes {
+        let of_route = read(properties, &topic)?.into_iter();
+        all.extend(of_route.map(|(partition, at)| (partition_number(&topic, partition), at)));
+    }
+    Ok(all)
 }
 
 /// Where a partition is to be read from.
@@ -140,6 +156,18 @@ mod tests {
         let broken = HashMap::from([("kafka.offsets.events.shop.3".to_owned(), "12".to_owned())]);
         assert!(read(&broken, "events.shop").is_err());
         assert!(read(&broken, "events.shop-2").is_ok_and(|positions| positions.is_empty()));
+    }
+
+    #[test]
+    fn a_projects_positions_are_those_of_all_its_topics() {
+        let mut properties = HashMap::new();
+        for (topic, next) in
+            [("events.shop", 5), ("events.shop.1-clicks", 6), ("events.shop.2-taps", 7), ("events.shop-2", 8)]
+        {
+            properties.extend(write(topic, &Positions::from([(3, at(next))])));
+        }
+        let all = read_all(&properties, "shop").expect("positions");
+        assert_eq!(all, Positions::from([(3, at(5)), (10_003, at(6)), (20_003, at(7))]));
     }
 
     proptest! {

@@ -102,7 +102,8 @@ pub async fn prepare(
     // Asked for after the table: it knows every era that lies before its positions.
     let project = known_project().await?;
     let at: Vec<_> = partitions.iter().map(|&partition| TopicPartition { topic: topic.clone(), partition }).collect();
-    let (incarnation, bounds) = look_at_log(&shared, &topic, at.clone()).await?;
+    let (incarnations, bounds) = look_at_log(&shared, &project, at.clone()).await?;
+    let incarnation = incarnations.get(&*topic).ok_or_else(|| ArchiveError::NoTopic(topic.to_string()))?.clone();
     let positions = positions::read(table.metadata().properties(), &topic)?;
     let mut starts = BTreeMap::new();
     for at in at {
@@ -110,7 +111,7 @@ pub async fn prepare(
         let start = start(positions.get(&at.partition), &incarnation, bounds);
         starts.insert(at.partition, resolve(at, start, shared.config.on_gap)?);
     }
-    let layout = Arc::new(project.layout(&incarnation));
+    let layout = Arc::new(project.layout(&incarnations));
     let mut known = if known.incarnation == incarnation { known.stores } else { HashMap::new() };
     let fills = starts.iter().map(|(&partition, &next)| Fill {
         key: StoreKey { topic: topic.to_string(), incarnation: incarnation.clone(), partition },
@@ -130,14 +131,13 @@ type Bounds = HashMap<TopicPartition, (i64, i64)>;
 
 async fn look_at_log(
     shared: &Shared,
-    topic: &Arc<str>,
+    project: &Project,
     at: Vec<TopicPartition>,
-) -> Result<(String, Bounds), ArchiveError> {
-    let (kafka, history, topic) = (shared.kafka.clone(), shared.history.clone(), topic.clone());
+) -> Result<(HashMap<String, String>, Bounds), ArchiveError> {
+    let (kafka, history, topics) = (shared.kafka.clone(), shared.history.clone(), project.topics());
     tokio::task::spawn_blocking(move || {
-        let mut incarnations = topic_incarnations(&kafka, &[&topic], KAFKA_TIMEOUT)?;
-        let incarnation = incarnations.remove(&*topic).ok_or_else(|| ArchiveError::NoTopic(topic.to_string()))?;
-        Ok((incarnation, history.bounds(&at)?))
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        Ok((topic_incarnations(&kafka, &names, KAFKA_TIMEOUT)?, history.bounds(&at)?))
     })
     .await?
 }

@@ -61,9 +61,9 @@ impl ReadBack {
         self.files.len()
     }
 
-    /// Up to where a topic is in it: at least, if it is not the newest snapshot.
-    pub fn positions(&self, topic: &str) -> std::result::Result<Positions, BadPosition> {
-        positions::read(self.table.metadata().properties(), topic)
+    /// Up to where the topics of a project's events are in it: at least, if it is not the newest snapshot.
+    pub fn positions(&self, project: &str) -> std::result::Result<Positions, BadPosition> {
+        positions::read_all(self.table.metadata().properties(), project)
     }
 
     /// The rows of a file, always in the same order.

@@ -9,7 +9,7 @@ use tidemill_common::event::EventRef;
 /// Where a row's record stands in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct At {
-    /// Its partition.
+    /// Its partition's number in the project.
     pub partition: i32,
     /// Its offset.
     pub offset: i64,

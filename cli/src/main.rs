@@ -16,6 +16,7 @@ mod output;
 mod position;
 mod projects;
 mod replay;
+mod routes;
 mod schemas;
 mod services;
 mod setting;
@@ -93,6 +94,9 @@ enum Command {
     /// Projects: the tenants
     #[command(subcommand)]
     Projects(projects::Command),
+    /// Topics of their own for single event types
+    #[command(subcommand)]
+    Routes(routes::Command),
     /// API keys
     #[command(subcommand)]
     Keys(keys::Command),
@@ -176,6 +180,7 @@ async fn operate(command: Command, output: Output) -> anyhow::Result<()> {
         Command::Migrate(migrate) => migrate::run(&migrate, &connections, output).await,
         Command::Topics(command) => topics::run(command, &connections, output).await,
         Command::Projects(command) => projects::run(command, &connections, output).await,
+        Command::Routes(command) => routes::run(command, &connections, output).await,
         Command::Keys(command) => keys::run(command, &connections, output).await,
         Command::Doctor(doctor) => doctor::run(doctor, &connections, output).await,
         Command::Lag(lag) => lag::run(lag, &connections, output).await,
@@ -199,13 +204,14 @@ mod tests {
     use super::*;
 
     /// What only looks, and what runs or sends until it is ended.
-    const CHANGE_NOTHING: [&str; 23] = [
+    const CHANGE_NOTHING: [&str; 24] = [
         "ingest",
         "stream",
         "archiver",
         "query",
         "topics plan",
         "projects list",
+        "routes list",
         "keys list",
         "lag",
         "lag hot",

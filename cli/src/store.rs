@@ -7,16 +7,18 @@ use anyhow::{Context, anyhow};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::postgres::PgConnectOptions;
+use sqlx::types::Json;
 use sqlx::{ConnectOptions, PgConnection};
 use tidemill_common::auth::NewKey;
+use tidemill_common::home::Route;
 use tidemill_common::kafka::TopicPartition;
-use tidemill_common::names::events_topic;
+use tidemill_common::projects::topics;
 use tidemill_topics::Partitions;
 
-const PROJECT: &str = "SELECT id, partitions, dlq_partitions, quota_per_second, generation, created_at, \
-     suspended_at, deleted_at FROM projects WHERE id = $1";
-const PROJECTS: &str = "SELECT id, partitions, dlq_partitions, quota_per_second, generation, created_at, \
-     suspended_at, deleted_at FROM projects ORDER BY id";
+const PROJECT: &str = "SELECT id, partitions, tidemill_routes(id) AS routes, dlq_partitions, quota_per_second, \
+     generation, created_at, suspended_at, deleted_at FROM projects WHERE id = $1";
+const PROJECTS: &str = "SELECT id, partitions, tidemill_routes(id) AS routes, dlq_partitions, quota_per_second, \
+     generation, created_at, suspended_at, deleted_at FROM projects ORDER BY id";
 const INSERT_PROJECT: &str = "INSERT INTO projects (id, partitions, dlq_partitions) VALUES ($1, $2, $3) \
      ON CONFLICT (id) DO NOTHING";
 const LOCK_PROJECT: &str = "SELECT 1 FROM projects WHERE id = $1 FOR UPDATE";
@@ -46,6 +48,8 @@ const UNKNOWN_DATABASE: &str = "3D000";
 pub struct Project {
     pub id: String,
     pub partitions: i32,
+    /// Its routes, in their order.
+    pub routes: Json<Vec<Route>>,
     pub dlq_partitions: i32,
     /// Events per second over all gateways.
     pub quota_per_second: Option<i32>,
@@ -56,10 +60,18 @@ pub struct Project {
 }
 
 impl Project {
+    /// The topics of its events: its own, then those of its routes.
+    pub fn topics(&self) -> Vec<String> {
+        topics(&self.id, &self.routes)
+    }
+
     /// All partitions of its events.
     pub fn events_partitions(&self) -> impl Iterator<Item = TopicPartition> + use<> {
-        let topic: Arc<str> = events_topic(&self.id).into();
-        (0..self.partitions).map(move |partition| TopicPartition { topic: Arc::clone(&topic), partition })
+        let partitions = self.partitions;
+        self.topics().into_iter().flat_map(move |topic| {
+            let topic: Arc<str> = topic.into();
+            (0..partitions).map(move |partition| TopicPartition { topic: Arc::clone(&topic), partition })
+        })
     }
 
     /// The counts that are kept with it.

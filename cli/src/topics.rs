@@ -131,7 +131,7 @@ pub async fn difference(declared: &Declared, connections: &Connections) -> anyho
     let (mut growths, mut drift) = (Vec::new(), Vec::new());
     for project in store::live_projects(&mut db).await? {
         let id = ProjectId::parse(&project.id)?;
-        topics.extend(target.declarations.project(&id, project.partitions(), target.replication));
+        topics.extend(target.declarations.project(&id, project.partitions(), &project.topics(), target.replication));
         let Some(wanted) = target.declarations.events_of(&id) else { continue };
         match plan_growth(&mut db, &project.id, wanted).await {
             Ok(growth) => growths.extend(growth),
@@ -148,7 +148,7 @@ pub async fn difference(declared: &Declared, connections: &Connections) -> anyho
     // What a growth left when it was cut short is not said twice.
     let grows = |change: &Change| {
         matches!(change, Change::Drift { topic, setting, .. }
-            if setting == "partitions" && growths.iter().any(|growth| growth.topics().contains(topic)))
+            if setting == "partitions" && growths.iter().any(|growth| growth.topics.contains(topic)))
     };
     changes.retain(|change| !grows(change));
     changes.extend(drift);
@@ -177,9 +177,9 @@ impl Difference {
 }
 
 impl Step {
-    fn growing(growth: &Growth) -> impl Iterator<Item = Self> {
+    fn growing(growth: &Growth) -> impl Iterator<Item = Self> + use<'_> {
         let (from, to) = (growth.from.to_string(), growth.to.to_string());
-        growth.topics().into_iter().map(move |topic| Self {
+        growth.topics.iter().cloned().map(move |topic| Self {
             action: "grow",
             topic,
             setting: Some("partitions".to_owned()),

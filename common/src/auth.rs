@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use axum::http::{HeaderMap, StatusCode, header};
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
+use sqlx::types::Json;
 use subtle::ConstantTimeEq;
 
 pub use self::cache::{CONFIRMED, FRESH};
@@ -23,19 +24,20 @@ pub use self::environment::EnvironmentError;
 use self::environment::EnvironmentKey;
 pub use self::form::{NewKey, generate};
 use self::form::{hash, prefix};
+use crate::home::Route;
 use crate::problem::Problem;
 use crate::projects::SchemaMode;
 
 /// How long Postgres may take.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Whether a key is revoked is judged by the clock that wrote when.
-const BY_PREFIX: &str = "SELECT k.hash, k.project, p.partitions, p.quota_per_second, k.scopes, k.rate_limit, k.expires_at, \
+const BY_PREFIX: &str = "SELECT k.hash, k.project, p.partitions, tidemill_routes(p.id) AS routes, p.quota_per_second, k.scopes, k.rate_limit, k.expires_at, \
      k.revoked_at IS NOT NULL AND k.revoked_at <= now() AS revoked, p.suspended_at IS NOT NULL AS suspended, \
      p.schema_mode, p.schemas_changed_at \
      FROM api_keys k JOIN projects p ON p.id = k.project AND p.deleted_at IS NULL WHERE k.prefix = $1";
 
 /// The same for a key from the environment, which only needs its project.
-const PROJECT: &str = "SELECT $1::bytea AS hash, id AS project, partitions, quota_per_second, \
+const PROJECT: &str = "SELECT $1::bytea AS hash, id AS project, partitions, tidemill_routes(id) AS routes, quota_per_second, \
      $2::text[] AS scopes, NULL::integer AS rate_limit, NULL::timestamptz AS expires_at, false AS revoked, \
      suspended_at IS NOT NULL AS suspended, schema_mode, schemas_changed_at FROM projects WHERE id = $3 AND deleted_at IS NULL";
 
@@ -73,8 +75,10 @@ pub struct ApiKey {
     pub prefix: String,
     /// Whose key it is.
     pub project: Arc<str>,
-    /// The project's number of home partitions.
+    /// How many partitions each of the project's topics has.
     pub partitions: i32,
+    /// The project's routes.
+    pub routes: Vec<Route>,
     /// What it allows.
     pub scopes: Vec<Scope>,
     /// Events per second; `None` is no limit.
@@ -262,6 +266,7 @@ struct Row {
     hash: Vec<u8>,
     project: String,
     partitions: i32,
+    routes: Json<Vec<Route>>,
     scopes: Vec<String>,
     rate_limit: Option<i32>,
     quota_per_second: Option<i32>,
@@ -280,6 +285,7 @@ impl Row {
             prefix: prefix.to_owned(),
             project: Arc::from(self.project),
             partitions: self.partitions,
+            routes: self.routes.0,
             scopes: self.scopes.iter().filter_map(|scope| Scope::parse(scope)).collect(),
             rate_limit: self.rate_limit.and_then(rate),
             quota: self.quota_per_second.and_then(rate),
@@ -305,6 +311,7 @@ mod tests {
             prefix: new.prefix.clone(),
             project: Arc::from("shop"),
             partitions: 4,
+            routes: Vec::new(),
             scopes: vec![Scope::Read],
             rate_limit: None,
             quota: None,

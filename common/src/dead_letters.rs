@@ -14,19 +14,20 @@ use sha2::{Digest, Sha256};
 use sqlx::{PgPool, Row};
 
 use crate::kafka::Record;
+use crate::names::{events_topic, in_log, partition_number};
 
 /// Header of a record that is sent through again: whose letter it is, as [`LetterId`] writes it.
 pub const REDRIVE_OF: &str = "redrive-of";
 /// Longest topic id.
 const MAX_INCARNATION: usize = 64;
 
-/// Which dead letter of a topic: where the record stands that was refused first. Its text is
+/// Which dead letter of a project: where the record stands that was refused first. Its text is
 /// `<topic incarnation>:<partition>:<offset>`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LetterId {
     /// Kafka's id of the topic.
     pub incarnation: String,
-    /// The partition.
+    /// The partition's number in the project.
     pub partition: i32,
     /// The offset.
     pub offset: i64,
@@ -87,13 +88,13 @@ pub struct Passed {
 
 const DEAD: &str = r#"
     SELECT "offset" FROM dead_letters
-    WHERE topic = $1 AND topic_incarnation = $2 AND partition = w.partition AND "offset" >= w.low AND "offset" < w.high
+    WHERE topic = $6 AND topic_incarnation = $2 AND partition = w.partition + $7 AND "offset" >= w.low AND "offset" < w.high
     UNION
     SELECT "offset" FROM redrives
     WHERE topic = $1 AND topic_incarnation = $2 AND partition = w.partition AND "offset" >= w.low AND "offset" < w.high
       AND outcome IN ('refused', 'closed')"#;
 
-/// Where the stream stands in partitions of a project's topic, and what it gave up there; `from` is the first offset
+/// Where the stream stands in partitions of one of a project's topics, and what it gave up there; `from` is the first offset
 /// of interest in each of them.
 pub async fn passed(
     pool: &PgPool,
@@ -107,7 +108,7 @@ pub async fn passed(
         "SELECT w.partition, coalesce(l.next_offset, 0), ARRAY({DEAD})
          FROM unnest($3::int[], $4::bigint[], $5::bigint[]) AS w(partition, low, high)
          LEFT JOIN ledger l ON l.view = 'stream' AND l.topic = $1 AND l.topic_incarnation = $2
-           AND l.partition = w.partition AND l.generation = (SELECT generation FROM projects WHERE id = $6)"
+           AND l.partition = w.partition AND l.generation = (SELECT generation FROM projects WHERE id = $8)"
     );
     let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
         .bind(topic)
@@ -115,6 +116,8 @@ pub async fn passed(
         .bind(from.keys().copied().collect::<Vec<_>>())
         .bind(from.values().copied().collect::<Vec<_>>())
         .bind(vec![i64::MAX; from.len()])
+        .bind(events_topic(project))
+        .bind(partition_number(topic, 0))
         .bind(project)
         .fetch_all(pool)
         .await?;
@@ -132,6 +135,7 @@ pub async fn dead(
     incarnation: &str,
     spans: &[(i32, Range<i64>)],
 ) -> Result<HashMap<i32, BTreeSet<i64>>, sqlx::Error> {
+    let (log, first) = in_log(topic, 0);
     let sql = format!(
         "SELECT w.partition, ARRAY({DEAD})
          FROM unnest($3::int[], $4::bigint[], $5::bigint[]) AS w(partition, low, high)"
@@ -142,6 +146,8 @@ pub async fn dead(
         .bind(spans.iter().map(|(partition, _)| *partition).collect::<Vec<_>>())
         .bind(spans.iter().map(|(_, span)| span.start).collect::<Vec<_>>())
         .bind(spans.iter().map(|(_, span)| span.end).collect::<Vec<_>>())
+        .bind(log)
+        .bind(first)
         .fetch_all(pool)
         .await?;
     let offsets = |row: &sqlx::postgres::PgRow| {

@@ -69,7 +69,7 @@ impl Invalid {
 
 /// An event whose texts stand elsewhere: what the gateway encodes, and what readers of the log look at, without
 /// copying them first.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[allow(missing_docs)] // the fields of [`Event`]
 pub struct EventRef<'a> {
     pub event_id: &'a str,

@@ -1,28 +1,54 @@
-//! An event's home partition: where all copies of an eventId meet, whoever sends them; and how that goes on when a
-//! topic gets more partitions. Pure.
+//! An event's home partition: where all copies of an event meet, whoever sends them; and how that goes on when a project
+//! gets more partitions, or a topic of its own for some event types (a route). Pure.
 //!
-//! A topic that has grown has had several [`Era`]s. Each ended at an offset of every partition, its cutoffs, and a record
-//! is judged by the era that its own offset lies in. So what a record is never changes, whoever reads it when.
+//! A project that has changed so has had several [`Era`]s. Each ended at an offset of every partition, its cutoffs, and a
+//! record is judged by the era that its own offset lies in. So what a record is never changes, whoever reads it when.
+//!
+//! Partitions are meant by their numbers in the project ([`crate::names::partition_number`]).
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
-/// How a topic's events are spread over its partitions, and were before it got more of them.
-#[derive(Debug, Clone, PartialEq, Eq)]
+use crate::event::EventRef;
+use crate::names::ROUTE;
+
+/// How a project's events are spread over partitions, and were before that changed.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Layout {
-    /// How many partitions there are.
-    partitions: i32,
+    /// How often it has changed.
+    pub version: i32,
+    /// How they are spread now.
+    now: Spread,
+    routes: Vec<Route>,
     /// What is over, the oldest first.
     eras: Vec<Era>,
 }
 
-/// The time in which a topic had fewer partitions.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Era {
-    /// How many it had. The next number is a multiple of it.
+/// A topic of their own for events of some types. There is nothing about a route that ever changes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Its name.
+    pub name: String,
+    /// The types; no other route has them.
+    pub event_types: Vec<String>,
+}
+
+/// How events are spread: every topic of a project has the same number of partitions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+pub struct Spread {
+    /// How many partitions each topic has.
     pub partitions: i32,
-    /// Where it ended: for each partition that there was when it did, those that were new then too, the first offset
-    /// that belongs to the next era.
-    pub cutoffs: Vec<i64>,
+    /// How many routes there are, of all that there will be.
+    pub routes: usize,
+}
+
+/// A time that is over.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Era {
+    /// How events were spread. In the next one there are more partitions, a multiple, or one route more.
+    pub spread: Spread,
+    /// Where it ended, by topic, the project's own first and then its routes in their order, and partition: the first
+    /// offset that belongs to the next era. What was new then is in it, too; where nothing is known, all is later.
+    pub cutoffs: Vec<Vec<i64>>,
 }
 
 /// Where a partition's events were before there was that partition.
@@ -32,55 +58,75 @@ pub struct Parent {
     pub partition: i32,
     /// The first offset there that belongs to the era of its child.
     pub cutoff: i64,
-    /// How many partitions there were from then on.
-    grown_to: i32,
+    /// How events were spread from then on.
+    then: Spread,
 }
 
 impl Layout {
-    /// Of a topic that has grown through these eras, the oldest first.
-    pub fn new(partitions: i32, eras: Vec<Era>) -> Self {
-        Self { partitions, eras }
+    /// Of a project that has got through these eras, the oldest first.
+    pub fn new(partitions: i32, routes: Vec<Route>, eras: Vec<Era>) -> Self {
+        let (version, now) = (eras.len() as i32, Spread { partitions, routes: routes.len() });
+        Self { version, now, routes, eras }
     }
 
-    /// How many partitions there are.
+    /// How many partitions each topic has.
     pub fn partitions(&self) -> i32 {
-        self.partitions
+        self.now.partitions
     }
 
-    /// Where events with this key belong now.
-    pub fn home(&self, key: &[u8]) -> i32 {
-        home_partition(key, self.partitions)
+    /// Where an event belongs now.
+    pub fn home(&self, event: &EventRef<'_>) -> i32 {
+        home_in(&self.routes, self.now, event)
     }
 
-    /// Whether a record with this key, at this offset of a partition, is where it belonged when it was appended.
-    pub fn is_home(&self, key: &[u8], partition: i32, offset: i64) -> bool {
-        home_partition(key, self.partitions_at(partition, offset)) == partition
+    /// Whether a record of an event, at this offset of a partition, is where it belonged when it was appended.
+    pub fn is_home(&self, event: &EventRef<'_>, partition: i32, offset: i64) -> bool {
+        home_in(&self.routes, self.spread_at(partition, offset), event) == partition
     }
 
     /// The partition that had the events of this one before there was this one; none: it has always been there, or does
     /// not belong to the layout.
     pub fn parent(&self, partition: i32) -> Option<Parent> {
-        let grown_to = self.eras.iter().skip(1).map(|era| era.partitions).chain([self.partitions]);
-        let (era, grown_to) =
-            self.eras.iter().zip(grown_to).find(|(era, to)| (era.partitions..*to).contains(&partition))?;
-        let parent = partition % era.partitions;
-        Some(Parent { partition: parent, cutoff: *era.cutoffs.get(parent as usize)?, grown_to })
+        let (topic, own) = split(partition)?;
+        let next = self.eras.iter().skip(1).map(|era| era.spread).chain([self.now]);
+        self.eras.iter().zip(next).find_map(|(era, then)| {
+            let grown = topic <= era.spread.routes && (era.spread.partitions..then.partitions).contains(&own);
+            let routed = (era.spread.routes + 1..=then.routes).contains(&topic) && own < then.partitions;
+            let from = match (grown, routed) {
+                (true, _) => (topic, own % era.spread.partitions),
+                (_, true) => (0, own),
+                _ => return None,
+            };
+            let cutoff = *era.cutoffs.get(from.0)?.get(from.1 as usize)?;
+            Some(Parent { partition: from.0 as i32 * ROUTE + from.1, cutoff, then })
+        })
     }
 
-    fn partitions_at(&self, partition: i32, offset: i64) -> i32 {
+    /// Whether an event, of those that were in `parent`, is in `child` from the cutoff on.
+    pub fn moves(&self, parent: &Parent, child: i32, event: &EventRef<'_>) -> bool {
+        home_in(&self.routes, parent.then, event) == child
+    }
+
+    fn spread_at(&self, partition: i32, offset: i64) -> Spread {
         let lies_in = |era: &&Era| {
-            let cutoff = usize::try_from(partition).ok().and_then(|partition| era.cutoffs.get(partition));
+            let cutoff = split(partition).and_then(|(topic, own)| era.cutoffs.get(topic)?.get(own as usize));
             cutoff.is_some_and(|cutoff| offset < *cutoff)
         };
-        self.eras.iter().find(lies_in).map_or(self.partitions, |era| era.partitions)
+        self.eras.iter().find(lies_in).map_or(self.now, |era| era.spread)
     }
 }
 
-impl Parent {
-    /// Whether the events with this key, of those that were in the parent, are in `child` from the cutoff on.
-    pub fn leaves_to(&self, child: i32, key: &[u8]) -> bool {
-        home_partition(key, self.grown_to) == child
-    }
+/// The number of the partition where events belong that are spread so over a project's own topic and these routes.
+pub fn home_in(routes: &[Route], spread: Spread, event: &EventRef<'_>) -> i32 {
+    let routes = routes.iter().take(spread.routes);
+    let is_of = |(_, route): &(i32, &Route)| route.event_types.iter().any(|of| of == event.event_type);
+    let topic = (1..).zip(routes).find(is_of).map_or(0, |(number, _)| number);
+    topic * ROUTE + home_partition(event.event_id.as_bytes(), spread.partitions)
+}
+
+/// Which topic's a partition is, and its number there.
+fn split(partition: i32) -> Option<(usize, i32)> {
+    Some((usize::try_from(partition).ok()? / ROUTE as usize, partition % ROUTE))
 }
 
 /// The partition in which events with this key belong, as Kafka's Java client computes it
@@ -113,28 +159,39 @@ fn murmur2(data: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use proptest::prelude::*;
 
     use super::*;
 
+    /// Of a project without routes.
     fn era(partitions: i32, cutoffs: &[i64]) -> Era {
-        Era { partitions, cutoffs: cutoffs.to_vec() }
+        Era { spread: Spread { partitions, routes: 0 }, cutoffs: vec![cutoffs.to_vec()] }
     }
 
-    /// A key whose home is `partition` of `partitions`.
-    fn key(partition: i32, partitions: i32) -> String {
-        let mut keys = (0..).map(|i| format!("key-{i}"));
-        keys.find(|key| home_partition(key.as_bytes(), partitions) == partition).expect("there is one")
+    fn view(id: &str) -> EventRef<'_> {
+        EventRef { event_id: id, event_type: "view", ..EventRef::default() }
+    }
+
+    fn click(id: &str) -> EventRef<'_> {
+        EventRef { event_type: "click", ..view(id) }
+    }
+
+    fn clicks() -> Route {
+        Route { name: "clicks".to_owned(), event_types: vec!["tap".to_owned(), "click".to_owned()] }
+    }
+
+    /// An id whose home is `partition` of `partitions`.
+    fn id(partition: i32, partitions: i32) -> String {
+        let mut ids = (0..).map(|i| format!("key-{i}"));
+        ids.find(|id| home_partition(id.as_bytes(), partitions) == partition).expect("there is one")
     }
 
     #[test]
     fn a_record_belongs_where_it_did_when_it_was_appended() {
-        let layout = Layout::new(6, vec![era(2, &[10, 20, 0, 5, 0, 0])]);
-        let moved = key(3, 6); // from partition 1 to partition 3
-        let is_home = |partition, offset| layout.is_home(moved.as_bytes(), partition, offset);
-        assert_eq!(layout.home(moved.as_bytes()), 3);
+        let layout = Layout::new(6, Vec::new(), vec![era(2, &[10, 20, 0, 5, 0, 0])]);
+        let moved = id(3, 6); // from partition 1 to partition 3
+        let is_home = |partition, offset| layout.is_home(&view(&moved), partition, offset);
+        assert_eq!(layout.home(&view(&moved)), 3);
         assert!(is_home(1, 19) && !is_home(1, 20), "the parent has it up to the cutoff");
         assert!(!is_home(3, 4) && is_home(3, 5), "the child from the cutoff on");
         assert!(!is_home(0, 0) && !is_home(0, 99) && !is_home(99, 0) && !is_home(-1, 0));
@@ -142,48 +199,77 @@ mod tests {
 
     #[test]
     fn a_child_knows_its_parent() {
-        let layout = Layout::new(12, vec![era(2, &[10, 20, 0, 5]), era(4, &[30, 40, 50, 60, 0, 0, 0, 0, 0, 0, 0, 0])]);
+        let twelve = [30, 40, 50, 60, 0, 0, 0, 0, 0, 0, 0, 0];
+        let layout = Layout::new(12, Vec::new(), vec![era(2, &[10, 20, 0, 5]), era(4, &twelve)]);
         let parent = |partition| layout.parent(partition).map(|parent| (parent.partition, parent.cutoff));
-        assert_eq!([0, 1, 12, -1].map(parent), [None; 4]);
+        assert_eq!([0, 1, 12, -1, 10_000].map(parent), [None; 5]);
         assert_eq!([2, 3].map(parent), [Some((0, 10)), Some((1, 20))]);
         assert_eq!([4, 7, 11].map(parent), [Some((0, 30)), Some((3, 60)), Some((3, 60))]);
         let parent = layout.parent(7).expect("a child");
-        assert!(parent.leaves_to(7, key(7, 12).as_bytes()) && !parent.leaves_to(7, key(11, 12).as_bytes()));
+        assert!(layout.moves(&parent, 7, &view(&id(7, 12))) && !layout.moves(&parent, 7, &view(&id(11, 12))));
+    }
+
+    #[test]
+    fn a_route_takes_its_types_from_the_cutoffs_on() {
+        let begun = Era { spread: Spread { partitions: 2, routes: 0 }, cutoffs: vec![vec![10, 20], vec![3, 0]] };
+        let layout = Layout::new(2, vec![clicks()], vec![begun]);
+        let (zero, one) = (id(0, 2), id(1, 2));
+        assert_eq!([layout.home(&view(&one)), layout.home(&click(&one))], [1, 10_001]);
+        assert!(layout.is_home(&click(&one), 1, 19) && !layout.is_home(&click(&one), 1, 20));
+        assert!(layout.is_home(&view(&one), 1, 19) && layout.is_home(&view(&one), 1, 20));
+        assert!(!layout.is_home(&click(&zero), 10_000, 2) && layout.is_home(&click(&zero), 10_000, 3));
+        assert!(!layout.is_home(&view(&zero), 10_000, 2) && !layout.is_home(&view(&zero), 10_000, 3));
+        let parent = layout.parent(10_001).expect("the project's own partition");
+        assert_eq!((parent.partition, parent.cutoff), (1, 20));
+        assert!(layout.moves(&parent, 10_001, &click(&one)) && !layout.moves(&parent, 10_001, &view(&one)));
     }
 
     proptest! {
-        /// A topic that grows while records are written anywhere: what a record is does not change when the topic grows
-        /// behind it, and all first sights of a key lie on one way from parent to child.
+        /// A project that grows and gets routes while records are written anywhere: what a record is does not change with
+        /// what happens behind it, and all first sights of an event lie on one way from parent to child.
         #[test]
         fn what_a_record_is_never_changes(
             start in 1i32..4,
-            growths in prop::collection::vec((2i32..4, prop::collection::vec(0i64..20, 64)), 0..3),
+            changes in prop::collection::vec((prop::option::of(2i32..4), prop::collection::vec(0i64..20, 256)), 0..4),
             key in "[a-z]{1,8}",
+            event_type in "[a-d]",
         ) {
-            let (mut layout, mut ends) = (Layout::new(start, Vec::new()), vec![0i64; 64]);
-            let key = key.as_bytes();
-            for (times, written) in growths {
+            let event = EventRef { event_id: &key, event_type: &event_type, ..EventRef::default() };
+            let (mut layout, mut ends) = (Layout::new(start, Vec::new(), Vec::new()), [[0i64; 64]; 5]);
+            for (times, written) in changes {
+                ends.as_flattened_mut().iter_mut().zip(written).for_each(|(end, more)| *end += more);
                 let before = layout.clone();
-                let partitions = before.partitions() * times;
-                ends.iter_mut().zip(written).for_each(|(end, more)| *end += more);
-                let mut eras = before.eras.clone();
-                eras.push(Era { partitions: before.partitions(), cutoffs: ends[..partitions as usize].to_vec() });
-                layout = Layout::new(partitions, eras);
-                for partition in 0..partitions {
-                    let end = ends[partition as usize];
+                let (mut eras, mut routes) = (before.eras.clone(), before.routes.clone());
+                let partitions = match times {
+                    Some(times) if before.partitions() * times <= 64 => before.partitions() * times,
+                    _ => {
+                        let name = ["a", "b", "c", "d"][routes.len()].to_owned();
+                        routes.push(Route { event_types: vec![name.clone()], name });
+                        before.partitions()
+                    }
+                };
+                let topics = 0..=routes.len();
+                let cutoffs = topics.clone().map(|topic| ends[topic][..partitions as usize].to_vec()).collect();
+                eras.push(Era { spread: before.now, cutoffs });
+                layout = Layout::new(partitions, routes, eras);
+                let all = topics.flat_map(|topic| (0..partitions).map(move |own| (topic, own)));
+                let all: Vec<(i32, i64)> =
+                    all.map(|(topic, own)| (topic as i32 * ROUTE + own, ends[topic][own as usize])).collect();
+                for &(partition, end) in &all {
                     for offset in 0..end {
-                        let (then, now) = (before.is_home(key, partition, offset), layout.is_home(key, partition, offset));
+                        let (then, now) = (before.is_home(&event, partition, offset), layout.is_home(&event, partition, offset));
                         prop_assert_eq!(then, now, "{}/{} under {:?}", partition, offset, layout);
                     }
-                    prop_assert_eq!(layout.is_home(key, partition, end), partition == layout.home(key));
+                    prop_assert_eq!(layout.is_home(&event, partition, end), partition == layout.home(&event));
                 }
-                let homes: BTreeSet<i32> = (0..partitions).filter(|&p| layout.is_home(key, p, ends[p as usize])).collect();
-                prop_assert_eq!(homes.len(), 1, "one home for what comes");
-                let (old, new) = (before.home(key), layout.home(key));
+                let homes = all.iter().filter(|(partition, end)| layout.is_home(&event, *partition, *end)).count();
+                prop_assert_eq!(homes, 1, "one home for what comes");
+                let (old, new) = (before.home(&event), layout.home(&event));
                 if old != new {
                     let parent = layout.parent(new).expect("what is new has a parent");
-                    prop_assert_eq!((parent.partition, parent.cutoff), (old, ends[old as usize]));
-                    prop_assert!(parent.leaves_to(new, key));
+                    let end = all.iter().find(|(partition, _)| *partition == old).expect("it is still there").1;
+                    prop_assert_eq!((parent.partition, parent.cutoff), (old, end));
+                    prop_assert!(layout.moves(&parent, new, &event));
                 }
             }
         }

@@ -6,9 +6,14 @@ use std::fmt;
 pub const STREAM_GROUP: &str = "tidemill.stream";
 /// Consumer group of the archivers.
 pub const ARCHIVER_GROUP: &str = "tidemill.archiver";
-/// What a consumer of every project's events subscribes to; it matches neither the processed topics nor
-/// the dead letters, whose names have one more dot.
-pub const EVENT_TOPICS: &str = r"^events\.[a-z0-9-]{1,48}$";
+/// What a consumer of every project's events subscribes to: their own topics and those of their routes. It would match
+/// [`NO_EVENT_TOPICS`], too.
+pub const EVENT_TOPICS: &str = r"^events\.[a-z0-9-]{1,48}(\.[a-z0-9-]{1,52})?$";
+/// What is never subscribed to: processed topics and dead letters.
+pub const NO_EVENT_TOPICS: &str = r"^events\.processed\.,^events\.dlq\.";
+/// A project's partitions are numbered through: those of its own topic from 0 on, those of its first route from this, of
+/// its second from twice this, and so on. So one number says where in a project's log a record is.
+pub const ROUTE: i32 = 10_000;
 
 /// A valid project id: `[a-z0-9-]{1,48}`, never `processed` or `dlq`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -47,6 +52,17 @@ pub fn events_topic(project: &str) -> String {
     format!("events.{project}")
 }
 
+/// The topic of a project's route: its number, from 1 on, and its name.
+pub fn route_topic(project: &str, number: usize, name: &str) -> String {
+    format!("events.{project}.{number}-{name}")
+}
+
+/// The number that a partition of such a topic has in its project.
+pub fn partition_number(topic: &str, partition: i32) -> i32 {
+    let route = topic.splitn(3, '.').nth(2).and_then(|route| route.split_once('-')?.0.parse().ok());
+    route.unwrap_or(0) * ROUTE + partition
+}
+
 /// The topic of first sights, enriched.
 pub fn processed_topic(project: &str) -> String {
     format!("events.processed.{project}")
@@ -62,9 +78,16 @@ pub fn metrics_topic(metric: &str) -> String {
     format!("metrics.{metric}")
 }
 
-/// The project whose events a topic holds, if it is such a topic.
+/// A topic of a project's events, and a partition of it, as they are named where the project's log is spoken of as one:
+/// the project's own topic, and the partition's number.
+pub fn in_log(topic: &str, partition: i32) -> (String, i32) {
+    (project_of(topic).map_or_else(|| topic.to_owned(), events_topic), partition_number(topic, partition))
+}
+
+/// The project whose events a topic holds, if it is such a topic: the project's own, or a route's.
 pub fn project_of(topic: &str) -> Option<&str> {
-    let project = topic.strip_prefix("events.")?;
+    let name = topic.strip_prefix("events.")?;
+    let project = name.split_once('.').map_or(name, |(project, _)| project);
     ProjectId::parse(project).ok().map(|_| project)
 }
 
@@ -75,8 +98,16 @@ mod tests {
     #[test]
     fn only_event_topics_have_a_project() {
         assert_eq!(project_of("events.shop-1"), Some("shop-1"));
+        assert_eq!(project_of(&route_topic("shop-1", 2, "page-views")), Some("shop-1"));
         assert_eq!(project_of("events.processed.shop"), None);
         assert_eq!(project_of("events.dlq"), None);
         assert_eq!(project_of("metrics.events"), None);
+    }
+
+    #[test]
+    fn a_projects_partitions_are_numbered_through() {
+        assert_eq!(partition_number("events.shop", 7), 7);
+        assert_eq!(partition_number(&route_topic("shop", 1, "clicks"), 7), 10_007);
+        assert_eq!(partition_number(&route_topic("shop", 12, "3-clicks"), 0), 120_000);
     }
 }

@@ -1,6 +1,7 @@
 //! What a record of an events topic is. Stream, archiver and replays ask here, so that they agree.
 
 use crate::codec::{DecodeError, Decoded, Decoder};
+use crate::event::EventRef;
 use crate::home::Layout;
 use crate::kafka::Record;
 
@@ -11,7 +12,8 @@ pub const MAX_RECORD: usize = 1_000_000;
 pub const TOO_LARGE: &str = "too-large";
 /// The reason of strays that came home too late.
 pub const LATE_STRAY: &str = "late-stray";
-/// Header of what is sent on: the partition in the project's events topic where the record comes from.
+/// Header of what is sent on: the number, in its project ([`crate::names::partition_number`]), of the partition where the
+/// record comes from.
 pub const SOURCE_PARTITION: &str = "source-partition";
 /// Header of what is sent on: its offset there.
 pub const SOURCE_OFFSET: &str = "source-offset";
@@ -25,10 +27,10 @@ const MAX_DETAIL: usize = 1_000;
 pub enum Verdict<'a> {
     /// A valid event in its home partition.
     Valid(Decoded<'a>),
-    /// A valid event elsewhere: a producer with another partitioner, or from before the topic got more partitions. It
-    /// counts only in its home partition.
+    /// A valid event elsewhere: a producer with another partitioner, or one that does not know yet that the project has
+    /// got more partitions or a route. It counts only in its home partition.
     Stray {
-        /// Where it belongs now.
+        /// Where it belongs now: a partition's number in the project.
         home: i32,
     },
     /// Not an event.
@@ -50,7 +52,7 @@ pub struct Rejection {
 /// again. `UnknownSchema` is such an error too at first; the caller decides when to give up with
 /// [`Rejection::unknown_schema`].
 ///
-/// `layout` is that of the record's topic, and `window_ms` says how far apart copies of an event count once.
+/// `layout` is that of the record's project, and `window_ms` says how far apart copies of an event count once.
 pub async fn judge<'a>(
     decoder: &Decoder,
     record: &'a Record,
@@ -70,11 +72,10 @@ pub async fn judge<'a>(
     if let Err(invalid) = event.validate_appended(record.append_ms) {
         return Ok(rejected("validate", "invalid", invalid));
     }
-    let id = event.event_id.as_bytes();
-    if !layout.is_home(id, record.partition, record.offset) {
-        return Ok(Verdict::Stray { home: layout.home(id) });
+    if !layout.is_home(&event, record.number_of_partition(), record.offset) {
+        return Ok(Verdict::Stray { home: layout.home(&event) });
     }
-    if let Some(late) = late_stray(record, id, layout, window_ms) {
+    if let Some(late) = late_stray(record, &event, layout, window_ms) {
         return Ok(rejected("validate", LATE_STRAY, late));
     }
     Ok(Verdict::Valid(decoded))
@@ -82,12 +83,12 @@ pub async fn judge<'a>(
 
 /// What is wrong with a stray that took longer than a window to come home: its copies may have been here and be
 /// forgotten by now, so it could count twice. Headers and append times alone decide.
-fn late_stray(record: &Record, id: &[u8], layout: &Layout, window_ms: i64) -> Option<String> {
+fn late_stray(record: &Record, event: &EventRef<'_>, layout: &Layout, window_ms: i64) -> Option<String> {
     let (partition, offset) = (record.number(SOURCE_PARTITION)?, record.number(SOURCE_OFFSET)?);
     let appended = record.number(SOURCE_APPEND_TIME)?;
     let late_ms = record.append_ms.saturating_sub(appended);
     // It may have been a stray in this very partition, before that was its home.
-    let was_stray = i32::try_from(partition).map_or(true, |partition| !layout.is_home(id, partition, offset));
+    let was_stray = i32::try_from(partition).map_or(true, |partition| !layout.is_home(event, partition, offset));
     (was_stray && late_ms > window_ms).then(|| {
         format!(
             "came home from partition {partition}, offset {offset}, {} s after it was appended there; within {} s it \
@@ -118,7 +119,7 @@ fn rejected(stage: &'static str, reason: &'static str, detail: impl ToString) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::home::Era;
+    use crate::home::{Era, Spread};
 
     fn record(append_ms: i64, headers: &[(&str, &str)]) -> Record {
         let headers = headers.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec())).collect();
@@ -126,10 +127,21 @@ mod tests {
     }
 
     /// Its home is partition 3 of 4.
-    const ID: &[u8] = b"e-17";
+    const EVENT: EventRef<'_> = EventRef {
+        event_id: "e-17",
+        event_type: "view",
+        timestamp: 0,
+        received_at: None,
+        user_id: None,
+        session_id: None,
+        event_action: None,
+        properties: None,
+        client_address: None,
+        user_agent: None,
+    };
 
     fn late(record: &Record) -> Option<String> {
-        late_stray(record, ID, &Layout::new(4, Vec::new()), 5_000)
+        late_stray(record, &EVENT, &Layout::new(4, Vec::new(), Vec::new()), 5_000)
     }
 
     #[test]
@@ -153,8 +165,9 @@ mod tests {
 
     #[test]
     fn a_stray_may_come_from_what_is_its_home_by_now() {
-        let grown = Layout::new(4, vec![Era { partitions: 2, cutoffs: vec![0, 0, 0, 3] }]);
+        let era = Era { spread: Spread { partitions: 2, routes: 0 }, cutoffs: vec![vec![0, 0, 0, 3]] };
+        let grown = Layout::new(4, Vec::new(), vec![era]);
         let from_here = [(SOURCE_PARTITION, "3"), (SOURCE_OFFSET, "2"), (SOURCE_APPEND_TIME, "0")];
-        assert!(late_stray(&record(6_000, &from_here), ID, &grown, 5_000).is_some());
+        assert!(late_stray(&record(6_000, &from_here), &EVENT, &grown, 5_000).is_some());
     }
 }

@@ -8,7 +8,6 @@ use anyhow::ensure;
 use tidemill_archiver::positions;
 use tidemill_archiver::table::Tables;
 use tidemill_common::config::Connections;
-use tidemill_common::names::events_topic;
 
 use crate::drill::{Drill, Options, Outcome};
 use crate::onlooker::Onlooker;
@@ -91,7 +90,7 @@ impl Archiving {
     /// The table's positions.
     pub async fn positions(&self) -> anyhow::Result<BTreeMap<i32, i64>> {
         let Some(table) = self.tables.load(&self.stack.project).await? else { return Ok(BTreeMap::new()) };
-        let positions = positions::read(table.metadata().properties(), &events_topic(&self.stack.project))?;
+        let positions = positions::read_all(table.metadata().properties(), &self.stack.project)?;
         Ok(positions.into_iter().map(|(partition, position)| (partition, position.next)).collect())
     }
 

@@ -1,9 +1,8 @@
-//! The log as it stands: every record of a project's events topic, decoded.
+//! The log as it stands: every record of a project's events, in all of their topics, decoded.
 
 use tidemill_common::codec::{DecodeError, Decoder, schema_id};
 use tidemill_common::event::Event;
 use tidemill_common::kafka::Record;
-use tidemill_common::names::events_topic;
 use tidemill_common::registry::Registry;
 use tidemill_testkit::Stack;
 
@@ -13,7 +12,7 @@ pub const LATE_SCHEMA: u32 = 4_000_000;
 /// One record.
 #[derive(Debug, Clone)]
 pub struct Line {
-    /// Partition and offset.
+    /// The partition's number in the project, and the offset.
     pub at: (i32, i64),
     /// When the broker appended it, in milliseconds since 1970.
     pub append_ms: i64,
@@ -40,7 +39,11 @@ pub struct Origin {
 pub async fn read(stack: &Stack) -> anyhow::Result<Vec<Line>> {
     let decoder = Decoder::new(Registry::new(&stack.connections.registry_url)?);
     let mut lines = Vec::new();
-    for record in stack.records(&events_topic(&stack.project)).await {
+    let mut records = Vec::new();
+    for topic in stack.project().await.topics() {
+        records.extend(stack.records(&topic).await);
+    }
+    for record in records {
         let redriven = header(&record, "redrive-of").is_some();
         let too_early = schema_id(&record.value).ok() == Some(LATE_SCHEMA) && !redriven;
         let content = match decoder.decode(&record.value).await {
@@ -52,7 +55,7 @@ pub async fn read(stack: &Stack) -> anyhow::Result<Vec<Line>> {
             Err(error) => return Err(error.into()),
         };
         lines.push(Line {
-            at: (record.partition, record.offset),
+            at: (record.number_of_partition(), record.offset),
             append_ms: record.append_ms,
             key: text(record.key.as_deref().unwrap_or_default()),
             origin: origin(&record),

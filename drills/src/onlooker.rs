@@ -11,7 +11,6 @@ use futures::TryStreamExt;
 use tidemill_archiver::positions;
 use tidemill_archiver::table::Tables;
 use tidemill_common::config::Connections;
-use tidemill_common::names::events_topic;
 use tokio_util::task::AbortOnDropHandle;
 
 /// How long it waits between two looks.
@@ -74,7 +73,7 @@ async fn look(tables: &Tables, project: &str, seen: &Mutex<Seen>) {
         return;
     }
     let read = async {
-        let next = positions::read(table.metadata().properties(), &events_topic(project))?;
+        let next = positions::read_all(table.metadata().properties(), project)?;
         let next = next.into_iter().map(|(partition, position)| (partition, position.next)).collect();
         let mut batches = table.scan().select(["kafka_partition", "kafka_offset"]).build()?.to_arrow().await?;
         let mut rows = Vec::new();

@@ -38,14 +38,14 @@ impl Drill {
     /// The offsets behind the last records, of partitions that have some.
     pub async fn ends(&self) -> anyhow::Result<BTreeMap<i32, i64>> {
         let topic: std::sync::Arc<str> = events_topic(&self.stack.project).into();
-        let partitions: Vec<TopicPartition> = (0..self.stack.partitions_of(&topic))
-            .map(|partition| TopicPartition { topic: topic.clone(), partition })
-            .collect();
+        let own =
+            (0..self.stack.partitions_of(&topic)).map(|partition| TopicPartition { topic: topic.clone(), partition });
+        let partitions: Vec<TopicPartition> = own.chain(self.stack.routed().await).collect();
         let deadline = Instant::now() + KAFKA;
         loop {
             let (history, partitions) = (self.history.clone(), partitions.clone());
             match tokio::task::spawn_blocking(move || history.bounds(&partitions)).await? {
-                Ok(bounds) => return Ok(bounds.into_iter().map(|(at, (_, end))| (at.partition, end)).collect()),
+                Ok(bounds) => return Ok(bounds.into_iter().map(|(at, (_, end))| (at.number(), end)).collect()),
                 // The brokers may be what was broken.
                 Err(error) if Instant::now() > deadline => return Err(error.into()),
                 Err(_) => tokio::time::sleep(LOOK).await,

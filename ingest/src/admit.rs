@@ -15,6 +15,7 @@ use futures::stream::FuturesUnordered;
 use rdkafka::error::KafkaError;
 use tidemill_common::auth::ApiKey;
 use tidemill_common::kafka::{Deliveries, Outgoing};
+use tidemill_common::names::ROUTE;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -63,7 +64,7 @@ pub async fn admit(
             Err(_) => Some(Outcome::Retry(SOON)),
             Ok(encoder) => match gateway.limits.event(&caller.project, &raw.event_type, raw.user_id.as_deref()) {
                 Err(wait) => Some(Outcome::Limited(wait)),
-                Ok(()) => match encoded.push(&raw, receipt, *encoder, caller.partitions) {
+                Ok(()) => match encoded.push(&raw, receipt, *encoder, &caller.routes, caller.partitions) {
                     Err(invalid) => Some(Outcome::Invalid(invalid)),
                     Ok(()) => against_schema(&schemas, &raw).inspect(|_| encoded.take_back()),
                 },
@@ -97,7 +98,7 @@ fn against_schema(schemas: &Checker<'_>, raw: &RawEvent<'_>) -> Option<Outcome> 
 
 /// Brings valid events into the log; gives their answers, in order.
 async fn deliver(gateway: &Gateway, caller: &ApiKey, encoded: Encoded, share: &Arc<Share>) -> Vec<Answered> {
-    let log = gateway.incarnations.log(&caller.project);
+    let log = gateway.incarnations.log(&caller.project, &caller.routes);
     let lanes = &gateway.lanes;
     let (flight, outcomes) =
         Flight::new(log, encoded, token(), lanes.delivered.clone(), Arc::clone(share), gateway.tasks.token());
@@ -190,8 +191,8 @@ fn produce(gateway: &Gateway, flight: &Arc<Flight>, new: &[usize]) {
     for &number in new {
         let event = flight.first(number);
         let record = Outgoing {
-            topic: &flight.log.topic,
-            partition: event.partition,
+            topic: &flight.log.topic(event.partition).name,
+            partition: event.partition % ROUTE,
             key: Some(flight.encoded.id(event)),
             value: flight.encoded.value(event),
             headers: Vec::new(),

@@ -74,7 +74,7 @@ impl Claims {
         let mut next = 0;
         for (at, held, remaining_ms) in held {
             if let Some((flight, found)) = places.nth(at - next) {
-                *found = find(&held, remaining_ms, &flight.log.incarnation);
+                *found = find(&held, remaining_ms, &flight.log);
             }
             next = at + 1;
         }
@@ -90,7 +90,9 @@ impl Claims {
             for (number, fate) in fates.iter().enumerate().filter(|(number, _)| flight.is_ours(*number)) {
                 keys::event(&flight.log.project, flight.encoded.id(flight.first(number)), &mut calls.keys);
                 match fate {
-                    Fate::Delivered(stored) => stored.write(&flight.log.incarnation, &mut calls.values),
+                    Fate::Delivered(stored) => {
+                        stored.write(&flight.log.topic(stored.partition).incarnation, &mut calls.values)
+                    }
                     _ => keys::claimed(&flight.token, &mut calls.values),
                 }
                 calls.push(&self.redis);
@@ -104,7 +106,7 @@ impl Claims {
         let mut calls = Calls::new(&self.settle, PER_CALL, keys::CONFIRMED_MS);
         for (event_id, stored) in events {
             keys::event(&log.project, event_id.as_bytes(), &mut calls.keys);
-            stored.write(&log.incarnation, &mut calls.values);
+            stored.write(&log.topic(stored.partition).incarnation, &mut calls.values);
             calls.push(&self.redis);
         }
         self.run::<Value>("confirm", calls).await;
@@ -239,12 +241,12 @@ impl<'a> Calls<'a> {
 }
 
 /// What a value that stood in the way means.
-fn find(held: &[u8], remaining_ms: i64, incarnation: &str) -> Found {
+fn find(held: &[u8], remaining_ms: i64, log: &Log) -> Found {
     match Held::read(std::str::from_utf8(held).unwrap_or_default()) {
         Held::Claimed(_) => {
             Found::InFlight { retry_after: Duration::from_millis(u64::try_from(remaining_ms).unwrap_or(0)) }
         }
-        Held::Stored(stored, of) if same_log(of, incarnation) => Found::Stored(stored),
+        Held::Stored(stored, of) if same_log(of, &log.topic(stored.partition).incarnation) => Found::Stored(stored),
         _ => Found::New,
     }
 }
@@ -258,12 +260,18 @@ fn same_log(stored: &str, now: &str) -> bool {
 mod tests {
     use super::*;
     use crate::body_hash::BodyHash;
+    use crate::flight::Topic;
+
+    fn log(incarnation: &str) -> Log {
+        let own = Topic { name: "events.shop".into(), incarnation: incarnation.into() };
+        Log { project: "shop".into(), topics: [own].into() }
+    }
 
     #[test]
     fn only_anothers_claim_stands_in_the_way() {
-        assert_eq!(find(b"rubbish \xff", 1, ""), Found::New);
-        assert_eq!(find(b"P:other", 1_500, ""), Found::InFlight { retry_after: Duration::from_millis(1_500) });
-        assert_eq!(find(b"P:other", -2, ""), Found::InFlight { retry_after: Duration::ZERO });
+        assert_eq!(find(b"rubbish \xff", 1, &log("")), Found::New);
+        assert_eq!(find(b"P:other", 1_500, &log("")), Found::InFlight { retry_after: Duration::from_millis(1_500) });
+        assert_eq!(find(b"P:other", -2, &log("")), Found::InFlight { retry_after: Duration::ZERO });
     }
 
     #[test]
@@ -274,10 +282,10 @@ mod tests {
             stored.write(incarnation, &mut text);
             text
         };
-        assert_eq!(find(text("a").as_bytes(), 1, "a"), Found::Stored(stored));
-        assert_eq!(find(text("").as_bytes(), 1, "a"), Found::Stored(stored));
-        assert_eq!(find(text("a").as_bytes(), 1, ""), Found::Stored(stored));
-        assert_eq!(find(text("a").as_bytes(), 1, "b"), Found::New);
+        assert_eq!(find(text("a").as_bytes(), 1, &log("a")), Found::Stored(stored));
+        assert_eq!(find(text("").as_bytes(), 1, &log("a")), Found::Stored(stored));
+        assert_eq!(find(text("a").as_bytes(), 1, &log("")), Found::Stored(stored));
+        assert_eq!(find(text("a").as_bytes(), 1, &log("b")), Found::New);
     }
 
     fn packed(redis: &Redis, events: usize) -> (Vec<Vec<usize>>, String, String) {

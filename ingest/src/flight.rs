@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use tidemill_common::kafka::{Deliveries, Delivery};
+use tidemill_common::names::ROUTE;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -21,10 +22,25 @@ const FAILED: i64 = -2;
 pub struct Log {
     /// Whose events they are.
     pub project: Arc<str>,
-    /// The topic.
-    pub topic: Arc<str>,
-    /// The topic's incarnation; blank if it is not known yet.
+    /// The topics of its events: its own, then those of its routes.
+    pub topics: Arc<[Topic]>,
+}
+
+/// A topic of events.
+#[derive(Debug, Clone)]
+pub struct Topic {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Its incarnation; blank if it is not known yet.
     pub incarnation: Arc<str>,
+}
+
+impl Log {
+    /// The topic that has the partition with this number.
+    pub fn topic(&self, partition: i32) -> &Topic {
+        let route = usize::try_from(partition / ROUTE).unwrap_or(0);
+        self.topics.get(route).unwrap_or(&self.topics[0]) // a project has its own topic
+    }
 }
 
 /// The valid events of one request, from their claim to their answer.
@@ -161,7 +177,7 @@ impl Deliveries for Flight {
         let offset = match delivery {
             Ok((_, offset)) => offset,
             Err(error) => {
-                tracing::debug!(%error, topic = &*self.log.topic, "not delivered");
+                tracing::debug!(%error, topic = &*self.log.topic(self.first(number).partition).name, "not delivered");
                 FAILED
             }
         };

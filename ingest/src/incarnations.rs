@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
+use tidemill_common::home::Route;
 use tidemill_common::kafka::{KafkaConfig, topic_incarnations};
-use tidemill_common::names::events_topic;
+use tidemill_common::projects::topics;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::flight::Log;
+use crate::flight::{Log, Topic};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// A topic that is deleted and made again is noticed after this time.
@@ -26,14 +27,16 @@ pub struct Incarnations {
 }
 
 impl Incarnations {
-    /// The log of a project.
-    pub fn log(&self, project: &Arc<str>) -> Log {
-        if let Some(log) = self.known.read().expect("no holder panics").get(project) {
-            return log.clone();
+    /// The log of a project that has these routes, or more.
+    pub fn log(&self, project: &Arc<str>, routes: &[Route]) -> Log {
+        let known = self.known.read().expect("no holder panics").get(project).cloned();
+        if let Some(log) = known.filter(|log| log.topics.len() > routes.len()) {
+            return log;
         }
+        let topic = |name: String| Topic { name: name.into(), incarnation: Arc::default() };
         let log =
-            Log { project: Arc::clone(project), topic: events_topic(project).into(), incarnation: Arc::default() };
-        self.known.write().expect("no holder panics").entry(Arc::clone(project)).or_insert_with(|| log.clone());
+            Log { project: Arc::clone(project), topics: topics(project, routes).into_iter().map(topic).collect() };
+        self.known.write().expect("no holder panics").insert(Arc::clone(project), log.clone());
         self.new_topic.notify_one();
         log
     }
@@ -52,8 +55,8 @@ impl Incarnations {
     }
 
     async fn refresh(&self, kafka: KafkaConfig) {
-        let topics: Vec<Arc<str>> =
-            self.known.read().expect("no holder panics").values().map(|log| Arc::clone(&log.topic)).collect();
+        let names = |log: &Log| log.topics.iter().map(|topic| Arc::clone(&topic.name)).collect::<Vec<_>>();
+        let topics: Vec<Arc<str>> = self.known.read().expect("no holder panics").values().flat_map(names).collect();
         let ask = move || {
             let names: Vec<&str> = topics.iter().map(AsRef::as_ref).collect();
             topic_incarnations(&kafka, &names, TIMEOUT)
@@ -61,9 +64,13 @@ impl Incarnations {
         match tokio::task::spawn_blocking(ask).await {
             Ok(Ok(found)) => {
                 for log in self.known.write().expect("no holder panics").values_mut() {
-                    if let Some(incarnation) = found.get(&*log.topic) {
-                        log.incarnation = incarnation.as_str().into();
-                    }
+                    let renewed = |topic: &Topic| Topic {
+                        incarnation: found
+                            .get(&*topic.name)
+                            .map_or(Arc::clone(&topic.incarnation), |id| id.as_str().into()),
+                        name: Arc::clone(&topic.name),
+                    };
+                    log.topics = log.topics.iter().map(renewed).collect();
                 }
             }
             Ok(Err(error)) => tracing::warn!(%error, "topic ids are not known; confirmations go without them"),

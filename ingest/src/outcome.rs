@@ -188,7 +188,7 @@ mod tests {
         let mut encoded = Encoded::default();
         for id in ["a", "b", "a", "c", "b"] {
             let raw = RawEvent { event_id: id.into(), event_type: "t".into(), ..RawEvent::default() };
-            encoded.push(&raw, &receipt, Encoder::new(1), 6).expect("valid");
+            encoded.push(&raw, &receipt, Encoder::new(1), &[], 6).expect("valid");
         }
         let firsts = Firsts::of(&encoded);
         assert_eq!(firsts, Firsts { at: vec![0, 1, 3], of: vec![0, 1, 0, 2, 1] });

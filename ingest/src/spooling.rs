@@ -6,6 +6,7 @@ use std::time::Instant;
 use chrono::Utc;
 use tidemill_common::http::Health;
 use tidemill_common::kafka::Producer;
+use tidemill_common::names::ROUTE;
 use tokio_util::sync::CancellationToken;
 
 use crate::body_hash::BodyHash;
@@ -44,8 +45,9 @@ impl Spooling {
         let spooled_at = Utc::now().timestamp_millis();
         let record = |&number: &usize| {
             let event = flight.first(number);
+            // To the project's own topic, whatever routes there are by the time it goes: the stream sends it on.
             let (event_id, value) = (flight.encoded.id_text(event), flight.encoded.value(event));
-            Record { partition: event.partition, spooled_at, body: event.body.bytes(), event_id, value }
+            Record { partition: event.partition % ROUTE, spooled_at, body: event.body.bytes(), event_id, value }
         };
         let records: Vec<Record<'_>> = failed.iter().map(record).collect();
         match self.spool.append(project, &records).await {
@@ -77,7 +79,7 @@ pub async fn drain(gateway: Arc<Gateway>, producer: Producer, shutdown: Cancella
             if let Some(spooling) = &gateway.spooling {
                 spooling.outages.over(&project);
             }
-            let log = gateway.incarnations.log(&project.into());
+            let log = gateway.incarnations.log(&project.into(), &[]);
             let stored = drained.iter().map(|drained| {
                 let body = BodyHash::from_bytes(drained.body);
                 let stored = Stored { partition: drained.partition, offset: drained.offset, body };

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use tidemill_common::codec::Encoder;
 use tidemill_common::event::{EventRef, Invalid};
-use tidemill_common::home::home_partition;
+use tidemill_common::home::{Route, Spread, home_in};
 
 use crate::body_hash::BodyHash;
 
@@ -62,7 +62,7 @@ pub struct Encoded {
 /// One event as it goes into the log.
 #[derive(Debug, Clone, Copy)]
 pub struct EncodedEvent {
-    /// Where all copies of it meet.
+    /// Where all copies of it meet: the partition's number in the project.
     pub partition: i32,
     /// Tells its copies from other events with its id.
     pub body: BodyHash,
@@ -112,6 +112,7 @@ impl Encoded {
         raw: &RawEvent<'_>,
         receipt: &Receipt,
         encoder: Encoder,
+        routes: &[Route],
         partitions: i32,
     ) -> Result<(), Invalid> {
         let event = raw.fill_in(receipt)?;
@@ -119,7 +120,7 @@ impl Encoded {
         encoder.encode_into(&event, &mut self.values);
         let id = start + Encoder::EVENT_ID + if event.event_id.len() < 64 { 1 } else { 2 };
         self.events.push(EncodedEvent {
-            partition: home_partition(event.event_id.as_bytes(), partitions),
+            partition: home_in(routes, Spread { partitions, routes: routes.len() }, &event),
             body: BodyHash::of(raw),
             id: (id, id + event.event_id.len()),
             value: (start, self.values.len()),
@@ -166,7 +167,7 @@ mod tests {
         let ids: Vec<String> = (1..=128).chain([32]).map(|n| "ä".repeat(n)).collect();
         for id in &ids {
             let raw = RawEvent { event_id: id.into(), event_type: "t".into(), ..RawEvent::default() };
-            encoded.push(&raw, &receipt, Encoder::new(1), 6).expect("valid");
+            encoded.push(&raw, &receipt, Encoder::new(1), &[], 6).expect("valid");
         }
         let found: Vec<&str> = encoded.events().iter().map(|event| encoded.id_text(event)).collect();
         assert_eq!(found, ids);

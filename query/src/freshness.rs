@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
 use tidemill_common::kafka::{History, KafkaConfig, TopicPartition, topic_incarnations};
-use tidemill_common::names::events_topic;
 use tidemill_common::projects::Project;
 
 use crate::postgres::{self, Entry};
@@ -37,7 +36,7 @@ struct Ends {
     asked: Instant,
     /// Taken before the log was asked, so that all that was appended before it lies below the ends.
     at: DateTime<Utc>,
-    /// By partition; `None`: Kafka did not answer.
+    /// By the partition's number; `None`: Kafka did not answer.
     ends: Option<HashMap<i32, i64>>,
 }
 
@@ -45,13 +44,13 @@ struct Ends {
 #[derive(Default)]
 struct Known {
     ends: Option<Ends>,
-    incarnation: Option<Incarnation>,
+    incarnations: Option<Incarnations>,
 }
 
-/// The topic's incarnation, and when it was asked for; `None`: it is not known.
-struct Incarnation {
+/// The topics' incarnations, and when they were asked for; `None`: they are not known.
+struct Incarnations {
     asked: Instant,
-    id: Option<String>,
+    ids: Option<Vec<String>>,
 }
 
 type Slot = Arc<tokio::sync::Mutex<Known>>;
@@ -74,21 +73,21 @@ impl Freshness {
     pub async fn of(&self, project: &Project) -> Result<Fresh, sqlx::Error> {
         let slot = self.slot(project);
         let mut known = slot.lock().await;
-        if known.incarnation.as_ref().is_none_or(|known| known.asked.elapsed() >= INCARNATION_FOR) {
+        if known.incarnations.as_ref().is_none_or(|known| known.asked.elapsed() >= INCARNATION_FOR) {
             let asked = Instant::now();
-            known.incarnation = Some(Incarnation { asked, id: incarnation(self.kafka.clone(), project).await });
+            known.incarnations = Some(Incarnations { asked, ids: incarnations(self.kafka.clone(), project).await });
         }
         if !known.ends.as_ref().is_some_and(Ends::is_good) {
             let (asked, at) = (Instant::now(), Utc::now());
             known.ends = Some(Ends { asked, at, ends: ends(self.history.clone(), project).await });
         }
-        let Known { ends: Some(ends), incarnation } = &*known else {
+        let Known { ends: Some(ends), incarnations } = &*known else {
             return Ok(Fresh { as_of: None, redis_is_even: false }); // they have just been set
         };
-        let incarnation = incarnation.as_ref().and_then(|known| known.id.as_deref());
-        let ledger = postgres::ledger(&self.pool, project, incarnation).await?;
+        let incarnations = incarnations.as_ref().and_then(|known| known.ids.as_deref());
+        let ledger = postgres::ledger(&self.pool, project, incarnations).await?;
         Ok(Fresh {
-            as_of: as_of(project.partitions, ends.ends.as_ref(), ends.at, &ledger),
+            as_of: as_of(&numbers(project), ends.ends.as_ref(), ends.at, &ledger),
             redis_is_even: ledger.iter().all(|entry| entry.projected_offset >= entry.next_offset),
         })
     }
@@ -106,17 +105,22 @@ impl Ends {
 }
 
 async fn ends(history: History, project: &Project) -> Option<HashMap<i32, i64>> {
-    let topic: Arc<str> = events_topic(&project.id).into();
-    let partitions: Vec<TopicPartition> =
-        (0..project.partitions).map(|partition| TopicPartition { topic: Arc::clone(&topic), partition }).collect();
+    let partitions = project.partitions_of_events();
     let bounds = ask(project, "the log's ends", move || history.bounds(&partitions)).await?;
-    Some(bounds.into_iter().map(|(at, (_, end))| (at.partition, end)).collect())
+    Some(bounds.into_iter().map(|(at, (_, end))| (at.number(), end)).collect())
 }
 
-async fn incarnation(kafka: KafkaConfig, project: &Project) -> Option<String> {
-    let topic = events_topic(&project.id);
-    let describe = move || topic_incarnations(&kafka, &[&topic], TIMEOUT);
-    ask(project, "the topic's id", describe).await?.into_values().next()
+async fn incarnations(kafka: KafkaConfig, project: &Project) -> Option<Vec<String>> {
+    let topics = project.topics();
+    let describe = move || {
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        topic_incarnations(&kafka, &names, TIMEOUT)
+    };
+    Some(ask(project, "the topics' ids", describe).await?.into_values().collect())
+}
+
+fn numbers(project: &Project) -> Vec<i32> {
+    project.partitions_of_events().iter().map(TopicPartition::number).collect()
 }
 
 /// Asks Kafka; `None` when it does not answer in time.
@@ -143,16 +147,16 @@ async fn ask<T: Send + 'static, E: Display + Send + 'static>(
 /// else when the last counted record was appended, in the partition where that is longest ago. Without the
 /// ends every partition counts as behind.
 fn as_of(
-    partitions: i32,
+    partitions: &[i32],
     ends: Option<&HashMap<i32, i64>>,
     ends_at: DateTime<Utc>,
     ledger: &[Entry],
 ) -> Option<DateTime<Utc>> {
     let mut oldest = ends_at;
-    for partition in 0..partitions {
-        let entry = ledger.iter().find(|entry| entry.partition == partition);
+    for partition in partitions {
+        let entry = ledger.iter().find(|entry| entry.partition == *partition);
         let counted = entry.map_or(0, |entry| entry.next_offset);
-        let end = ends.and_then(|ends| ends.get(&partition));
+        let end = ends.and_then(|ends| ends.get(partition));
         if end.is_none_or(|end| counted < *end) {
             oldest = oldest.min(entry?.as_of);
         }
@@ -174,7 +178,7 @@ mod tests {
 
     fn rule(ends: Option<&[i64]>, ledger: &[Entry]) -> Option<i64> {
         let ends = ends.map(|ends| (0..).zip(ends.iter().copied()).collect());
-        as_of(2, ends.as_ref(), at(1_000), ledger).map(|time| time.timestamp())
+        as_of(&[0, 1], ends.as_ref(), at(1_000), ledger).map(|time| time.timestamp())
     }
 
     #[test]

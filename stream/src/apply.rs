@@ -28,11 +28,11 @@ pub struct Applier {
 
 impl Applier {
     /// The path of a batch, top to bottom; gives what it has changed. `None`: the ledger did not stand where the batch
-    /// starts, or a topic has got more partitions since its records were judged, so nothing was counted.
+    /// starts, or a project has got more partitions or a route since its records were judged, so nothing was counted.
     pub async fn apply(&self, filled: &mut Filled) -> Result<Option<Touched>, Transient> {
         hit("stream.sorted").await?;
         if !filled.outbox.sent().await? {
-            tracing::warn!("a topic has got more partitions");
+            tracing::warn!("a project has got more partitions or a route");
             return Ok(None);
         }
         hit("stream.sent").await?;

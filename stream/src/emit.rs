@@ -57,7 +57,7 @@ impl Emitter {
         Self { registry, known: HashMap::new() }
     }
 
-    /// A first sight for the processed topic, in the partition of the same number.
+    /// A first sight for the processed topic, in the same partition as it has in its own.
     pub async fn processed(
         &mut self,
         project: &str,
@@ -100,7 +100,7 @@ fn encode(encoder: &Encoder, event: &Decoded<'_>, traits: &Traits) -> Vec<u8> {
 
 /// A stray, sent to where all copies of its eventId meet. One that was sent before keeps its first origin, and one that
 /// is sent through again stays so.
-pub fn stray(record: &Record, home: i32) -> Emission {
+pub fn stray(record: &Record, (topic, partition): (String, i32)) -> Emission {
     let kept = |name: &'static str| {
         let value = record.header(name)?;
         Some((name, String::from_utf8_lossy(value).into_owned()))
@@ -108,13 +108,7 @@ pub fn stray(record: &Record, home: i32) -> Emission {
     let first: Vec<_> = [SOURCE_PARTITION, SOURCE_OFFSET, SOURCE_APPEND_TIME].into_iter().filter_map(kept).collect();
     let mut headers = if first.is_empty() { origin(record.into()) } else { first };
     headers.extend(kept(REDRIVE_OF));
-    Emission {
-        topic: Arc::clone(&record.topic),
-        partition: home,
-        key: record.key.clone(),
-        value: record.value.clone(),
-        headers,
-    }
+    Emission { topic: topic.into(), partition, key: record.key.clone(), value: record.value.clone(), headers }
 }
 
 /// A dead letter: the record as it came (but for one that is too large), with why, when, how often and from where: it

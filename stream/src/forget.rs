@@ -2,11 +2,9 @@
 
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
-use tidemill_common::names::events_topic;
 use tidemill_common::projects;
 use tidemill_common::redis::{Redis, RedisFailure};
 
-use crate::replay::archive_topic;
 use crate::{keys, session_key};
 
 /// What was removed.
@@ -82,7 +80,7 @@ const TABLES: &str = "
     WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relnamespace = current_schema()::regnamespace
       AND c.relname <> 'audit'
     ORDER BY 1";
-/// Tables whose rows name a project's topic, but not the project.
+/// Tables whose rows name a topic of a project, in the second part of its name, but not the project.
 const BY_TOPIC: [&str; 4] = ["gaps", "hot_partitions", "ledger", "redrives"];
 /// Rows that go in one transaction.
 const CHUNK: i64 = 20_000;
@@ -96,8 +94,8 @@ pub async fn rows(db: &mut PgConnection, project: &str) -> Result<Vec<(String, i
         rows.push((table, sqlx::query_scalar(count).bind(project).fetch_one(&mut *db).await?));
     }
     for table in BY_TOPIC {
-        let count = AssertSqlSafe(format!("SELECT count(*) FROM {table} WHERE topic = ANY ($1)"));
-        let count = sqlx::query_scalar(count).bind(topics(project)).fetch_one(&mut *db).await?;
+        let count = AssertSqlSafe(format!("SELECT count(*) FROM {table} WHERE split_part(topic, '.', 2) = $1"));
+        let count = sqlx::query_scalar(count).bind(project).fetch_one(&mut *db).await?;
         rows.push((table.to_owned(), count));
     }
     rows.retain(|(_, rows)| *rows > 0);
@@ -110,7 +108,7 @@ pub async fn rows(db: &mut PgConnection, project: &str) -> Result<Vec<(String, i
 pub async fn project(db: &mut PgConnection, project: &str, mut each: impl FnMut(u64)) -> Result<(), sqlx::Error> {
     let mut fence = db.begin().await?;
     projects::hold(&mut fence, project).await?;
-    let ledger = sqlx::query("DELETE FROM ledger WHERE topic = ANY ($1)").bind(topics(project));
+    let ledger = sqlx::query("DELETE FROM ledger WHERE split_part(topic, '.', 2) = $1").bind(project);
     each(ledger.execute(&mut *fence).await?.rows_affected());
     fence.commit().await?;
     let tables: Vec<String> = sqlx::query_scalar(TABLES).fetch_all(&mut *db).await?;
@@ -129,15 +127,10 @@ pub async fn project(db: &mut PgConnection, project: &str, mut each: impl FnMut(
         }
     }
     for table in BY_TOPIC {
-        let delete = AssertSqlSafe(format!("DELETE FROM {table} WHERE topic = ANY ($1)"));
-        each(sqlx::query(delete).bind(topics(project)).execute(&mut *db).await?.rows_affected());
+        let delete = AssertSqlSafe(format!("DELETE FROM {table} WHERE split_part(topic, '.', 2) = $1"));
+        each(sqlx::query(delete).bind(project).execute(&mut *db).await?.rows_affected());
     }
     Ok(())
-}
-
-/// What a project's log is called there, and its archive, as a replay reads it.
-fn topics(project: &str) -> [String; 2] {
-    [events_topic(project), archive_topic(project)]
 }
 
 /// Removes the one key of a project in Redis that does not go by itself.

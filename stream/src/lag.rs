@@ -15,7 +15,7 @@ const KAFKA_TIMEOUT: Duration = Duration::from_secs(10);
 const POSITIONS: &str = "SELECT l.topic, l.partition, l.next_offset FROM ledger l \
      JOIN unnest($2::text[], $3::text[]) AS w(topic, incarnation) \
        ON l.topic = w.topic AND l.topic_incarnation = w.incarnation \
-     JOIN projects p ON 'events.' || p.id = l.topic AND p.generation = l.generation \
+     JOIN projects p ON p.id = split_part(l.topic, '.', 2) AND p.generation = l.generation \
      WHERE l.view = $1";
 
 /// Why lags are not known.

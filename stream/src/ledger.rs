@@ -68,7 +68,7 @@ pub async fn open(pool: &PgPool, places: &[Place]) -> Result<Standing, sqlx::Err
              INSERT INTO ledger (view, topic, partition, topic_incarnation, generation, next_offset, projected_offset, as_of)
              SELECT $1, w.topic, w.partition, w.incarnation, w.generation, 0, 0, to_timestamp(0)
              FROM unnest($2::text[], $3::int[], $4::text[], $5::int[]) AS w(topic, partition, incarnation, generation)
-             JOIN projects p ON p.id = substr(w.topic, 8) AND p.deleted_at IS NULL
+             JOIN projects p ON p.id = split_part(w.topic, '.', 2) AND p.deleted_at IS NULL
              FOR SHARE OF p
              ON CONFLICT DO NOTHING
              RETURNING topic, partition, topic_incarnation, generation)
@@ -132,11 +132,11 @@ pub enum Side {
 /// That all of the generations asked for are live. It is computed once for all rows.
 const LIVE: &str = "AND (
     SELECT bool_and(p.generation = u.generation) FROM unnest($2::text[], $5::int[]) AS u(topic, generation)
-    JOIN projects p ON p.id = substr(u.topic, 8))";
+    JOIN projects p ON p.id = split_part(u.topic, '.', 2))";
 /// That none of them is.
 const REBUILD: &str = "AND NOT EXISTS (
     SELECT FROM unnest($2::text[], $5::int[]) AS u(topic, generation)
-    JOIN projects p ON p.id = substr(u.topic, 8) AND p.generation = u.generation)";
+    JOIN projects p ON p.id = split_part(u.topic, '.', 2) AND p.generation = u.generation)";
 
 /// Moves all partitions on, if every one of them still stands where its batch starts, in a generation of this side;
 /// else changes nothing and says false. The rows stay locked until the transaction ends. For the live side the

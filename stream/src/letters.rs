@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use sqlx::{PgPool, Row};
 use tidemill_common::dead_letters::{LetterId, digest, redrive_of};
 use tidemill_common::kafka::Record;
+use tidemill_common::names::events_topic;
 
 use crate::ledger::Place;
 use crate::store::{Origin, Outcome};
@@ -45,8 +46,8 @@ pub enum Redriven {
 /// Knows letters.
 pub struct Letters {
     pool: PgPool,
-    /// By topic and letter, those on which something was decided lately.
-    decided: HashMap<(String, LetterId), Letter>,
+    /// Those on which something was decided lately.
+    decided: HashMap<LetterId, Letter>,
 }
 
 impl Letters {
@@ -67,7 +68,7 @@ impl Letters {
         if redriven.is_empty() {
             return Ok(BTreeMap::new());
         }
-        let letters = self.read(&place.topic, redriven.iter().map(|(_, letter)| letter).collect()).await?;
+        let letters = self.read(project, redriven.iter().map(|(_, letter)| letter).collect()).await?;
         let is_of = |record: &Record, letter: &Letter| letter.digest == digest(record.key.as_deref(), &record.value);
         let of_letters = redriven.iter().filter_map(|(record, id)| {
             let letter = letters.get(id).filter(|letter| is_of(record, letter))?;
@@ -80,7 +81,7 @@ impl Letters {
                 Some("counted" | "duplicate") => Redriven::Read,
                 Some(_) => Redriven::Dead,
                 None if !is_live => Redriven::Undecided,
-                None => self.now(place, letter),
+                None => self.now(letter),
             };
             (offset, redriven)
         };
@@ -88,26 +89,26 @@ impl Letters {
     }
 
     /// A letter as what was decided since makes it.
-    fn now(&self, place: &Place, letter: &Letter) -> Redriven {
-        let letter = self.decided.get(&(place.topic.clone(), letter.id.clone())).unwrap_or(letter).clone();
+    fn now(&self, letter: &Letter) -> Redriven {
+        let letter = self.decided.get(&letter.id).unwrap_or(letter).clone();
         if letter.open { Redriven::Open(letter) } else { Redriven::Closed(letter) }
     }
 
     /// The same for a record that was looked up before others were decided on.
-    pub fn again(&self, redriven: Redriven, place: &Place) -> Redriven {
+    pub fn again(&self, redriven: Redriven) -> Redriven {
         match redriven {
-            Redriven::Open(letter) => self.now(place, &letter),
+            Redriven::Open(letter) => self.now(&letter),
             known => known,
         }
     }
 
     /// Keeps in mind what was decided on a letter.
-    pub fn decided(&mut self, topic: &str, mut letter: Letter, outcome: &Outcome) {
+    pub fn decided(&mut self, mut letter: Letter, outcome: &Outcome) {
         match outcome {
             Outcome::Counted | Outcome::Duplicate | Outcome::Closed => letter.open = false,
             Outcome::Refused(_) => letter.attempts += 1,
         }
-        self.decided.insert((topic.to_owned(), letter.id.clone()), letter);
+        self.decided.insert(letter.id.clone(), letter);
     }
 
     /// Forgets what was decided: all of it is in Postgres, or will not be.
@@ -115,7 +116,7 @@ impl Letters {
         self.decided.clear();
     }
 
-    async fn read(&self, topic: &str, ids: BTreeSet<&LetterId>) -> Result<HashMap<LetterId, Letter>, sqlx::Error> {
+    async fn read(&self, project: &str, ids: BTreeSet<&LetterId>) -> Result<HashMap<LetterId, Letter>, sqlx::Error> {
         let rows = sqlx::query(
             r#"SELECT d.topic_incarnation, d.partition, d."offset", d.append_time, d.attempts, d.state = 'open', d.digest
                FROM unnest($2::text[], $3::int[], $4::bigint[]) AS w(incarnation, partition, "offset")
@@ -125,7 +126,7 @@ impl Letters {
                      AND d."offset" = w."offset"
                    OFFSET 0) d"#,
         )
-        .bind(topic)
+        .bind(events_topic(project))
         .bind(ids.iter().map(|id| &*id.incarnation).collect::<Vec<_>>())
         .bind(ids.iter().map(|id| id.partition).collect::<Vec<_>>())
         .bind(ids.iter().map(|id| id.offset).collect::<Vec<_>>())

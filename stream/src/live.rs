@@ -39,7 +39,7 @@ pub struct Live {
     pub place: Place,
     /// Its project.
     pub project: Arc<Project>,
-    /// How its topic's events are spread.
+    /// How its events are spread.
     pub layout: Arc<Layout>,
     /// The end of the last batch that went through.
     pub next: i64,
@@ -110,14 +110,14 @@ impl Preparer {
         timeline.enter(epoch);
         let positions = standing.positions;
         // Asked after the ledger, which may have been brought here meanwhile.
-        let layouts = self.layouts(&opened).await?;
+        let layouts = self.layouts(places.values().map(|(_, project)| project.id.clone()).collect()).await?;
         let bounds = self.bounds(&places).await?;
         let (mut again, mut behind) = (0, BTreeSet::new());
         let mut fills = Vec::new();
         let mut live = HashMap::new();
         for (at, (place, project)) in places {
             let (Some(&position), Some(&bounds)) = (positions.get(&place), bounds.get(&at)) else { continue };
-            let Some(layout) = layouts.get(&place.topic).cloned() else { continue };
+            let Some((project, layout)) = layouts.get(&project.id).cloned() else { continue };
             let position = match self.bridge_gap(&place, position, bounds).await? {
                 Ok(position) => position,
                 Err(gap) => {
@@ -189,17 +189,19 @@ impl Preparer {
         Ok(partitions.iter().filter_map(place).collect())
     }
 
-    /// The layouts of the topics of these places, by topic. They are asked for after the ledger: whoever has moved it has
+    /// These projects, as they are now, and their layouts. They are asked for after the ledger: whoever has moved it has
     /// known every era that lies before its position.
-    async fn layouts(&self, places: &[Place]) -> Result<HashMap<String, Arc<Layout>>, Transient> {
-        let mut layouts = HashMap::new();
-        for Place { topic, incarnation, .. } in places {
-            let Some(project) = project_of(topic).filter(|_| !layouts.contains_key(topic)) else { continue };
-            if let Some(project) = projects::load(&self.pool, project).await? {
-                layouts.insert(topic.clone(), Arc::new(project.layout(incarnation)));
-            }
+    async fn layouts(&self, ids: BTreeSet<String>) -> Result<HashMap<String, (Arc<Project>, Arc<Layout>)>, Transient> {
+        let mut projects = Vec::new();
+        for id in ids {
+            projects.extend(projects::load(&self.pool, &id).await?);
         }
-        Ok(layouts)
+        let incarnations = self.incarnations(projects.iter().flat_map(Project::topics).collect()).await?;
+        let layout = |project: Project| {
+            let layout = Arc::new(project.layout(&incarnations));
+            (project.id.clone(), (Arc::new(project), layout))
+        };
+        Ok(projects.into_iter().map(layout).collect())
     }
 
     /// The topics' ids; those that do not exist are left out.

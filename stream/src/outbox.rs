@@ -1,8 +1,8 @@
 //! What a batch sends on, on its way.
 //!
 //! A record that is judged by a layout that is over may be sent on as what it is not: a stray as a first sight, which
-//! readers of the processed topic would meet again from its home. So nothing leaves before the projects' partition counts
-//! were asked for behind it ([`partitions_now`]); and the same answer says that the batch may count.
+//! readers of the processed topic would meet again from its home. So nothing leaves before the projects' layouts were
+//! asked for behind it ([`layouts_now`]); and the same answer says that the batch may count.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use std::sync::Arc;
 use sqlx::PgPool;
 use tidemill_common::failpoint::mutant;
 use tidemill_common::kafka::{Producer, Sending};
-use tidemill_common::projects::partitions_now;
+use tidemill_common::projects::layouts_now;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -18,7 +18,7 @@ use crate::apply::{COMMIT, within};
 use crate::emit::Emission;
 use crate::sort::Transient;
 
-/// Projects, and the partition counts that records were judged by.
+/// Projects, and the layouts that records were judged by.
 pub type Judged = BTreeSet<(Arc<str>, i32)>;
 
 /// Knows whom to ask and how to send. Cheap to clone.
@@ -60,12 +60,12 @@ impl Post {
         Ok(true)
     }
 
-    /// Whether these are still the partition counts, asked after all that was judged by them was read.
+    /// Whether these are still the layouts, asked after all that was judged by them was read.
     async fn holds(&self, judged: &Judged) -> Result<bool, Transient> {
         let projects: Vec<&str> = judged.iter().map(|(project, _)| &**project).collect();
-        let now = within(COMMIT, partitions_now(&self.pool, &projects)).await?;
-        // A project that is gone has no partitions; its ledger says no more.
-        let is_now = |(project, partitions): &(Arc<str>, i32)| now.get(&**project).is_none_or(|now| now == partitions);
+        let now = within(COMMIT, layouts_now(&self.pool, &projects)).await?;
+        // A project that is gone has no layout; its ledger says no more.
+        let is_now = |(project, layout): &(Arc<str>, i32)| now.get(&**project).is_none_or(|now| now == layout);
         Ok(judged.iter().all(is_now) || mutant("old-layout"))
     }
 }

@@ -11,6 +11,7 @@ use tidemill_common::event::EventRef;
 use tidemill_common::failpoint::{Injected, existed};
 use tidemill_common::home::Layout;
 use tidemill_common::kafka::Record;
+use tidemill_common::names::events_topic;
 use tidemill_common::registry::RegistryError;
 use tidemill_common::seen::{FillError, SeenError, fingerprint};
 use tidemill_common::verdict::{Rejection, Verdict, fits, judge};
@@ -160,7 +161,7 @@ impl Sorter {
         let window_ms = live.project.dedupe_window_ms;
         let mut redriven = self.letters.look_up(records, &live.project.id, &live.place).await?;
         for (taken, record) in records.iter().enumerate() {
-            let letter = match redriven.remove(&record.offset).map(|known| self.letters.again(known, &live.place)) {
+            let letter = match redriven.remove(&record.offset).map(|known| self.letters.again(known)) {
                 Some(Redriven::Undecided) => return Ok(taken),
                 Some(Redriven::Dead) => continue,
                 Some(Redriven::Closed(letter)) => {
@@ -215,7 +216,7 @@ impl Sorter {
             // Its letter waits for it at home.
             Verdict::Stray { home } => {
                 sorted.strays += 1;
-                sorted.emissions.push(emit::stray(record, home));
+                sorted.emissions.push(emit::stray(record, project.place(home)));
             }
             Verdict::Rejected(rejection) => self.refuse(record, rejection, letter, live, sorted),
         }
@@ -239,9 +240,9 @@ impl Sorter {
         sorted.emissions.push(emit::dead_letter(project, record, record.into(), 1, &rejection, Utc::now()));
         sorted.dead_letters.push(DeadLetter {
             project: project.id.clone(),
-            topic: place.topic.clone(),
+            topic: events_topic(&project.id),
             incarnation: place.incarnation.clone(),
-            partition: record.partition,
+            partition: record.number_of_partition(),
             offset: record.offset,
             append_time: DateTime::from_timestamp_millis(record.append_ms).unwrap_or_default(),
             stage: rejection.stage,
@@ -254,7 +255,7 @@ impl Sorter {
     fn decide(&mut self, record: &Record, letter: Letter, outcome: Outcome, live: &Live, sorted: &mut Sorted) {
         let (place, offset) = (live.place.clone(), record.offset);
         let (id, attempts) = (letter.id.clone(), letter.attempts);
-        self.letters.decided(&place.topic, letter, &outcome);
+        self.letters.decided(letter, &outcome);
         sorted.redrives.push(Redrive { place, offset, letter: id, attempts, outcome });
     }
 

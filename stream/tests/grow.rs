@@ -125,22 +125,22 @@ async fn who_was_away_counts_what_came_before_by_the_old_number() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_asks_while_a_topic_grows_hears_the_new_number() {
+async fn who_asks_while_a_project_changes_hears_the_new_layout() {
     let stack = Stack::new().await;
     let (pool, project) = (stack.pool.clone(), stack.project.clone());
     let mut growing = stack.pool.begin().await.unwrap();
     projects::hold(&mut growing, &project).await.unwrap();
-    let asked = tokio::spawn(async move { projects::partitions_now(&pool, &[&project]).await.unwrap()[&project] });
+    let asked = tokio::spawn(async move { projects::layouts_now(&pool, &[&project]).await.unwrap()[&project] });
     eventually("the question waits", || async {
         let sql = "SELECT count(*) FROM pg_locks l JOIN pg_database d ON d.oid = l.database
                    WHERE l.locktype = 'advisory' AND NOT l.granted AND d.datname = current_database()";
         sqlx::query_scalar::<_, i64>(sql).fetch_one(&stack.pool).await.unwrap() == 1
     })
     .await;
-    let grown = "UPDATE projects SET partitions = $2 WHERE id = $1";
-    sqlx::query(grown).bind(&stack.project).bind(GROWN).execute(&mut *growing).await.unwrap();
+    let grown = "UPDATE projects SET layout = 7 WHERE id = $1";
+    sqlx::query(grown).bind(&stack.project).execute(&mut *growing).await.unwrap();
     growing.commit().await.unwrap();
-    assert_eq!(asked.await.unwrap(), GROWN);
+    assert_eq!(asked.await.unwrap(), 7);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -25,11 +25,11 @@ use tidemill_common::config::{Connections, Settings};
 use tidemill_common::event::Event;
 use tidemill_common::home::{Layout, home_partition};
 use tidemill_common::kafka::{History, Outgoing, Producer, Record, Span, TopicPartition, topic_incarnations};
-use tidemill_common::names::{dlq_topic, events_topic, processed_topic};
+use tidemill_common::names::{ROUTE, dlq_topic, events_topic, processed_topic, project_of};
 use tidemill_common::registry::Registry;
 use tidemill_common::verdict::{SOURCE_APPEND_TIME, SOURCE_OFFSET, SOURCE_PARTITION};
 use tidemill_common::{postgres, projects};
-use tidemill_topics::{Change, grow, plan_growth};
+use tidemill_topics::{Change, Topic, begin_route, grow, plan_growth, plan_route};
 use tokio_util::sync::CancellationToken;
 
 pub use countries::countries;
@@ -214,17 +214,39 @@ impl Stack {
         self.partitions.store(partitions, Ordering::Relaxed);
     }
 
+    /// Has events of a type go to a topic of their own from now on.
+    pub async fn route(&self, name: &str, event_type: &str) {
+        let mut db = self.pool.acquire().await.expect("a connection");
+        let types = [event_type.to_owned()];
+        let route = plan_route(&mut db, &self.project, name, &types).await.expect("it may be");
+        let config = [("message.timestamp.type".to_owned(), "LogAppendTime".to_owned())].into();
+        let (name, partitions, replication) = (events_topic(&self.project), route.partitions, self.replication);
+        let own = Topic { name, partitions, replication, homes: true, config };
+        let begun = begin_route(&mut db, &self.connections.kafka, &route, &[own], Duration::ZERO, |_| {}).await;
+        begun.expect("it has begun");
+    }
+
+    /// The partitions of the routes that there are, as far as Postgres tells.
+    pub async fn routed(&self) -> Vec<TopicPartition> {
+        let project = projects::load(&self.pool, &self.project).await.ok().flatten();
+        let all = project.map(|project| project.partitions_of_events()).unwrap_or_default();
+        all.into_iter().filter(|at| at.number() >= ROUTE).collect()
+    }
+
     /// How this test's project spreads its events.
     pub async fn layout(&self) -> Layout {
-        let (kafka, topic) = (self.connections.kafka.clone(), events_topic(&self.project));
-        let ask = move || topic_incarnations(&kafka, &[&topic], Duration::from_secs(10)).expect("Kafka").remove(&topic);
-        let incarnation = tokio::task::spawn_blocking(ask).await.expect("an answer").expect("the topic");
-        self.project().await.layout(&incarnation)
+        let project = self.project().await;
+        let (kafka, topics) = (self.connections.kafka.clone(), project.topics());
+        let ask = move || {
+            let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+            topic_incarnations(&kafka, &names, Duration::from_secs(10)).expect("Kafka")
+        };
+        project.layout(&tokio::task::spawn_blocking(ask).await.expect("an answer"))
     }
 
     /// The partitions that a topic of the project has in Kafka, as far as this knows.
     pub fn partitions_of(&self, topic: &str) -> i32 {
-        let grows = [events_topic(&self.project), processed_topic(&self.project)].iter().any(|grows| grows == topic);
+        let grows = project_of(topic) == Some(&*self.project) || topic == processed_topic(&self.project);
         if grows { self.partitions.load(Ordering::Relaxed) } else { PARTITIONS }
     }
 
@@ -264,6 +286,28 @@ impl Stack {
             })
             .collect();
         self.producer.send_all(&records).await.map(drop)
+    }
+
+    /// Sends events to where they belong now, one that is routed to its route.
+    pub async fn send_home(&self, events: &[Event]) {
+        let (project, layout) = (self.project().await, self.layout().await);
+        let values: Vec<Vec<u8>> = events.iter().map(|event| self.encoder.encode(event)).collect();
+        let places: Vec<(String, i32)> =
+            events.iter().map(|event| project.place(layout.home(&event.as_ref()))).collect();
+        let records: Vec<Outgoing<'_>> = events
+            .iter()
+            .zip(&values)
+            .zip(&places)
+            .map(|((event, value), (topic, partition))| Outgoing {
+                topic,
+                partition: *partition,
+                key: Some(event.event_id.as_bytes()),
+                value,
+                headers: Vec::new(),
+            })
+            .collect();
+        eventually("Kafka's client knows the partitions", || async { self.producer.send_all(&records).await.is_ok() })
+            .await;
     }
 
     /// Sends any bytes to a partition of the project's events topic.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 use tidemill_common::declared::{Unreadable, yaml_files};
-use tidemill_common::names::{ProjectId, metrics_topic};
+use tidemill_common::names::{ProjectId, events_topic, metrics_topic};
 
 const EMBEDDED: [(&str, &str); 2] =
     [("project.yaml", include_str!("../project.yaml")), ("metrics.yaml", include_str!("../metrics.yaml"))];
@@ -185,8 +185,15 @@ impl Declarations {
         })
     }
 
-    /// A project's topics. `replication` overrides what is declared.
-    pub fn project(&self, project: &ProjectId, partitions: Partitions, replication: Option<i32>) -> Vec<Topic> {
+    /// A project's topics; those of its routes (`events` has their names, too) are as its own. `replication` overrides what
+    /// is declared.
+    pub fn project(
+        &self,
+        project: &ProjectId,
+        partitions: Partitions,
+        events: &[String],
+        replication: Option<i32>,
+    ) -> Vec<Topic> {
         let fill_in = |template: &Template| {
             template.is_per_project().then(|| {
                 let count = match template.partitions {
@@ -197,7 +204,13 @@ impl Declarations {
                 (template.name.replace(PLACEHOLDER, project.as_str()), count)
             })
         };
-        self.topics(fill_in, replication)
+        let mut topics = self.topics(fill_in, replication);
+        let own = events_topic(project.as_str());
+        if let Some(like) = topics.iter().find(|topic| topic.name == own).cloned() {
+            let of_route = |name: &String| Topic { name: name.clone(), ..like.clone() };
+            topics.extend(events.iter().filter(|name| **name != own).map(of_route));
+        }
+        topics
     }
 
     fn topics(&self, choose: impl Fn(&Template) -> Option<(String, i32)>, replication: Option<i32>) -> Vec<Topic> {
@@ -297,7 +310,7 @@ mod tests {
     fn a_project_has_three_topics() {
         let (declarations, shop) = (embedded(), ProjectId::parse("shop").expect("id"));
         let partitions = declarations.size("standard").expect("size");
-        let topics = declarations.project(&shop, partitions, None);
+        let topics = declarations.project(&shop, partitions, &[], None);
         let facts: Vec<_> = topics.iter().map(|t| (t.name.clone(), t.partitions, t.replication)).collect();
         assert_eq!(
             facts,
@@ -312,6 +325,16 @@ mod tests {
             assert_eq!(topic.config["compression.type"], "snappy");
             assert_eq!(topic.config["min.insync.replicas"], "2");
         }
+    }
+
+    #[test]
+    fn a_routes_topic_is_as_the_projects_own() {
+        let (declarations, shop) = (embedded(), ProjectId::parse("shop").expect("id"));
+        let events = [events_topic("shop"), "events.shop.1-clicks".to_owned()];
+        let size = declarations.size("standard").expect("size");
+        let topics = declarations.project(&shop, size, &events, None);
+        let own = topics.iter().find(|topic| topic.name == events[0]).expect("its own");
+        assert_eq!((topics.len(), topics.last()), (4, Some(&Topic { name: events[1].clone(), ..own.clone() })));
     }
 
     #[test]
@@ -338,7 +361,7 @@ mod tests {
         let (declarations, shop) = (embedded(), ProjectId::parse("shop").expect("id"));
         let small = declarations.size("small").expect("size");
         assert_eq!(small.events, 6);
-        for topic in declarations.project(&shop, small, Some(1)).into_iter().chain(declarations.shared(Some(1))) {
+        for topic in declarations.project(&shop, small, &[], Some(1)).into_iter().chain(declarations.shared(Some(1))) {
             assert_eq!((topic.replication, topic.config["min.insync.replicas"].as_str()), (1, "1"));
         }
     }

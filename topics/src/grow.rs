@@ -1,30 +1,20 @@
-//! More partitions for a project's events.
+//! More partitions for a project's events: for all topics of them alike.
 //!
 //! Every event has its home by how many partitions there are, so an era ends when there are more: with the offset in each
 //! partition from which on the new number holds ([`tidemill_common::home`]). The partitions come first, where nobody has
-//! a home; the era ends in one transaction. What was read before that lies below the cutoffs, since whoever publishes what
-//! came of it asks for the number behind its last record ([`tidemill_common::projects::partitions_now`]). Every step may
-//! be done again.
+//! a home, then the era ends ([`crate::era`]). Every step may be done again.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use rdkafka::error::KafkaError;
 use serde::Serialize;
-use sqlx::{Connection, PgConnection, Row};
-use tidemill_common::kafka::{History, KafkaConfig, TopicPartition, topic_incarnations};
-use tidemill_common::names::{events_topic, processed_topic};
-use tidemill_common::projects;
-use tokio::task::JoinError;
+use sqlx::{PgConnection, Row};
+use tidemill_common::kafka::KafkaConfig;
+use tidemill_common::names::processed_topic;
+use tidemill_common::projects::{self, Project};
 
+use crate::era::{EraError, Next, SLACK, end_era};
 use crate::{Change, Cluster, ClusterError};
-
-const TIMEOUT: Duration = Duration::from_secs(10);
-/// Batches that are under way are waited for; they take no longer.
-const LOCKED: &str = "30s";
-/// Clocks may differ, so that a window is over a little later than it seems.
-const SLACK: Duration = Duration::from_secs(2 * 3_600);
 
 /// How a project's events are going to be spread.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -35,13 +25,8 @@ pub struct Growth {
     pub from: i32,
     /// How many there will be.
     pub to: i32,
-}
-
-impl Growth {
     /// The topics that grow.
-    pub fn topics(&self) -> [String; 2] {
-        [events_topic(&self.project), processed_topic(&self.project)]
-    }
+    pub topics: Vec<String>,
 }
 
 /// What is being done.
@@ -87,7 +72,8 @@ pub enum GrowError {
     },
     /// What new partitions inherit would be inherited already.
     #[error(
-        "project {project} got its {from} partitions less than a dedupe window and two hours ago; it may grow again from {} on",
+        "project {project} got its {from} partitions or a route less than a dedupe window and two hours ago; it may grow \
+         from {} on",
         until.to_rfc3339_opts(SecondsFormat::Secs, true)
     )]
     TooSoon {
@@ -106,26 +92,18 @@ pub enum GrowError {
         /// How many it has.
         has: i32,
     },
-    /// There is nothing to grow.
-    #[error("Kafka has no topic {0}; make it with 'tidemill topics apply'")]
-    NoTopic(String),
-    /// Something is not as it was planned.
-    #[error(
-        "project {0} or its topic was changed by somebody else meanwhile, and nothing was switched; run this again"
-    )]
-    Changed(String),
     /// Kafka, about topics.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
-    /// Kafka, about offsets.
-    #[error("Kafka: {0}; nothing was switched, run this again")]
-    Kafka(#[from] KafkaError),
-    /// Postgres.
-    #[error("Postgres: {0}; run this again")]
-    Postgres(#[from] sqlx::Error),
-    /// A question to Kafka ended by a panic.
-    #[error("a task failed: {0}")]
-    Task(#[from] JoinError),
+    /// The era does not end.
+    #[error(transparent)]
+    Era(#[from] EraError),
+}
+
+impl From<sqlx::Error> for GrowError {
+    fn from(error: sqlx::Error) -> Self {
+        EraError::Postgres(error).into()
+    }
 }
 
 const KNOWN: &str = "
@@ -135,6 +113,7 @@ const KNOWN: &str = "
 
 /// What it would be for a project to have so many partitions; none: it has. Changes nothing.
 pub async fn plan_growth(db: &mut PgConnection, project: &str, to: i32) -> Result<Option<Growth>, GrowError> {
+    let planned = projects::load(&mut *db, project).await?.ok_or_else(|| GrowError::NoProject(project.to_owned()))?;
     let known = sqlx::query(KNOWN).bind(project).bind(SLACK.as_secs_f64()).fetch_optional(db).await?;
     let row = known.ok_or_else(|| GrowError::NoProject(project.to_owned()))?;
     let (from, until, now): (i32, Option<DateTime<Utc>>, DateTime<Utc>) =
@@ -145,8 +124,14 @@ pub async fn plan_growth(db: &mut PgConnection, project: &str, to: i32) -> Resul
         _ if to < from => Err(GrowError::Fewer { project, from }),
         _ if to % from != 0 => Err(GrowError::NotMultiple { project, from, to }),
         Some(until) => Err(GrowError::TooSoon { project, from, until }),
-        None => Ok(Some(Growth { project, from, to })),
+        None => Ok(Some(Growth { from, to, topics: topics(&planned), project })),
     }
+}
+
+fn topics(project: &Project) -> Vec<String> {
+    let mut topics = project.topics();
+    topics.push(processed_topic(&project.id));
+    topics
 }
 
 /// Does it. Clients get `settle` to learn of the new partitions before anything belongs there: until they have, they
@@ -158,21 +143,23 @@ pub async fn grow(
     settle: Duration,
     mut step: impl FnMut(Step),
 ) -> Result<(), GrowError> {
+    let planned = projects::load(&mut *db, &growth.project).await?;
+    let planned = planned.filter(|now| now.partitions == growth.from && topics(now) == growth.topics);
+    let planned = planned.ok_or_else(|| EraError::Changed(growth.project.clone()))?;
     step(Step::Creating);
     create(&Cluster::new(kafka)?, growth).await?;
     step(Step::Settling);
     tokio::time::sleep(settle).await;
     step(Step::Ending);
-    end_era(db, kafka, growth).await
+    Ok(end_era(db, kafka, &planned, &Next { partitions: growth.to, route: None }).await?)
 }
 
 /// Makes the partitions that are missing, and waits until they have leaders.
 async fn create(cluster: &Cluster, growth: &Growth) -> Result<(), GrowError> {
-    let topics = growth.topics();
-    let existing = cluster.partitions(&topics).await?;
+    let existing = cluster.partitions(&growth.topics).await?;
     let mut changes = Vec::new();
-    for topic in topics {
-        let has = *existing.get(&topic).ok_or_else(|| GrowError::NoTopic(topic.clone()))?;
+    for topic in growth.topics.iter().cloned() {
+        let has = *existing.get(&topic).ok_or_else(|| EraError::NoTopic(topic.clone()))?;
         if has > growth.to {
             return Err(GrowError::MoreThere { topic, has });
         }
@@ -181,49 +168,4 @@ async fn create(cluster: &Cluster, growth: &Growth) -> Result<(), GrowError> {
         }
     }
     Ok(cluster.apply(&changes).await?)
-}
-
-/// Ends the era where the log ends now.
-async fn end_era(db: &mut PgConnection, kafka: &KafkaConfig, growth: &Growth) -> Result<(), GrowError> {
-    let Growth { project, from, to } = growth;
-    let history = History::new(kafka.clone());
-    // Once before, so that nobody waits for a connection.
-    let (incarnation, _) = look(kafka, &history, growth).await?;
-    let mut tx = db.begin().await?;
-    sqlx::query("SELECT set_config('lock_timeout', $1, true)").bind(LOCKED).execute(&mut *tx).await?;
-    projects::hold(&mut tx, project).await?;
-    let held = "SELECT partitions FROM projects WHERE id = $1 AND deleted_at IS NULL FOR UPDATE";
-    let held: Option<i32> = sqlx::query_scalar(held).bind(project).fetch_optional(&mut *tx).await?;
-    // Behind the lock: what was published before it was read before it.
-    let (same, cutoffs) = look(kafka, &history, growth).await?;
-    if held != Some(*from) || same != incarnation {
-        return Err(GrowError::Changed(project.clone()));
-    }
-    sqlx::query("INSERT INTO eras (project, topic_incarnation, partitions, cutoffs) VALUES ($1, $2, $3, $4)")
-        .bind(project)
-        .bind(incarnation)
-        .bind(from)
-        .bind(cutoffs)
-        .execute(&mut *tx)
-        .await?;
-    sqlx::query("UPDATE projects SET partitions = $2 WHERE id = $1").bind(project).bind(to).execute(&mut *tx).await?;
-    Ok(tx.commit().await?)
-}
-
-/// Kafka's id of the topic, and the ends of all partitions that there will be.
-async fn look(kafka: &KafkaConfig, history: &History, growth: &Growth) -> Result<(String, Vec<i64>), GrowError> {
-    let topic = events_topic(&growth.project);
-    let (kafka, history, to) = (kafka.clone(), history.clone(), growth.to);
-    let (asked, name): (String, Arc<str>) = (topic.clone(), Arc::from(&*topic));
-    let ask = move || {
-        let at = |partition| TopicPartition { topic: Arc::clone(&name), partition };
-        let partitions: Vec<TopicPartition> = (0..to).map(at).collect();
-        let incarnation = topic_incarnations(&kafka, &[&asked], TIMEOUT)?.remove(&asked);
-        let ends = history.ends(&partitions)?;
-        let ends: Option<Vec<i64>> = partitions.iter().map(|at| Some(ends.get(at)?.offset)).collect();
-        Ok::<_, KafkaError>((incarnation, ends))
-    };
-    let (incarnation, ends) = tokio::task::spawn_blocking(ask).await??;
-    let incarnation = incarnation.ok_or(GrowError::NoTopic(topic))?;
-    Ok((incarnation, ends.ok_or_else(|| GrowError::Changed(growth.project.clone()))?))
 }

@@ -1,5 +1,5 @@
 //! Topics: declared in YAML (`topics/*.yaml`), compared with what Kafka has, and created where they are missing; and
-//! more partitions for those that have events ([`grow`]).
+//! more partitions for those that have events ([`grow`]), or a topic of their own for some of these ([`begin_route`]).
 //!
 //! ```text
 //! Declarations ──► Vec<Topic> ─┐
@@ -9,10 +9,14 @@
 
 mod cluster;
 mod declaration;
+mod era;
 mod grow;
 mod plan;
+mod route;
 
 pub use cluster::{Cluster, ClusterError};
 pub use declaration::{Declarations, DeclareError, Partitions, Topic};
+pub use era::EraError;
 pub use grow::{GrowError, Growth, Step, grow, plan_growth};
 pub use plan::{Change, Existing, plan, replication};
+pub use route::{Route, RouteError, begin_route, plan_route};

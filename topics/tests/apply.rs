@@ -22,7 +22,7 @@ impl Scratch {
         let kafka = Settings::load("test").unwrap().connections().kafka;
         let project = ProjectId::parse(&format!("t-{}", &uuid::Uuid::new_v4().simple().to_string()[..10])).unwrap();
         let declarations = Declarations::embedded().unwrap();
-        let topics = declarations.project(&project, declarations.size("small").unwrap(), Some(1));
+        let topics = declarations.project(&project, declarations.size("small").unwrap(), &[], Some(1));
         Self { cluster: Cluster::new(&kafka).unwrap(), kafka, topics }
     }
 

@@ -8,10 +8,9 @@ use rdkafka::client::DefaultClientContext;
 use rdkafka::error::{KafkaError, KafkaResult};
 use tidemill_common::config::Connections;
 use tidemill_common::kafka::{KafkaConfig, topic_incarnations};
-use tidemill_common::names::events_topic;
 use tidemill_topics::{Change, Growth};
 
-use super::{Finding, Found, ids};
+use super::{Finding, Found};
 use crate::store::Project;
 use crate::topics::{Declared, difference};
 
@@ -130,7 +129,7 @@ async fn broker_settings(connections: &Connections, seen: &Seen) -> Vec<Finding>
 
 /// A topic that is made again is known by its id.
 async fn topic_ids(connections: &Connections, projects: &[Project]) -> Vec<Finding> {
-    let topics: Vec<String> = ids(projects).map(events_topic).collect();
+    let topics: Vec<String> = projects.iter().flat_map(Project::topics).collect();
     if topics.is_empty() {
         return Vec::new();
     }

@@ -8,7 +8,6 @@ use sqlx::PgConnection;
 use tidemill_archiver::table::Tables;
 use tidemill_common::config::Connections;
 use tidemill_common::kafka::{History, KafkaConfig, TopicPartition, topic_incarnations};
-use tidemill_common::names::events_topic;
 use tidemill_common::progress::{Lags, PartitionLag};
 use tidemill_stream::hot::findings;
 
@@ -52,7 +51,7 @@ impl Looker {
         if projects.is_empty() {
             return Ok(());
         }
-        let topics: Vec<String> = projects.iter().map(|project| events_topic(&project.id)).collect();
+        let topics: Vec<String> = projects.iter().flat_map(Project::topics).collect();
         let kafka = self.kafka.clone();
         let incarnations = self
             .ask(move |_| {
@@ -60,8 +59,8 @@ impl Looker {
                 topic_incarnations(&kafka, &names, KAFKA)
             })
             .await?;
-        projects.retain(|project| incarnations.contains_key(&events_topic(&project.id)));
-        let partitions: Vec<TopicPartition> = projects.iter().flat_map(Project::events_partitions).collect();
+        let partitions = projects.iter().flat_map(Project::events_partitions);
+        let partitions: Vec<TopicPartition> = partitions.filter(|at| incarnations.contains_key(&*at.topic)).collect();
         let asked = partitions.clone();
         let ends = self.ask(move |history| history.ends(&asked)).await?;
         for index in 0..self.views.len() {
@@ -70,9 +69,8 @@ impl Looker {
                 View::Archiver => {
                     let mut positions = Offsets::new();
                     for project in &projects {
-                        let incarnation = &incarnations[&events_topic(&project.id)];
-                        positions
-                            .extend(tidemill_archiver::lag::positions(&self.tables, &project.id, incarnation).await?);
+                        let of = tidemill_archiver::lag::positions(&self.tables, &project.id, &incarnations).await?;
+                        positions.extend(of);
                     }
                     positions
                 }

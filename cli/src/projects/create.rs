@@ -144,7 +144,8 @@ impl Look {
         }
         let target = Target::new(&wanted.declared, connections).await?;
         let partitions = partitions(known.as_ref(), wanted.size.as_deref(), &target)?;
-        let changes = target.plan(&target.declarations.project(&id, partitions, target.replication)).await?;
+        let topics = known.as_ref().map(Project::topics).unwrap_or_default();
+        let changes = target.plan(&target.declarations.project(&id, partitions, &topics, target.replication)).await?;
         if known.is_none() {
             refuse_other_partitions(&changes)?;
         }
@@ -191,7 +192,8 @@ impl Look {
         let part = |part, name: String, state, note| Part { part, name, state, note };
         let missing = |is: bool| if is { State::Missing } else { State::There };
         let mut parts = Vec::new();
-        for topic in self.target.declarations.project(&self.id, self.partitions, self.target.replication) {
+        let topics = self.known.as_ref().map(Project::topics).unwrap_or_default();
+        for topic in self.target.declarations.project(&self.id, self.partitions, &topics, self.target.replication) {
             let found = self.changes.iter().find(|change| change.of() == topic.name);
             let (state, note) = match found {
                 None => (State::There, None),

@@ -66,9 +66,9 @@ struct Line {
 /// From the outside in: nobody can send, then nothing can be read, then nothing is left.
 pub async fn run(id: &str, consent: Consent, connections: &Connections, output: Output) -> anyhow::Result<()> {
     let mut db = store::connect(&connections.database_url).await?;
-    store::project(&mut db, id).await?.ok_or_else(|| store::no_project(id))?;
+    let project = store::project(&mut db, id).await?.ok_or_else(|| store::no_project(id))?;
     let bar = spinner("looking at what there is");
-    let planned = plan(id, connections, &mut db).await;
+    let planned = plan(id, &project.topics(), connections, &mut db).await;
     bar.finish_and_clear();
     let mut plan = planned?;
     if matches!(output, Output::Table) {
@@ -89,9 +89,15 @@ pub async fn run(id: &str, consent: Consent, connections: &Connections, output: 
     }
 }
 
-async fn plan(id: &str, connections: &Connections, db: &mut PgConnection) -> anyhow::Result<Deleted> {
-    let names = [events_topic(id), processed_topic(id), dlq_topic(id)];
-    let subjects = names[..2].iter().map(|topic| format!("{topic}-value")).collect();
+async fn plan(
+    id: &str,
+    topics: &[String],
+    connections: &Connections,
+    db: &mut PgConnection,
+) -> anyhow::Result<Deleted> {
+    let mut names = topics.to_vec();
+    names.extend([processed_topic(id), dlq_topic(id)]);
+    let subjects = [events_topic(id), processed_topic(id)].iter().map(|topic| format!("{topic}-value")).collect();
     let counts = Cluster::new(&connections.kafka)?.partitions(&names).await?;
     let history = History::new(connections.kafka.clone());
     let ats: Vec<TopicPartition> = counts
@@ -116,7 +122,7 @@ async fn plan(id: &str, connections: &Connections, db: &mut PgConnection) -> any
     Ok(Deleted {
         project: id.to_owned(),
         applied: false,
-        topics: names.map(topic).into(),
+        topics: names.into_iter().map(topic).collect(),
         subjects,
         tables,
         rows,

@@ -39,7 +39,7 @@ pub async fn run(
     let mut db = store::connect(&connections.database_url).await?;
     let planned = plan_growth(&mut db, id, partitions).await?;
     let Some(growth) = planned else {
-        let growth = Growth { project: id.to_owned(), from: partitions, to: partitions };
+        let growth = Growth { project: id.to_owned(), from: partitions, to: partitions, topics: Vec::new() };
         return output.thing(&Planned { applied: false, growth, note: "there is nothing to do" }, &FIELDS);
     };
     let Growth { from, to, .. } = growth;
@@ -50,7 +50,7 @@ pub async fn run(
         planned.applied = true;
     }
     match output {
-        Output::Table => Ok(()),
+        Output::Table => output.ended(&planned, planned.applied),
         Output::Json => output.thing(&planned, &FIELDS),
     }
 }

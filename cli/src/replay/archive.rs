@@ -8,7 +8,6 @@ use futures::{StreamExt, TryStreamExt};
 use tidemill_archiver::read_back::{Archived, ReadBack};
 use tidemill_archiver::table::Tables;
 use tidemill_common::config::Connections;
-use tidemill_common::names::events_topic;
 use tidemill_stream::replay::{Offer, Replay, ReplayError, Source};
 use tidemill_stream::store::Origin;
 
@@ -20,7 +19,7 @@ pub async fn offer(
 ) -> anyhow::Result<Option<Offer>> {
     let opened = ReadBack::open(&Tables::new(connections), project, None, since).await;
     let Some(archive) = opened.context("the archive cannot be read")? else { return Ok(None) };
-    let positions = archive.positions(&events_topic(project))?;
+    let positions = archive.positions(project)?;
     let positions: BTreeMap<i32, (String, i64)> =
         positions.into_iter().map(|(partition, at)| (partition, (at.incarnation, at.next))).collect();
     Ok(Some(Offer { snapshot: archive.snapshot(), files: archive.files() as i64, positions }))

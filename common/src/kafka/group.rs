@@ -26,6 +26,7 @@ use tokio::sync::mpsc;
 
 use super::way_back::look_after;
 use super::{KafkaConfig, Record, TopicPartition};
+use crate::names::NO_EVENT_TOPICS;
 
 /// Most records that are handed over at once, and from how many bytes of them on no more.
 const CHUNK: usize = 500;
@@ -182,6 +183,7 @@ impl GroupConsumer {
         let mut config = kafka.client();
         config
             .set("group.id", group)
+            .set("topic.blacklist", NO_EVENT_TOPICS)
             // Cooperative assignment has known faults; range gives every small topic to the first member.
             .set("partition.assignment.strategy", "roundrobin")
             .set("session.timeout.ms", session_timeout.as_millis().to_string())

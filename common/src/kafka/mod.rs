@@ -25,6 +25,8 @@ pub use producer::{Deliveries, Delivery, Outgoing, Producer, Sending};
 pub use seek::{IdleGroup, Seek, SeekError, SeekTo};
 pub use topic_id::topic_incarnations;
 use uncommit::uncommit;
+
+use crate::names::partition_number;
 pub use way_back::look_after;
 
 /// Clients know of a topic's new partitions after this time, at the latest.
@@ -59,6 +61,13 @@ pub struct TopicPartition {
     pub topic: Arc<str>,
     /// The partition's number.
     pub partition: i32,
+}
+
+impl TopicPartition {
+    /// Its number in its project.
+    pub fn number(&self) -> i32 {
+        partition_number(&self.topic, self.partition)
+    }
 }
 
 /// A record as a view reads it.
@@ -97,6 +106,11 @@ impl Record {
     /// The partition it stands in.
     pub fn topic_partition(&self) -> TopicPartition {
         TopicPartition { topic: Arc::clone(&self.topic), partition: self.partition }
+    }
+
+    /// The number that its partition has in its project.
+    pub fn number_of_partition(&self) -> i32 {
+        partition_number(&self.topic, self.partition)
     }
 
     /// The first header of this name.

@@ -1,7 +1,7 @@
 //! Completes stores, so that the records behind a position can be judged: from disk, else from a checkpoint, and
 //! the rest from the log.
 //!
-//! A partition that its topic has got by growing was another one's before, its parent's. To its store the parent's log up
+//! A partition that a project has got by growing, or with a route, was another one's before, its parent's. To its store the parent's log up
 //! to the cutoff is the beginning of its own, at negative offsets: the offset there less the cutoff. So whatever is said
 //! of coverage, files and checkpoints holds for what is inherited, too ([`super::heir`]).
 
@@ -61,7 +61,7 @@ pub struct Fill {
     pub next: i64,
     /// The first offset that is wanted back for another reason (see `again`); at most `next`.
     pub again_from: i64,
-    /// The layout of the topic, asked for after `next` was: it must know every era that has records before it.
+    /// The layout of the project, asked for after `next` was: it must know every era that has records before it.
     pub layout: Arc<Layout>,
     /// The project's dedupe window.
     pub window_ms: i64,
@@ -161,11 +161,11 @@ impl Filler {
             progress.step();
             let Some(heirs) = children.get(&record.topic_partition()) else { return Ok(()) };
             let Some(decoded) = self.sighting(&record, &fillings[heirs[0]].fill, &dead)? else { return Ok(()) };
-            let id = decoded.event().event_id;
+            let event = decoded.event();
             for &i in heirs {
                 let Filling { seen, missing, heir: Some(heir), .. } = &mut fillings[i] else { continue };
-                if let Some(offset) = heir.inherits(id, record.offset).filter(|offset| missing.contains(offset)) {
-                    seen.note(fingerprint(id), offset, record.append_ms);
+                if let Some(offset) = heir.inherits(&event, record.offset).filter(|offset| missing.contains(offset)) {
+                    seen.note(fingerprint(event.event_id), offset, record.append_ms);
                     seen.advance(offset + 1);
                 }
             }

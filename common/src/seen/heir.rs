@@ -1,28 +1,39 @@
-//! What a partition inherits that its topic has got by growing. Pure.
+//! What a partition inherits that a project has got by growing, or with a route. Pure.
 //!
 //! It is its parent's sightings below the cutoff, of events whose home it is from then on, at negative offsets: before all
-//! of its own, in their order. A topic does not grow twice within a window, so nothing is inherited from grandparents.
+//! of its own, in their order. Nothing that has inherited within a window is a parent, so there are no grandparents.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::sync::Arc;
 
+use crate::event::EventRef;
 use crate::home::{Layout, Parent};
 use crate::kafka::{Span, TopicPartition};
+use crate::names::{ROUTE, events_topic, partition_number, project_of};
 
 /// A partition that has a parent.
 pub struct Heir {
     /// The parent.
     pub from: TopicPartition,
-    partition: i32,
+    /// Our number in the project.
+    number: i32,
     parent: Parent,
+    layout: Arc<Layout>,
 }
 
 impl Heir {
     /// The heir that a partition is, if it is one.
-    pub fn of(layout: &Layout, at: &TopicPartition) -> Option<Self> {
-        let parent = layout.parent(at.partition)?;
-        let from = TopicPartition { topic: at.topic.clone(), partition: parent.partition };
-        Some(Self { from, partition: at.partition, parent })
+    pub fn of(layout: &Arc<Layout>, at: &TopicPartition) -> Option<Self> {
+        let number = partition_number(&at.topic, at.partition);
+        let parent = layout.parent(number)?;
+        // Routes inherit from the project's own topic, and everybody from the topic that they are in.
+        let topic = match parent.partition / ROUTE == number / ROUTE {
+            true => at.topic.clone(),
+            false => events_topic(project_of(&at.topic)?).into(),
+        };
+        let from = TopicPartition { topic, partition: parent.partition % ROUTE };
+        Some(Self { from, number, parent, layout: Arc::clone(layout) })
     }
 
     /// An offset of the parent as one of ours; none: it is not before the cutoff.
@@ -31,8 +42,8 @@ impl Heir {
     }
 
     /// The same for a sighting of an event; none: it is not ours.
-    pub fn inherits(&self, event_id: &str, offset: i64) -> Option<i64> {
-        self.offset(offset).filter(|_| self.parent.leaves_to(self.partition, event_id.as_bytes()))
+    pub fn inherits(&self, event: &EventRef<'_>, offset: i64) -> Option<i64> {
+        self.offset(offset).filter(|_| self.layout.moves(&self.parent, self.number, event))
     }
 
     /// The parent's part of what is missing in our store.
@@ -55,26 +66,51 @@ pub fn union(spans: impl Iterator<Item = Span>) -> Vec<Span> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::home::Era;
+    use crate::home::{Era, Route, Spread};
 
     fn at(partition: i32) -> TopicPartition {
         TopicPartition { topic: "events.p".into(), partition }
     }
 
+    fn grown() -> Arc<Layout> {
+        let spread = Spread { partitions: 2, routes: 0 };
+        Arc::new(Layout::new(4, Vec::new(), vec![Era { spread, cutoffs: vec![vec![50, 70, 0, 3]] }]))
+    }
+
+    fn event(event_id: &str) -> EventRef<'_> {
+        EventRef { event_id, event_type: "click", ..EventRef::default() }
+    }
+
+    #[test]
+    fn a_route_has_what_its_project_saw_of_its_types() {
+        let route = Route { name: "clicks".to_owned(), event_types: vec!["click".to_owned()] };
+        let era = Era { spread: Spread { partitions: 4, routes: 0 }, cutoffs: vec![vec![5, 6, 7, 8], vec![0; 4]] };
+        let layout = Arc::new(Layout::new(4, vec![route], vec![era]));
+        let at = TopicPartition { topic: "events.p.1-clicks".into(), partition: 3 };
+        let heir = Heir::of(&layout, &at).expect("an heir");
+        assert_eq!((&*heir.from.topic, heir.from.partition), ("events.p", 3));
+        assert_eq!(heir.inherits(&event("e-17"), 2), Some(-6));
+        assert_eq!(heir.inherits(&EventRef { event_type: "view", ..event("e-17") }, 2), None);
+    }
+
     #[test]
     fn a_child_has_its_parents_sightings_before_its_own() {
-        let layout = Layout::new(4, vec![Era { partitions: 2, cutoffs: vec![50, 70, 0, 3] }]);
+        let layout = grown();
         assert!(Heir::of(&layout, &at(1)).is_none());
         let heir = Heir::of(&layout, &at(3)).expect("a child");
         assert_eq!(heir.from, at(1));
         assert_eq!([0, 69, 70].map(|offset| heir.offset(offset)), [Some(-70), Some(-1), None]);
-        assert_eq!([10, 80].map(|offset| heir.inherits("e-17", offset)), [Some(-60), None], "its home is 3 of 4");
-        assert_eq!(heir.inherits("e-0", 10), None, "that of this one is not");
+        assert_eq!(
+            [10, 80].map(|offset| heir.inherits(&event("e-17"), offset)),
+            [Some(-60), None],
+            "its home is 3 of 4"
+        );
+        assert_eq!(heir.inherits(&event("e-0"), 10), None, "that of this one is not");
     }
 
     #[test]
     fn what_is_missing_is_read_where_it_is() {
-        let layout = Layout::new(4, vec![Era { partitions: 2, cutoffs: vec![50, 70, 0, 3] }]);
+        let layout = grown();
         let heir = Heir::of(&layout, &at(3)).expect("a child");
         let lacks = |missing| heir.lacks(&missing).map(|span| (span.at.partition, span.from, span.to));
         assert_eq!(lacks(-20..9), Some((1, 50, 70)));

@@ -55,7 +55,7 @@ impl Expected {
                 }
             };
             let (partition, offset) = line.at;
-            if !layout.is_home(event.event_id.as_bytes(), partition, offset) {
+            if !layout.is_home(&event.as_ref(), partition, offset) {
                 // Of several that are sent through again for one letter, only those that come in time go home.
                 if !line.redriven {
                     expected.strays.insert(line.at, line.origin.map_or(line.at, |origin| origin.at));
@@ -98,7 +98,7 @@ fn judge(line: &Line) -> Result<&Event, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use tidemill_common::home::{Era, home_partition};
+    use tidemill_common::home::{Era, Spread, home_partition};
     use tidemill_testkit::event;
 
     const T: i64 = 1_800_000_000;
@@ -116,14 +116,15 @@ mod tests {
     }
 
     fn four() -> Layout {
-        Layout::new(4, Vec::new())
+        Layout::new(4, Vec::new(), Vec::new())
     }
 
     #[test]
     fn a_new_partition_goes_on_where_another_has_stopped() {
         let mut ids = (0..).map(|i| format!("e-{i}"));
         let moved = ids.find(|id| home_partition(id.as_bytes(), 4) == 3).expect("an id");
-        let layout = Layout::new(4, vec![Era { partitions: 2, cutoffs: vec![0, 5, 0, 2] }]);
+        let era = Era { spread: Spread { partitions: 2, routes: 0 }, cutoffs: vec![vec![0, 5, 0, 2]] };
+        let layout = Layout::new(4, Vec::new(), vec![era]);
         let at = |partition, offset| Line { at: (partition, offset), ..line(0, T * 1_000, event(&moved, "click", T)) };
         let expected = Expected::of(&[at(1, 4), at(1, 5), at(3, 1), at(3, 2)], &layout, 1_000);
         assert_eq!(expected.first_sights.keys().collect::<Vec<_>>(), [&(1, 4)]);

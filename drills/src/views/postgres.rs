@@ -8,7 +8,8 @@ use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Row};
 use tidemill_common::kafka::topic_incarnations;
-use tidemill_common::names::events_topic;
+use tidemill_common::names::partition_number;
+use tidemill_common::projects;
 use tidemill_stream::decimal::Decimal;
 use tidemill_stream::histogram::Histogram;
 use tidemill_stream::metric::{Aggregation, Totals};
@@ -32,24 +33,29 @@ pub struct Counted {
     pub dead: BTreeMap<(i32, i64), String>,
 }
 
-/// By partition: the next offset, and that up to where Redis is known to show everything.
+/// By the partition's number: the next offset, and that up to where Redis is known to show everything.
 pub type Ledger = BTreeMap<i32, (i64, i64)>;
 
-/// The stream's ledger of the topic as it is now.
+/// The stream's ledger of the topics as they are now.
 pub async fn ledger(stack: &Stack) -> anyhow::Result<Ledger> {
-    let (kafka, topic) = (stack.connections.kafka.clone(), events_topic(&stack.project));
-    let asked = topic.clone();
-    let ask = move || topic_incarnations(&kafka, &[&asked], Duration::from_secs(10));
-    let incarnation = tokio::task::spawn_blocking(ask).await??.remove(&topic).unwrap_or_default();
+    let project = projects::load(&stack.pool, &stack.project).await?.context("the project is gone")?;
+    let (kafka, topics) = (stack.connections.kafka.clone(), project.topics());
+    let ask = move || {
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        topic_incarnations(&kafka, &names, Duration::from_secs(10))
+    };
+    let (topics, ids): (Vec<String>, Vec<String>) = tokio::task::spawn_blocking(ask).await??.into_iter().unzip();
     let rows = sqlx::query(
-        "SELECT partition, next_offset, projected_offset FROM ledger
-         WHERE view = 'stream' AND topic = $1 AND topic_incarnation = $2",
+        "SELECT l.topic, l.partition, l.next_offset, l.projected_offset
+         FROM ledger l JOIN unnest($1::text[], $2::text[]) AS w(topic, id) ON l.topic = w.topic AND l.topic_incarnation = w.id
+         WHERE l.view = 'stream'",
     )
-    .bind(&topic)
-    .bind(incarnation)
+    .bind(topics)
+    .bind(ids)
     .fetch_all(&stack.pool)
     .await?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, (row.try_get(1)?, row.try_get(2)?)))).collect()
+    let number = |row: &PgRow| Ok::<_, sqlx::Error>(partition_number(row.try_get(0)?, row.try_get(1)?));
+    rows.iter().map(|row| Ok((number(row)?, (row.try_get(2)?, row.try_get(3)?)))).collect()
 }
 
 /// Everything counted of the stack's project.

@@ -56,7 +56,7 @@ fn encode(events: Vec<Parsed<'_>>) -> bool {
     for event in events.into_iter().flatten() {
         let properties = event.properties.as_deref().unwrap_or("{}");
         assert!(serde_json::from_str::<serde::de::IgnoredAny>(properties).is_ok(), "not JSON: {properties}");
-        let _ = encoded.push(&event, &receipt, Encoder::new(1), 6);
+        let _ = encoded.push(&event, &receipt, Encoder::new(1), &[], 6);
     }
     !encoded.events().is_empty()
 }

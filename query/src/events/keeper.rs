@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 use arrow::array::RecordBatch;
 use tidemill_archiver::declared::Declared;
 use tidemill_common::kafka::topic_incarnations;
-use tidemill_common::names::events_topic;
 use tidemill_common::projects::Project;
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{oneshot, watch};
@@ -27,8 +26,8 @@ const KAFKA: Duration = Duration::from_secs(5);
 
 /// What is kept of a project.
 pub struct Kept {
-    /// Of its topics.
-    pub partitions: i32,
+    /// How its events are spread over topics: another one has other partitions.
+    pub layout: i32,
     state: Mutex<State>,
     phase: watch::Sender<Phase>,
     asked: Mutex<Instant>,
@@ -38,7 +37,7 @@ pub struct Kept {
 #[derive(Default)]
 struct State {
     snapshot: Option<Arc<Snapshot>>,
-    tail: Option<(String, Tail)>,
+    tail: Option<(Vec<String>, Tail)>,
 }
 
 /// How far the keeper has got.
@@ -66,9 +65,9 @@ pub enum Reach {
 
 impl Kept {
     /// Nothing so far.
-    pub fn new(partitions: i32) -> Self {
+    pub fn new(layout: i32) -> Self {
         let (state, phase, asked) = (Mutex::default(), watch::Sender::default(), Mutex::new(Instant::now()));
-        Self { partitions, state, phase, asked, stop: CancellationToken::new() }
+        Self { layout, state, phase, asked, stop: CancellationToken::new() }
     }
 
     /// Somebody asks.
@@ -185,8 +184,8 @@ impl Keeper {
         if !same_columns {
             state.tail = None;
         }
-        if let Some((incarnation, tail)) = &mut state.tail {
-            tail.advance(snapshot.cut(incarnation)).map_err(|error| error.to_string())?;
+        if let Some((incarnations, tail)) = &mut state.tail {
+            tail.advance(snapshot.cut(incarnations)).map_err(|error| error.to_string())?;
         }
         state.snapshot = Some(Arc::new(snapshot));
         if !same_columns {
@@ -197,24 +196,27 @@ impl Keeper {
 
     /// Starts to read the tail from where the snapshot ends. None: Kafka does not answer; later, then.
     async fn start_reading(&self) -> Option<Reading> {
-        let (kafka, topic) = (self.shared.kafka.clone(), events_topic(&self.project.id));
-        let asked = tokio::task::spawn_blocking(move || topic_incarnations(&kafka, &[&topic], KAFKA)).await;
-        let incarnation = match asked {
-            Ok(Ok(found)) => found.into_values().next(),
+        let (kafka, topics) = (self.shared.kafka.clone(), self.project.topics());
+        let ask = move || {
+            let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+            topic_incarnations(&kafka, &names, KAFKA).map(|found| (found.len() == names.len()).then_some(found))
+        };
+        let incarnations = match tokio::task::spawn_blocking(ask).await {
+            Ok(Ok(found)) => found.map(|found| found.into_values().collect::<Vec<_>>()),
             Ok(Err(error)) => {
                 tracing::warn!(project = self.project.id, %error, "the tail cannot be read");
                 None
             }
             Err(_) => None, // the runtime is shutting down
         };
-        let incarnation = incarnation?;
+        let incarnations = incarnations?;
         let declared = Declared::default().renewed(&self.shared.pool, &self.project.id).await;
         let cut = {
             let mut state = self.kept.state();
             let snapshot = Arc::clone(state.snapshot.as_ref()?);
-            let cut = snapshot.cut(&incarnation);
+            let cut = snapshot.cut(&incarnations);
             let maker = Maker::new(Arc::clone(&snapshot.schema), declared.promotions);
-            state.tail = Some((incarnation, Tail::new(maker, cut.clone(), &self.shared.held)));
+            state.tail = Some((incarnations, Tail::new(maker, cut.clone(), &self.shared.held)));
             cut
         };
         self.kept.set(|phase| phase.tail = Reach::Starting);

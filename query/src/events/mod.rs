@@ -154,9 +154,9 @@ impl Events {
         let mut all = self.shared.kept.lock().expect("no holder panics");
         let kept = match all.entry(project.id.clone()) {
             // The topics may have got more partitions.
-            Entry::Occupied(there) if there.get().partitions == project.partitions => Arc::clone(there.get()),
+            Entry::Occupied(there) if there.get().layout == project.layout => Arc::clone(there.get()),
             entry => {
-                let kept = Arc::new(Kept::new(project.partitions));
+                let kept = Arc::new(Kept::new(project.layout));
                 entry.insert_entry(Arc::clone(&kept));
                 let keeper =
                     Keeper { shared: Arc::clone(&self.shared), project: project.clone(), kept: Arc::clone(&kept) };

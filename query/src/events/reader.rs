@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::error::KafkaError;
 use tidemill_common::kafka::{Followed, Follower, History, KafkaConfig, Span, TopicPartition};
-use tidemill_common::names::{events_topic, processed_topic};
+use tidemill_common::names::processed_topic;
 use tidemill_common::projects::Project;
 use tokio_util::sync::CancellationToken;
 
@@ -104,13 +104,10 @@ impl Source {
     /// Where to begin in each partition: before the copy of the first record that is not archived. Its copy was
     /// appended after it, and so were those of all that follow it.
     fn starts(&self, cancel: &CancellationToken) -> Result<BTreeMap<i32, i64>, KafkaError> {
-        let of = |topic: &str| -> Vec<TopicPartition> {
-            let topic: Arc<str> = topic.into();
-            (0..self.project.partitions)
-                .map(|partition| TopicPartition { topic: Arc::clone(&topic), partition })
-                .collect()
-        };
-        let (events, copies) = (of(&events_topic(&self.project.id)), of(&processed_topic(&self.project.id)));
+        let topic: Arc<str> = processed_topic(&self.project.id).into();
+        let copy = |partition| TopicPartition { topic: Arc::clone(&topic), partition };
+        let copies: Vec<_> = (0..self.project.partitions).map(copy).collect();
+        let events = self.project.partitions_of_events();
         // The copies' ends first: what is copied from now on comes behind them.
         let copied = self.history.bounds(&copies)?;
         let logged = self.history.bounds(&events)?;
@@ -118,21 +115,23 @@ impl Source {
         let mut spans = Vec::new();
         for at in events {
             let Some(&(low, high)) = logged.get(&at) else { continue };
-            let next = self.cut.get(&at.partition).map_or(low, |next| low.max(*next));
+            let next = self.cut.get(&at.number()).map_or(low, |next| low.max(*next));
             if next < high {
                 spans.push(Span { at, from: next, to: high.min(next + GAP) });
             }
         }
-        let mut times: BTreeMap<i32, i64> = BTreeMap::new();
+        let mut times: BTreeMap<TopicPartition, i64> = BTreeMap::new();
         self.history.read(&spans, cancel, |record| {
-            times.entry(record.partition).or_insert(record.append_ms);
+            times.entry(record.topic_partition()).or_insert(record.append_ms);
             Ok::<(), KafkaError>(())
         })?;
-        let asked = spans.iter().filter_map(|span| {
-            let at = TopicPartition { topic: Arc::clone(&copies.first()?.topic), partition: span.at.partition };
-            Some((at, times.get(&span.at.partition).map_or(0, |time| time - MARGIN_MS)))
-        });
-        let asked: Vec<_> = asked.collect();
+        // Records of several topics have their copies in one partition, and the first of them decides.
+        let mut earliest: BTreeMap<i32, i64> = BTreeMap::new();
+        for Span { at, .. } in &spans {
+            let time = times.get(at).map_or(0, |time| time - MARGIN_MS);
+            earliest.entry(at.partition).and_modify(|earliest| *earliest = time.min(*earliest)).or_insert(time);
+        }
+        let asked: Vec<_> = earliest.into_iter().map(|(partition, time)| (copy(partition), time)).collect();
         if !asked.is_empty() {
             let found = self.history.offsets_at(&asked)?;
             starts.extend(found.into_iter().map(|(at, offset)| (at.partition, offset)));

@@ -11,7 +11,6 @@ use iceberg::table::Table;
 use iceberg_datafusion::IcebergStaticTableProvider;
 use tidemill_archiver::positions::{self, Positions};
 use tidemill_archiver::table::{COLUMNS, Tables};
-use tidemill_common::names::events_topic;
 
 use super::data::{Data, Manifests, manifests};
 use super::tail::Cut;
@@ -23,7 +22,7 @@ pub struct Snapshot {
     pub id: String,
     /// The columns of `events`.
     pub schema: SchemaRef,
-    /// Up to where each partition is archived.
+    /// Up to where each partition is archived, by its number.
     pub positions: Positions,
     /// How its rows are read.
     pub rows: Rows,
@@ -56,7 +55,7 @@ impl Snapshot {
         }
         let metadata = table.metadata();
         let bad = |error| iceberg::Error::new(iceberg::ErrorKind::DataInvalid, "bad positions").with_source(error);
-        let positions = positions::read(metadata.properties(), &events_topic(project)).map_err(bad)?;
+        let positions = positions::read_all(metadata.properties(), project).map_err(bad)?;
         let id = metadata.current_snapshot_id().map_or_else(|| "none".to_owned(), |id| id.to_string());
         let id = format!("{id}.{}", metadata.current_schema_id());
         let none = Manifests::new();
@@ -77,9 +76,9 @@ impl Snapshot {
         Ok(Self { id, schema: empty_schema()?, positions, rows: Rows::None, place: None, manifests })
     }
 
-    /// Where the tail begins in this incarnation of the topic. Positions in another one say nothing of it.
-    pub fn cut(&self, incarnation: &str) -> Cut {
-        let ours = self.positions.iter().filter(|(_, position)| position.incarnation == incarnation);
+    /// Where the tail begins in these incarnations of the topics. Positions in others say nothing of them.
+    pub fn cut(&self, incarnations: &[String]) -> Cut {
+        let ours = self.positions.iter().filter(|(_, position)| incarnations.contains(&position.incarnation));
         ours.map(|(&partition, position)| (partition, position.next)).collect()
     }
 }

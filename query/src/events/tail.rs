@@ -21,7 +21,7 @@ const BATCH: usize = 8_192;
 /// What a row takes beside its values, in bytes: its place among the known offsets.
 const PLACE: usize = 32;
 
-/// First offsets that are not archived, by partition; a partition that is missing has nothing archived.
+/// First offsets that are not archived, by the partition's number; a partition that is missing has nothing archived.
 pub type Cut = HashMap<i32, i64>;
 
 /// The tail of a project.

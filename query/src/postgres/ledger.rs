@@ -1,14 +1,15 @@
 //! How far the stream has counted.
 
 use chrono::{DateTime, Utc};
-use sqlx::PgPool;
-use tidemill_common::names::events_topic;
+use sqlx::postgres::PgRow;
+use sqlx::{PgPool, Row};
+use tidemill_common::names::partition_number;
 use tidemill_common::projects::Project;
 
 /// A partition's place in the ledger.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, sqlx::FromRow)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Entry {
-    /// The partition.
+    /// The partition's number in the project.
     pub partition: i32,
     /// The first offset that is not counted.
     pub next_offset: i64,
@@ -19,17 +20,27 @@ pub struct Entry {
 }
 
 /// The stream's places in a project's log. A topic that was made again has new rows beside the old ones, whose
-/// offsets mean nothing in it: only those of `incarnation` count. While that is not known, the row that counted
-/// last is taken.
-pub async fn ledger(pool: &PgPool, project: &Project, incarnation: Option<&str>) -> Result<Vec<Entry>, sqlx::Error> {
-    sqlx::query_as(
-        "SELECT DISTINCT ON (partition) partition, next_offset, projected_offset, as_of FROM ledger
-         WHERE view = 'stream' AND generation = $1 AND topic = $2 AND ($3::text IS NULL OR topic_incarnation = $3)
-         ORDER BY partition, as_of DESC",
+/// offsets mean nothing in it: only those of `incarnations` count. While these are not known, the row that counted last is
+/// taken.
+pub async fn ledger(
+    pool: &PgPool,
+    project: &Project,
+    incarnations: Option<&[String]>,
+) -> Result<Vec<Entry>, sqlx::Error> {
+    let rows = sqlx::query(
+        "SELECT DISTINCT ON (topic, partition) topic, partition, next_offset, projected_offset, as_of FROM ledger
+         WHERE view = 'stream' AND generation = $1 AND topic = ANY ($2) AND ($3::text[] IS NULL OR topic_incarnation = ANY ($3))
+         ORDER BY topic, partition, as_of DESC",
     )
     .bind(project.generation)
-    .bind(events_topic(&project.id))
-    .bind(incarnation)
+    .bind(project.topics())
+    .bind(incarnations)
     .fetch_all(pool)
-    .await
+    .await?;
+    let entry = |row: &PgRow| {
+        let partition = partition_number(row.try_get(0)?, row.try_get(1)?);
+        let (next_offset, projected_offset, as_of) = (row.try_get(2)?, row.try_get(3)?, row.try_get(4)?);
+        Ok(Entry { partition, next_offset, projected_offset, as_of })
+    };
+    rows.iter().map(entry).collect()
 }

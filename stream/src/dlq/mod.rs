@@ -9,7 +9,6 @@ pub mod watch;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{PgExecutor, PgPool};
-use tidemill_common::names::events_topic;
 
 /// Which letters; what is `None` does not matter.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -35,9 +34,9 @@ pub struct Filter {
 pub struct DeadLetter {
     /// Whose record it is.
     pub project: String,
-    /// Kafka's id of the topic that the record stands in, the project's events topic.
+    /// Kafka's id of the topic that the record stands in: the project's own or a route's.
     pub topic_incarnation: String,
-    /// The partition there.
+    /// The partition's number in the project.
     pub partition: i32,
     /// The offset.
     pub offset: i64,
@@ -135,7 +134,7 @@ pub async fn list(db: impl PgExecutor<'_>, filter: &Filter, limit: i64) -> Resul
 /// What the stream made of a letter's record each time it was sent through again.
 #[derive(Debug, Clone, Serialize, sqlx::FromRow)]
 pub struct Try {
-    /// Where it stood then.
+    /// Where it stood then: the partition's number in the project.
     pub partition: i32,
     /// The offset.
     pub offset: i64,
@@ -148,11 +147,13 @@ pub struct Try {
 /// The tries of a letter, in their order.
 pub async fn tries(db: impl PgExecutor<'_>, letter: &DeadLetter) -> Result<Vec<Try>, sqlx::Error> {
     sqlx::query_as(
-        r#"SELECT partition, "offset", outcome, created_at FROM redrives
-           WHERE topic = $1 AND letter_incarnation = $2 AND letter_partition = $3 AND letter_offset = $4
+        r#"SELECT partition + 10000 * coalesce(substring(topic FROM '^events\.[^.]+\.(\d+)-')::int, 0) AS partition,
+                  "offset", outcome, created_at
+           FROM redrives
+           WHERE split_part(topic, '.', 2) = $1 AND letter_incarnation = $2 AND letter_partition = $3 AND letter_offset = $4
            ORDER BY created_at, "offset""#,
     )
-    .bind(events_topic(&letter.project))
+    .bind(&letter.project)
     .bind(&letter.topic_incarnation)
     .bind(letter.partition)
     .bind(letter.offset)

@@ -1,11 +1,14 @@
 //! What Postgres knows of letters that are sent through again: which are to be sent, which are under way, what became of
 //! them.
 
+use std::collections::HashMap;
+
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 use sqlx::{PgPool, Row};
 use tidemill_common::dead_letters::LetterId;
 use tidemill_common::names::events_topic;
+use tidemill_common::projects::Project;
 
 use super::payload::{Wanted, Wants};
 use super::{Filter, MATCHES, bind};
@@ -15,8 +18,8 @@ const UNDER_WAY: &str = r#"
     (d.state = 'open' AND d.sent_attempts IS NOT DISTINCT FROM d.attempts
      AND (d.sent_at > now() - interval '1 minute'
           OR EXISTS (SELECT 1 FROM ledger l JOIN projects p ON p.generation = l.generation
-                     WHERE p.id = d.project AND l.view = 'stream' AND l.topic = d.topic AND l.partition = d.partition
-                       AND l.topic_incarnation = d.sent_incarnation AND l.next_offset <= d.sent_offset)))"#;
+                     WHERE p.id = d.project AND l.view = 'stream' AND split_part(l.topic, '.', 2) = d.project
+                       AND l.partition = d.partition % 10000 AND l.topic_incarnation = d.sent_incarnation AND l.next_offset <= d.sent_offset)))"#;
 
 /// What a redrive with a filter would do.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -72,9 +75,9 @@ pub async fn wants(pool: &PgPool, filter: &Filter) -> Result<Wants, sqlx::Error>
 /// Notes where letters stand now, so that nobody sends them again before the stream has come to them.
 pub async fn sent(
     pool: &PgPool,
-    project: &str,
+    project: &Project,
     delivered: &mut Vec<(Wanted, i64)>,
-    incarnation: &str,
+    incarnations: &HashMap<String, String>,
 ) -> Result<(), sqlx::Error> {
     if delivered.is_empty() {
         return Ok(());
@@ -83,26 +86,27 @@ pub async fn sent(
     delivered.sort_by(|(a, _), (b, _)| a.id.cmp(&b.id));
     sqlx::query(
         r#"WITH sent AS (
-                   SELECT d.topic, d.topic_incarnation, d.partition, d."offset", w.attempts, w.sent_offset
+                   SELECT d.topic, d.topic_incarnation, d.partition, d."offset", w.attempts, w.sent_offset, w.sent_incarnation
                    FROM dead_letters d
-                   JOIN unnest($2::text[], $3::int[], $4::bigint[], $5::int[], $6::bigint[])
-                        AS w(incarnation, partition, "offset", attempts, sent_offset)
+                   JOIN unnest($2::text[], $3::int[], $4::bigint[], $5::int[], $6::bigint[], $7::text[])
+                        AS w(incarnation, partition, "offset", attempts, sent_offset, sent_incarnation)
                      ON d.topic_incarnation = w.incarnation AND d.partition = w.partition AND d."offset" = w."offset"
                    WHERE d.topic = $1
                    ORDER BY d.topic_incarnation COLLATE "C", d.partition, d."offset" FOR UPDATE OF d)
                UPDATE dead_letters d
-               SET sent_incarnation = $7, sent_offset = s.sent_offset, sent_attempts = s.attempts, sent_at = now()
+               SET sent_incarnation = s.sent_incarnation, sent_offset = s.sent_offset, sent_attempts = s.attempts,
+                   sent_at = now()
                FROM sent s
                WHERE d.topic = s.topic AND d.topic_incarnation = s.topic_incarnation AND d.partition = s.partition
                  AND d."offset" = s."offset""#,
     )
-    .bind(events_topic(project))
+    .bind(events_topic(&project.id))
     .bind(delivered.iter().map(|(wanted, _)| &*wanted.id.incarnation).collect::<Vec<_>>())
     .bind(delivered.iter().map(|(wanted, _)| wanted.id.partition).collect::<Vec<_>>())
     .bind(delivered.iter().map(|(wanted, _)| wanted.id.offset).collect::<Vec<_>>())
     .bind(delivered.iter().map(|(wanted, _)| wanted.attempts).collect::<Vec<_>>())
     .bind(delivered.iter().map(|(_, offset)| *offset).collect::<Vec<_>>())
-    .bind(incarnation)
+    .bind(delivered.iter().map(|(wanted, _)| incarnations.get(&project.place(wanted.id.partition).0)).collect::<Vec<_>>())
     .execute(pool)
     .await?;
     delivered.clear();

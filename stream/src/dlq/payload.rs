@@ -8,7 +8,7 @@ use std::sync::Arc;
 use rdkafka::error::KafkaError;
 use tidemill_common::dead_letters::{LetterId, digest};
 use tidemill_common::kafka::{History, Record, Span, TopicPartition};
-use tidemill_common::names::{dlq_topic, events_topic};
+use tidemill_common::names::dlq_topic;
 use tidemill_common::projects::Project;
 use tidemill_common::verdict::{SOURCE_OFFSET, SOURCE_PARTITION};
 use tokio_util::sync::CancellationToken;
@@ -29,7 +29,7 @@ pub struct Wanted {
     pub created_ms: i64,
 }
 
-/// Letters of one project whose bytes are wanted, by partition and offset; of a topic that was made again there may be
+/// Letters of one project whose bytes are wanted, by the partition's number and offset; of a topic that was made again there may be
 /// several of one place.
 pub type Wants = HashMap<(i32, i64), Vec<Wanted>>;
 
@@ -70,23 +70,24 @@ pub fn in_dlq(
     ended(read)
 }
 
-/// The same for what still stands in `incarnation`, the events topic as it is now. One by one, so this is for few.
+/// The same for what still stands in the events' topics as they are now, each with its incarnation. One by one, so this
+/// is for few.
 pub fn in_log(
     history: &History,
     project: &Project,
-    incarnation: &str,
+    incarnations: &HashMap<String, String>,
     wants: &mut Wants,
     mut each: impl FnMut(Wanted, Record) -> bool,
 ) -> Result<(), KafkaError> {
-    let topic: Arc<str> = events_topic(&project.id).into();
-    let here = |letters: &Vec<Wanted>| letters.iter().any(|wanted| wanted.id.incarnation == incarnation);
+    let is_now = |id: &String| incarnations.values().any(|now| now == id);
+    let here = |letters: &Vec<Wanted>| letters.iter().any(|wanted| is_now(&wanted.id.incarnation));
     let places = wants.iter().filter(|(_, letters)| here(letters)).map(|(place, _)| *place);
     let mut places: Vec<(i32, i64)> = places.collect();
     places.sort_unstable();
-    let ats: Vec<_> = (0..project.partitions).map(|partition| at(&topic, partition)).collect();
-    let bounds = history.bounds(&ats)?;
+    let bounds = history.bounds(&project.partitions_of_events())?;
     for (partition, offset) in places {
-        let at = at(&topic, partition);
+        let (topic, own) = project.place(partition);
+        let at = at(&topic.into(), own);
         if !bounds.get(&at).is_some_and(|(low, high)| (*low..*high).contains(&offset)) {
             continue;
         }
@@ -109,7 +110,7 @@ pub fn in_log(
 pub fn one(
     history: &History,
     project: &Project,
-    incarnation: &str,
+    incarnations: &HashMap<String, String>,
     wanted: Wanted,
 ) -> Result<Option<Record>, KafkaError> {
     let mut found = None;
@@ -118,7 +119,7 @@ pub fn one(
         found = Some(record);
         false
     };
-    in_log(history, project, incarnation, &mut wants, &mut each)?;
+    in_log(history, project, incarnations, &mut wants, &mut each)?;
     in_dlq(history, project, &mut wants, &mut each)?;
     Ok(found)
 }

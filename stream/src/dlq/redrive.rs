@@ -2,6 +2,7 @@
 //! names the letter. Whether one counts is the stream's to decide, so it does no harm to send one twice: a run that was
 //! ended is simply run again.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -12,7 +13,6 @@ use serde::Serialize;
 use sqlx::PgPool;
 use tidemill_common::dead_letters::{LetterId, REDRIVE_OF};
 use tidemill_common::kafka::{History, KafkaConfig, Outgoing, Producer, Record, topic_incarnations};
-use tidemill_common::names::events_topic;
 use tidemill_common::projects::Project;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -91,13 +91,13 @@ impl Redriver {
         wait: Duration,
         mut step: impl FnMut(Step),
     ) -> Result<Report, RedriveError> {
-        let incarnation = self.incarnation().await?;
+        let incarnations = self.incarnations().await?;
         let wants = notes::wants(&self.pool, filter).await?;
         let total = wants.values().map(Vec::len).sum::<usize>() as i64;
         let started: DateTime<Utc> = sqlx::query_scalar("SELECT now()").fetch_one(&self.pool).await?;
         let (found, to_send) = mpsc::channel(AHEAD);
-        let finding = self.find(wants, incarnation.clone(), found);
-        let sent = self.send(to_send, &incarnation, rate, |sent| step(Step::Sent(sent, total))).await;
+        let finding = self.find(wants, incarnations.clone(), found);
+        let sent = self.send(to_send, &incarnations, rate, |sent| step(Step::Sent(sent, total))).await;
         let left = finding.await?;
         let sent = sent?;
         let gone = left?.values().map(Vec::len).sum::<usize>() as i64;
@@ -107,27 +107,35 @@ impl Redriver {
 
     /// A letter's record, for people to look at.
     pub async fn show(&self, letter: &DeadLetter) -> Result<Option<Record>, RedriveError> {
-        let incarnation = self.incarnation().await?;
+        let incarnations = self.incarnations().await?;
         let DeadLetter { topic_incarnation, partition, offset, attempts, digest, created_at, .. } = letter.clone();
         let id = LetterId { incarnation: topic_incarnation, partition, offset };
         let wanted = Wanted { id, attempts, digest, created_ms: created_at.timestamp_millis() };
         let (history, project) = (History::new(self.kafka.clone()), self.project.clone());
-        let find = move || payload::one(&history, &project, &incarnation, wanted);
+        let find = move || payload::one(&history, &project, &incarnations, wanted);
         Ok(tokio::task::spawn_blocking(find).await??)
     }
 
-    async fn incarnation(&self) -> Result<String, RedriveError> {
-        let (kafka, topic) = (self.kafka.clone(), events_topic(&self.project.id));
-        let asked = topic.clone();
-        let ask = move || topic_incarnations(&kafka, &[&asked], KAFKA_TIMEOUT);
-        tokio::task::spawn_blocking(ask).await??.remove(&topic).ok_or(RedriveError::NoTopic(topic))
+    /// Kafka's ids of the topics of the project's events.
+    async fn incarnations(&self) -> Result<HashMap<String, String>, RedriveError> {
+        let (kafka, topics) = (self.kafka.clone(), self.project.topics());
+        let asked = topics.clone();
+        let ask = move || {
+            let names: Vec<&str> = asked.iter().map(String::as_str).collect();
+            topic_incarnations(&kafka, &names, KAFKA_TIMEOUT)
+        };
+        let found = tokio::task::spawn_blocking(ask).await??;
+        match topics.into_iter().find(|topic| !found.contains_key(topic)) {
+            Some(missing) => Err(RedriveError::NoTopic(missing)),
+            None => Ok(found),
+        }
     }
 
     /// Looks for bytes on a thread of its own; gives the letters for which there are none.
     fn find(
         &self,
         mut wants: Wants,
-        incarnation: String,
+        incarnations: HashMap<String, String>,
         found: mpsc::Sender<(Wanted, Record)>,
     ) -> tokio::task::JoinHandle<Result<Wants, KafkaError>> {
         let (history, project) = (History::new(self.kafka.clone()), self.project.clone());
@@ -135,7 +143,7 @@ impl Redriver {
             let mut each = |wanted, record| found.blocking_send((wanted, record)).is_ok();
             in_dlq(&history, &project, &mut wants, &mut each)?;
             if !wants.is_empty() {
-                in_log(&history, &project, &incarnation, &mut wants, &mut each)?;
+                in_log(&history, &project, &incarnations, &mut wants, &mut each)?;
             }
             Ok(wants)
         })
@@ -144,7 +152,7 @@ impl Redriver {
     async fn send(
         &self,
         mut found: mpsc::Receiver<(Wanted, Record)>,
-        incarnation: &str,
+        incarnations: &HashMap<String, String>,
         rate: u32,
         mut progress: impl FnMut(i64),
     ) -> Result<i64, RedriveError> {
@@ -157,7 +165,7 @@ impl Redriver {
                 letter = found.recv(), if more && under_way.len() < AT_ONCE => match letter {
                     Some((wanted, record)) => {
                         sleep_until(pace.turn(Instant::now())).await;
-                        under_way.push(send(&producer, &self.project.id, wanted, record));
+                        under_way.push(send(&producer, self.project.place(wanted.id.partition), wanted, record));
                     }
                     None => more = false,
                 },
@@ -169,11 +177,11 @@ impl Redriver {
                 else => break,
             }
             if delivered.len() >= NOTED.0 || noted.elapsed() > NOTED.1 {
-                notes::sent(&self.pool, &self.project.id, &mut delivered, incarnation).await?;
+                notes::sent(&self.pool, &self.project, &mut delivered, incarnations).await?;
                 noted = Instant::now();
             }
         }
-        notes::sent(&self.pool, &self.project.id, &mut delivered, incarnation).await?;
+        notes::sent(&self.pool, &self.project, &mut delivered, incarnations).await?;
         Ok(sent)
     }
 
@@ -197,11 +205,16 @@ impl Redriver {
 }
 
 /// Sends a letter; gives its offset in the partition where it stood.
-async fn send(producer: &Producer, project: &str, wanted: Wanted, record: Record) -> Result<(Wanted, i64), KafkaError> {
-    let (topic, letter) = (events_topic(project), wanted.id.to_string());
+async fn send(
+    producer: &Producer,
+    (topic, partition): (String, i32),
+    wanted: Wanted,
+    record: Record,
+) -> Result<(Wanted, i64), KafkaError> {
+    let letter = wanted.id.to_string();
     let outgoing = Outgoing {
         topic: &topic,
-        partition: wanted.id.partition,
+        partition,
         key: record.key.as_deref(),
         value: &record.value,
         headers: vec![(REDRIVE_OF, &letter)],

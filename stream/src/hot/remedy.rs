@@ -39,6 +39,12 @@ pub fn remedies(project: &str, lag: &PartitionLag, explanation: &Explanation) ->
             name.map(|name| format!("tidemill limits set --project {project} --{option}={name} --rate {rate}"));
         remedies.push(Remedy { what, command });
     }
+    if let Some(part) = explanation.types.first().filter(|part| is_a_reason(part)) {
+        let what = "or give this type a topic of its own, where it holds up no others".to_owned();
+        let command = quoted(&part.name)
+            .map(|name| format!("tidemill routes create {project} --name {} --type={name}", route_name(&part.name)));
+        remedies.push(Remedy { what, command });
+    }
     if remedies.is_empty() {
         let what = format!(
             "nothing stands out, so it may be too much for one: spread all events over a multiple of the partitions, with \
@@ -58,6 +64,12 @@ fn bearable(lag: &PartitionLag, share: f64) -> u64 {
     let (taken, arriving) = (lag.rate.unwrap_or_default(), lag.arriving.unwrap_or_default());
     let others = arriving * (1.0 - share);
     ((taken - others) * ROOM).max(1.0) as u64
+}
+
+/// A name for a type's route.
+fn route_name(event_type: &str) -> String {
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    event_type.chars().take(40).map(plain).collect()
 }
 
 /// A name as shells take it. Strangers choose names: none with control characters is put before anybody.
@@ -103,6 +115,14 @@ mod tests {
         let remedies = remedies("shop", &lag(300.0, 1_000.0), &explanation);
         let commands: Vec<_> = remedies.iter().filter_map(|remedy| remedy.command.as_deref()).collect();
         assert_eq!(commands, ["tidemill limits set --project shop --user=bot --rate 50"], "all view that much");
+    }
+
+    #[test]
+    fn a_type_that_stands_out_may_get_a_topic_of_its_own() {
+        let explanation = Explanation { types: vec![part("Page View", 0.9, 0.1)], ..Explanation::default() };
+        let remedies = remedies("shop", &lag(300.0, 1_000.0), &explanation);
+        let command = remedies[1].command.as_deref();
+        assert_eq!(command, Some("tidemill routes create shop --name page-view --type='Page View'"));
     }
 
     #[test]

@@ -56,7 +56,7 @@ pub(super) fn place(replay: &Replay, snapshot: i64) -> Place {
 }
 
 /// What stands in the ledger for a topic.
-pub(crate) fn topic(project: &str) -> String {
+pub(super) fn topic(project: &str) -> String {
     format!("archive.{project}")
 }
 

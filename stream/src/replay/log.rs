@@ -58,19 +58,14 @@ impl Log {
         parked: &mut HashMap<TopicPartition, SeenStore>,
     ) -> Result<BTreeMap<TopicPartition, Ours>, ReplayError> {
         self.same_topic(replay).await?;
-        let place = |at: &TopicPartition| Place {
-            topic: replay.topic(),
-            partition: at.partition,
-            incarnation: replay.topic_incarnation.clone(),
-            generation: replay.generation,
-        };
-        let places: HashMap<&TopicPartition, Place> = partitions.iter().map(|at| (at, place(at))).collect();
+        let place = |at| Some((at, replay.place(TopicPartition::number(at))?));
+        let places: HashMap<&TopicPartition, Place> = partitions.iter().filter_map(place).collect();
         let positions = self.positions(replay, places.values().cloned().collect()).await?;
         // Asked for after the positions: it knows every era that lies before them.
         let Some(project) = projects::load(&self.pool, &replay.project).await? else {
             return refused(format!("project {} was deleted", replay.project));
         };
-        let layout = Arc::new(project.layout(&replay.topic_incarnation));
+        let layout = Arc::new(project.layout(&*replay.topics));
         let mut fills = Vec::new();
         for (at, place) in &places {
             let Some(&next) = positions.get(place) else { continue };
@@ -95,11 +90,11 @@ impl Log {
         Ok(stores.into_iter().filter_map(ours).collect())
     }
 
-    /// How many partitions the topic has. What the live generation has counted it has judged by a layout that is known by
-    /// now, so nobody need be waited for.
-    pub async fn partitions(&self, replay: &Replay) -> Result<Option<i32>, ReplayError> {
-        let partitions = sqlx::query_scalar("SELECT partitions FROM projects WHERE id = $1").bind(&replay.project);
-        Ok(partitions.fetch_optional(&self.pool).await?)
+    /// The layout's version. What the live generation has counted it has judged by a layout that is known by now, so
+    /// nobody need be waited for.
+    pub async fn layout(&self, replay: &Replay) -> Result<Option<i32>, ReplayError> {
+        let layout = sqlx::query_scalar("SELECT layout FROM projects WHERE id = $1").bind(&replay.project);
+        Ok(layout.fetch_optional(&self.pool).await?)
     }
 
     /// Where the replay goes on. An aborted one must not get rows in the ledger again.
@@ -116,15 +111,19 @@ impl Log {
 
     /// A topic that was made again is another log.
     async fn same_topic(&self, replay: &Replay) -> Result<(), ReplayError> {
-        let (kafka, topic) = (self.kafka.clone(), replay.topic());
-        let found = blocking(move || topic_incarnations(&kafka, &[&topic], TIMEOUT)).await??;
-        match found.get(&replay.topic()) {
-            Some(id) if *id != replay.topic_incarnation => refused(format!(
-                "topic {} was made again since replay {} was planned; abort it and plan another one",
-                replay.topic(),
+        let (kafka, topics) = (self.kafka.clone(), replay.topics.clone());
+        let ask = move || {
+            let names: Vec<&str> = topics.keys().map(String::as_str).collect();
+            topic_incarnations(&kafka, &names, TIMEOUT)
+        };
+        let found = blocking(ask).await??;
+        let is_other = |(topic, id): &(&String, &String)| found.get(*topic).is_some_and(|now| now != *id);
+        match replay.topics.iter().find(is_other) {
+            Some((topic, _)) => refused(format!(
+                "topic {topic} was made again since replay {} was planned; abort it and plan another one",
                 replay.id
             )),
-            _ => Ok(()),
+            None => Ok(()),
         }
     }
 
@@ -160,7 +159,7 @@ impl Log {
         let rate = replay.rate.map(|rate| f64::from(rate) * ours);
         let live: HashMap<i32, i64> = all.iter().map(|standing| (standing.partition, standing.live)).collect();
         let stretch = |(at, from): (TopicPartition, i64)| {
-            let to = live.get(&at.partition).copied().filter(|live| from < *live)?;
+            let to = live.get(&at.number()).copied().filter(|live| from < *live)?;
             Some(Stretch { at, from, to, dead: BTreeSet::new() })
         };
         let mut stretches: Vec<Stretch> = positions.into_iter().filter_map(stretch).collect();
@@ -176,11 +175,13 @@ impl Log {
     /// The live workers have passed these stretches, so what they have refused is all there, and what became of records
     /// that were sent through again. That is the verdict, whatever the registry or this code say now.
     async fn note_dead_letters(&self, replay: &Replay, stretches: &mut [Stretch]) -> Result<(), ReplayError> {
-        let span = |stretch: &Stretch| (stretch.at.partition, stretch.from..stretch.to);
-        let spans: Vec<_> = stretches.iter().map(span).collect();
-        let mut found = dead(&self.pool, &replay.topic(), &replay.topic_incarnation, &spans).await?;
-        for stretch in stretches {
-            stretch.dead = found.remove(&stretch.at.partition).unwrap_or_default();
+        for (topic, id) in replay.topics.iter() {
+            let of_topic = || stretches.iter().filter(|stretch| *stretch.at.topic == **topic);
+            let spans: Vec<_> = of_topic().map(|of| (of.at.partition, of.from..of.to)).collect();
+            let mut found = dead(&self.pool, topic, id, &spans).await?;
+            for stretch in stretches.iter_mut().filter(|stretch| *stretch.at.topic == **topic) {
+                stretch.dead = found.remove(&stretch.at.partition).unwrap_or_default();
+            }
         }
         Ok(())
     }

@@ -26,7 +26,7 @@ use serde::Serialize;
 use serde_json::Value;
 use sqlx::types::Json;
 use sqlx::{PgPool, Postgres, Transaction};
-use tidemill_common::names::events_topic;
+use tidemill_common::names::{ROUTE, partition_number};
 
 pub use archive::{Rows, Source};
 pub use compare::{Difference, compare};
@@ -37,8 +37,7 @@ pub use rebuild::{Rebuilding, Setup};
 pub use remove::{drop_kept, remove_aborted};
 pub use starts::Start;
 
-pub(crate) use archive::topic as archive_topic;
-
+use crate::ledger::Place;
 use crate::sort::Transient;
 
 /// A replay's row.
@@ -52,12 +51,12 @@ pub struct Replay {
     pub generation: i32,
     /// What was live when it was planned.
     pub replaces: i32,
-    /// Kafka's id of the topic.
+    /// The topics that it reads, with Kafka's id of each.
     #[serde(skip)]
-    pub topic_incarnation: String,
+    pub topics: Json<BTreeMap<String, String>>,
     /// From where on, for people.
     pub begins: String,
-    /// From which offset each partition is read.
+    /// From which offset each partition is read, by its number.
     #[serde(skip)]
     pub starts: Json<BTreeMap<i32, i64>>,
     /// The archive's snapshot that has what is before them; none: nothing is, or it is left out.
@@ -89,9 +88,16 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// The topic that it reads.
-    pub fn topic(&self) -> String {
-        events_topic(&self.project)
+    /// What stands in the ledger for each of these topics, and for Kafka's ids of them.
+    fn columns(&self) -> (Vec<&str>, Vec<&str>) {
+        self.topics.iter().map(|(topic, id)| (&**topic, &**id)).unzip()
+    }
+
+    /// The place in the ledger of the partition with this number; none: it reads no such topic.
+    fn place(&self, number: i32) -> Option<Place> {
+        let (topic, id) = self.topics.iter().find(|(topic, _)| partition_number(topic, 0) == number / ROUTE * ROUTE)?;
+        let (partition, generation) = (number % ROUTE, self.generation);
+        Some(Place { topic: topic.clone(), partition, incarnation: id.clone(), generation })
     }
 
     /// The consumer group of its workers.
@@ -179,9 +185,9 @@ pub async fn switch(level: Level, replay: &Replay) -> Result<(), ReplayError> {
         .await?;
     // At the same offsets, the same is counted up to the same time, though a replay may have begun behind it.
     let times = "UPDATE ledger r SET as_of = l.as_of FROM ledger l
-                 WHERE l.view = 'stream' AND l.generation = $1 AND l.topic = $3 AND r.view = l.view AND r.generation = $2
+                 WHERE l.view = 'stream' AND l.generation = $1 AND l.topic = ANY ($3) AND r.view = l.view AND r.generation = $2
                    AND (r.topic, r.topic_incarnation, r.partition) = (l.topic, l.topic_incarnation, l.partition)";
-    sqlx::query(times).bind(replay.replaces).bind(replay.generation).bind(replay.topic()).execute(&mut *tx).await?;
+    sqlx::query(times).bind(replay.replaces).bind(replay.generation).bind(replay.columns().0).execute(&mut *tx).await?;
     let ended = "UPDATE replays SET state = 'switched', ended_at = now() WHERE id = $1 AND state = 'running'";
     if sqlx::query(ended).bind(replay.id).execute(&mut *tx).await?.rows_affected() == 0 {
         return refused(format!("replay {} was aborted meanwhile", replay.id));

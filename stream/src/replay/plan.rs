@@ -1,14 +1,15 @@
 //! What a replay is going to do, and its entry as one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
+use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{PgPool, Row};
 use tidemill_common::kafka::{History, KafkaConfig, topic_incarnations};
-use tidemill_common::names::events_topic;
+use tidemill_common::names::{events_topic, partition_number};
 use tidemill_common::projects;
 
 use super::starts::{Start, starts};
@@ -61,7 +62,7 @@ pub struct Plan {
     /// Where each partition begins.
     pub partitions: Vec<Start>,
     #[serde(skip)]
-    incarnation: String,
+    topics: BTreeMap<String, String>,
     #[serde(skip)]
     archive_snapshot: Option<i64>,
     #[serde(skip)]
@@ -75,7 +76,7 @@ pub struct Offer {
     pub snapshot: i64,
     /// How many files it has.
     pub files: i64,
-    /// By partition: Kafka's id of the topic, and the first offset that is not archived.
+    /// By the partition's number: Kafka's id of the topic, and the first offset that is not archived.
     pub positions: BTreeMap<i32, (String, i64)>,
 }
 
@@ -91,34 +92,35 @@ pub async fn plan(
         return refused(format!("there is no project {project:?}; see 'tidemill projects list'"));
     };
     refuse_second(pool, &project.id).await?;
-    let (kafka, topic) = (kafka.clone(), events_topic(&project.id));
-    let asked = (kafka.clone(), topic.clone());
-    let found = blocking(move || topic_incarnations(&asked.0, &[&asked.1], TIMEOUT)).await??;
-    let Some(incarnation) = found.get(&topic).cloned() else {
-        return refused(format!("Kafka has no topic {topic}; see 'tidemill topics plan'"));
+    let (kafka, topics, own) = (kafka.clone(), project.topics(), events_topic(&project.id));
+    let asked = kafka.clone();
+    let ask = move || {
+        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
+        topic_incarnations(&asked, &names, TIMEOUT)
     };
-    let live = live(pool, &topic, &incarnation, project.generation).await?;
-    if live.is_empty() {
-        return refused(format!(
-            "nothing of {topic} is counted yet, so there is nothing to rebuild; see 'tidemill lag'"
-        ));
+    let topics = blocking(ask).await??;
+    if !topics.contains_key(&own) {
+        return refused(format!("Kafka has no topic {own}; see 'tidemill topics plan'"));
     }
-    let before = counted_before(pool, &topic, &incarnation, project.generation).await?;
+    let live = live(pool, &topics, project.generation).await?;
+    if live.is_empty() {
+        return refused(format!("nothing of {own} is counted yet, so there is nothing to rebuild; see 'tidemill lag'"));
+    }
+    let before = counted_before(pool, &topics, project.generation).await?;
     if *from == From::Beginning && before > 0 {
         return refused(format!(
-            "{topic} was made again, and {before} records of the log before it are counted, which Kafka does not hold any \
-             more; rebuild from a time with --from-time"
+            "a topic of {own} was made again, and {before} records of the log before it are counted, which Kafka does not \
+             hold any more; rebuild from a time with --from-time"
         ));
     }
-    let (of, begin, layout) = (project.clone(), from.clone(), project.layout(&incarnation));
+    let (of, begin, layout) = (project.clone(), from.clone(), project.layout(&topics));
     // What the archive has of another log would be taken for this one's.
+    let is_now = |id: &String| topics.values().any(|now| now == id);
     let archived: BTreeMap<i32, i64> = match archive.filter(|_| before == 0) {
-        Some(offer) => {
-            offer.positions.iter().filter(|(_, (id, _))| *id == incarnation).map(|(p, (_, n))| (*p, *n)).collect()
-        }
+        Some(offer) => offer.positions.iter().filter(|(_, (id, _))| is_now(id)).map(|(p, (_, n))| (*p, *n)).collect(),
         None => BTreeMap::new(),
     };
-    let starting = move || starts(&History::new(kafka), &topic, &live, &begin, &archived, (&of, &layout));
+    let starting = move || starts(&History::new(kafka), &live, &begin, &archived, (&of, &layout));
     let partitions = blocking(starting).await??;
     let joined = partitions.iter().any(|start| start.joined);
     let archive = archive.filter(|_| joined);
@@ -135,7 +137,7 @@ pub async fn plan(
             _ => None,
         },
         partitions,
-        incarnation,
+        topics: topics.into_iter().collect(),
         project: project.id,
     })
 }
@@ -160,33 +162,37 @@ async fn refuse_second(pool: &PgPool, project: &str) -> Result<(), ReplayError> 
     }
 }
 
-/// Where the live generation stands.
+/// Where the live generation stands in these topics, by the numbers of their partitions.
 async fn live(
     pool: &PgPool,
-    topic: &str,
-    incarnation: &str,
+    topics: &HashMap<String, String>,
     generation: i32,
 ) -> Result<BTreeMap<i32, i64>, ReplayError> {
+    let (names, ids): (Vec<&String>, Vec<&String>) = topics.iter().unzip();
     let rows = sqlx::query(
-        "SELECT partition, next_offset FROM ledger
-         WHERE view = 'stream' AND topic = $1 AND topic_incarnation = $2 AND generation = $3",
+        "SELECT l.topic, l.partition, l.next_offset
+         FROM ledger l JOIN unnest($1::text[], $2::text[]) AS w(topic, incarnation)
+           ON l.topic = w.topic AND l.topic_incarnation = w.incarnation
+         WHERE l.view = 'stream' AND l.generation = $3",
     )
-    .bind(topic)
-    .bind(incarnation)
+    .bind(names)
+    .bind(ids)
     .bind(generation)
     .fetch_all(pool)
     .await?;
-    Ok(rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, sqlx::Error>>()?)
+    let live = |row: &PgRow| Ok((partition_number(row.try_get(0)?, row.try_get(1)?), row.try_get(2)?));
+    Ok(rows.iter().map(live).collect::<Result<_, sqlx::Error>>()?)
 }
 
-/// Records that are counted of logs that the topic had before it was made again.
-async fn counted_before(pool: &PgPool, topic: &str, incarnation: &str, generation: i32) -> Result<i64, ReplayError> {
+/// Records that are counted of logs that these topics had before they were made again.
+async fn counted_before(pool: &PgPool, topics: &HashMap<String, String>, generation: i32) -> Result<i64, ReplayError> {
+    let (names, ids): (Vec<&String>, Vec<&String>) = topics.iter().unzip();
     let before = sqlx::query_scalar(
         "SELECT coalesce(sum(next_offset), 0)::bigint FROM ledger
-         WHERE view = 'stream' AND topic = $1 AND topic_incarnation <> $2 AND generation = $3",
+         WHERE view = 'stream' AND topic = ANY ($1) AND topic_incarnation <> ALL ($2) AND generation = $3",
     )
-    .bind(topic)
-    .bind(incarnation)
+    .bind(names)
+    .bind(ids)
     .bind(generation)
     .fetch_one(pool)
     .await?;
@@ -205,7 +211,7 @@ pub async fn enter(pool: &PgPool, plan: &Plan, who: &str) -> Result<Replay, Repl
     }
     let starts: BTreeMap<i32, i64> = plan.partitions.iter().map(|start| (start.partition, start.from)).collect();
     let entered: Result<Replay, sqlx::Error> = sqlx::query_as(
-        "INSERT INTO replays (project, generation, replaces, topic_incarnation, begins, starts, rate, who,
+        "INSERT INTO replays (project, generation, replaces, topics, begins, starts, rate, who,
                               archive_snapshot, archive_files, archive_since)
          SELECT $1, 1 + greatest($2, (SELECT max(generation) FROM replays WHERE project = $1)), $2, $3, $4, $5, $6, $7,
                 $8, $9, $10
@@ -213,7 +219,7 @@ pub async fn enter(pool: &PgPool, plan: &Plan, who: &str) -> Result<Replay, Repl
     )
     .bind(&plan.project)
     .bind(plan.replaces)
-    .bind(&plan.incarnation)
+    .bind(Json(&plan.topics))
     .bind(&plan.begins)
     .bind(Json(&starts))
     .bind(plan.rate)
@@ -229,13 +235,8 @@ pub async fn enter(pool: &PgPool, plan: &Plan, who: &str) -> Result<Replay, Repl
         }
         entered => entered?,
     };
-    let place = |partition: &i32| Place {
-        topic: replay.topic(),
-        partition: *partition,
-        incarnation: replay.topic_incarnation.clone(),
-        generation: replay.generation,
-    };
-    let mut starts: Vec<(Place, i64)> = starts.iter().map(|(partition, offset)| (place(partition), *offset)).collect();
+    let place = |(number, offset): (&i32, &i64)| Some((replay.place(*number)?, *offset));
+    let mut starts: Vec<(Place, i64)> = starts.iter().filter_map(place).collect();
     starts.extend(replay.archive_snapshot.map(|snapshot| (archive::place(&replay, snapshot), 0)));
     ledger::begin(&mut tx, &starts).await?;
     tx.commit().await?;

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use sqlx::{PgConnection, PgPool, Row};
+use tidemill_common::names::partition_number;
 
 use super::{Replay, archive};
 
@@ -11,7 +12,7 @@ pub(super) const ARCHIVE: i32 = -1;
 /// Where both generations stand in a partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
-    /// The partition.
+    /// The partition's number.
     pub partition: i32,
     /// The first offset that the live generation has not counted.
     pub live: i64,
@@ -39,24 +40,27 @@ pub(super) async fn standing(
 ) -> Result<Vec<Standing>, sqlx::Error> {
     // A subselect, since a row that may be missing cannot be locked.
     let sql = format!(
-        "SELECT l.partition, l.next_offset,
+        "SELECT l.topic, l.partition, l.next_offset,
                 (SELECT r.next_offset FROM ledger r
                  WHERE r.view = l.view AND r.generation = $4 AND r.topic = l.topic
                    AND r.topic_incarnation = l.topic_incarnation AND r.partition = l.partition)
-         FROM ledger l
-         WHERE l.view = 'stream' AND l.generation = $3 AND l.topic = $1 AND l.topic_incarnation = $2
-         ORDER BY l.partition {lock}"
+         FROM ledger l JOIN unnest($1::text[], $2::text[]) AS w(topic, incarnation)
+           ON l.topic = w.topic AND l.topic_incarnation = w.incarnation
+         WHERE l.view = 'stream' AND l.generation = $3
+         ORDER BY l.topic COLLATE \"C\", l.partition {lock}"
     );
+    let (topics, ids) = replay.columns();
     let rows = sqlx::query(sqlx::AssertSqlSafe(sql))
-        .bind(replay.topic())
-        .bind(&replay.topic_incarnation)
+        .bind(topics)
+        .bind(ids)
         .bind(replay.replaces)
         .bind(replay.generation)
         .fetch_all(&mut *db)
         .await?;
     let mut standing = Vec::with_capacity(rows.len() + 1);
     for row in &rows {
-        standing.push(Standing { partition: row.try_get(0)?, live: row.try_get(1)?, rebuilt: row.try_get(2)? });
+        let partition = partition_number(row.try_get(0)?, row.try_get(1)?);
+        standing.push(Standing { partition, live: row.try_get(2)?, rebuilt: row.try_get(3)? });
     }
     if let (Some(snapshot), Some(files)) = (replay.archive_snapshot, replay.archive_files) {
         let place = archive::place(replay, snapshot);

@@ -47,7 +47,9 @@ pub async fn drop_kept(pool: &PgPool, replay: &Replay, shown: impl FnMut(u64)) -
 
 /// Without its rows in the ledger, nothing is counted in a generation any more.
 async fn forget(tx: &mut sqlx::PgConnection, replay: &Replay, generation: i32) -> Result<(), sqlx::Error> {
-    let topics = [replay.topic(), archive::topic(&replay.project)];
+    let mut topics = replay.columns().0;
+    let archive = archive::topic(&replay.project);
+    topics.push(&archive);
     for statement in [
         "DELETE FROM ledger WHERE view = 'stream' AND generation = $1 AND topic = ANY ($2)",
         "DELETE FROM gaps WHERE view = 'stream' AND generation = $1 AND topic = ANY ($2)",

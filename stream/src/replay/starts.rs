@@ -3,7 +3,6 @@
 //! nothing is rebuilt as if all were there.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat};
 use serde::Serialize;
@@ -20,7 +19,7 @@ const SLACK_MS: i64 = 60_000;
 /// Where a partition begins.
 #[derive(Debug, Clone, Serialize)]
 pub struct Start {
-    /// The partition.
+    /// The partition's number.
     pub partition: i32,
     /// The first offset that is read.
     pub from: i64,
@@ -51,14 +50,15 @@ impl Known {
 /// Where each partition begins. `archived` is up to where the archive has each of them; empty: it is not to be used. Blocks.
 pub(super) fn starts(
     history: &History,
-    topic: &str,
     live: &BTreeMap<i32, i64>,
     from: &From,
     archived: &BTreeMap<i32, i64>,
     (project, layout): (&Project, &Layout),
 ) -> Result<Vec<Start>, ReplayError> {
-    let topic: Arc<str> = Arc::from(topic);
-    let at = |partition: i32| TopicPartition { topic: Arc::clone(&topic), partition };
+    let at = |number: i32| {
+        let (topic, partition) = project.place(number);
+        TopicPartition { topic: topic.into(), partition }
+    };
     let ats: Vec<TopicPartition> = live.keys().copied().map(at).collect();
     let bounds = history.bounds(&ats)?;
     let parent = |partition: i32| {
@@ -66,7 +66,7 @@ pub(super) fn starts(
         bounds.get(&parent).map(|(low, _)| (parent, *low)).filter(|(_, low)| *low > 0)
     };
     let known = |at: &TopicPartition| {
-        let (low, live, parent) = (bounds.get(at)?.0, live[&at.partition], parent(at.partition));
+        let (low, live, parent) = (bounds.get(at)?.0, live[&at.number()], parent(at.number()));
         Some(Known { at: at.clone(), low, live, parent })
     };
     let known: Vec<Known> = ats.iter().filter_map(known).collect();
@@ -81,11 +81,11 @@ pub(super) fn starts(
         _ if archived.is_empty() => HashMap::new(),
         From::Beginning | From::Time(_) => joins(history, &lacking, archived, window)?,
     };
-    let joined: BTreeSet<i32> = joins.keys().map(|at| at.partition).collect();
+    let joined: BTreeSet<i32> = joins.keys().map(TopicPartition::number).collect();
     begins.extend(joins);
     refuse_without_window(history, &without_window(history, &known, &begins, window)?, window)?;
     let start = |known: &Known| {
-        let partition = known.at.partition;
+        let partition = known.at.number();
         let (from, joined) = (begins[&known.at].offset, joined.contains(&partition));
         Start { partition, from, live: known.live, joined }
     };
@@ -103,7 +103,7 @@ fn joins(
 ) -> Result<HashMap<TopicPartition, Begin>, ReplayError> {
     let mut joins = HashMap::new();
     for known in lacking {
-        let partition = known.at.partition;
+        let partition = known.at.number();
         let wanted = held_since(history, known)?.map(|first_ms| first_ms.saturating_add(window_ms + 1));
         let found = match wanted {
             Some(ms) => history.offsets_at(&[(known.at.clone(), ms)])?.into_values().next(),
@@ -147,20 +147,22 @@ fn begins(history: &History, known: &[Known], from: &From) -> Result<HashMap<Top
             Ok(known.iter().map(begin).collect())
         }
         From::Offsets(offsets) => {
-            let unknown = offsets.keys().find(|partition| known.iter().all(|known| known.at.partition != **partition));
+            let unknown = offsets.keys().find(|partition| known.iter().all(|known| known.at.number() != **partition));
             if let Some(partition) = unknown {
                 return refused(format!("partition {partition} is not counted; see 'tidemill lag'"));
             }
             let mut begins = HashMap::new();
             for known in known {
-                let Some(&offset) = offsets.get(&known.at.partition) else {
+                let Some(&offset) = offsets.get(&known.at.number()) else {
                     begins.extend([whole(known)]);
                     continue;
                 };
                 if !(known.low..=known.live).contains(&offset) {
                     return refused(format!(
                         "partition {} can begin at offsets {} to {}, not at {offset}",
-                        known.at.partition, known.low, known.live
+                        known.at.number(),
+                        known.low,
+                        known.live
                     ));
                 }
                 let append_ms = appended(history, &known.at, offset)?;
@@ -229,7 +231,7 @@ fn refuse_without_window(
     for (at, low) in lacking {
         let ms = appended(history, at, *low)?.unwrap_or_default();
         earliest = earliest.max(ms.saturating_add(window_ms + 1));
-        problems.push(format!("of partition {} only from offset {low}, appended {}", at.partition, text(ms)));
+        problems.push(format!("of partition {} only from offset {low}, appended {}", at.number(), text(ms)));
     }
     if problems.is_empty() {
         return Ok(());

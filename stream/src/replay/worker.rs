@@ -69,12 +69,13 @@ impl Worker {
         let raw_events = config.raw_events.then(|| RawEvents::new(config.raw_events_days));
         let store = Store::new(pool.clone(), definitions, Shards::new(SHARDS));
         let limits = Limits { flush_ms: config.checkpoint_interval_ms, ..Limits::default() };
-        let topic = format!("^{}$", replay.topic().replace('.', "\\."));
+        let topics: Vec<String> = replay.topics.keys().map(|topic| topic.replace('.', "\\.")).collect();
+        let topics = format!("^({})$", topics.join("|"));
         let session = Duration::from_millis(config.session_timeout_ms);
         Ok(Self {
             store: Arc::new(store.with_raw_events(raw_events).rebuilding()),
             enricher: Enricher::new(&config.conversion_types, config.geoip_file.as_deref()).map_err(why)?,
-            consumer: GroupConsumer::join(&connections.kafka, &replay.group(), &topic, session)?,
+            consumer: GroupConsumer::join(&connections.kafka, &replay.group(), &topics, session)?,
             log: Log {
                 pool: pool.clone(),
                 kafka: connections.kafka.clone(),
@@ -206,8 +207,8 @@ impl Worker {
             self.not_before = Instant::now() + Duration::from_secs_f64(records.len() as f64 / rate);
         }
         let batch = self.sort(&records, &stretches).await?;
-        let partitions = self.log.partitions(&self.replay).await?;
-        if self.ours.values().any(|ours| Some(ours.layout.partitions()) != partitions) {
+        let layout = self.log.layout(&self.replay).await?;
+        if self.ours.values().any(|ours| Some(ours.layout.version) != layout) {
             self.reset(); // they were judged by a layout that is over
             return Ok(Turn::Worked);
         }
@@ -242,7 +243,7 @@ impl Worker {
         let stretches: HashMap<&TopicPartition, &Stretch> = stretches.iter().map(|each| (&each.at, each)).collect();
         for record in records {
             let at = record.topic_partition();
-            newest.insert(record.partition, record.append_ms);
+            newest.insert(at.clone(), record.append_ms);
             let (Some(stretch), Some(ours)) = (stretches.get(&at), self.ours.get_mut(&at)) else { continue };
             if stretch.dead.contains(&record.offset) {
                 continue;
@@ -270,7 +271,7 @@ impl Worker {
             .values()
             .filter_map(|Stretch { at, to, .. }| {
                 let Ours { place, next, .. } = self.ours.get(at)?;
-                let as_of = DateTime::from_timestamp_millis(*newest.get(&place.partition).unwrap_or(&0));
+                let as_of = DateTime::from_timestamp_millis(*newest.get(at).unwrap_or(&0));
                 Some(Advance {
                     place: place.clone(),
                     start: *next,

@@ -74,7 +74,7 @@ pub struct Counted {
 /// A record's place in its project's log.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Origin {
-    /// The partition.
+    /// The number of the partition in its project.
     pub partition: i32,
     /// The offset.
     pub offset: i64,
@@ -84,7 +84,7 @@ pub struct Origin {
 
 impl From<&Record> for Origin {
     fn from(record: &Record) -> Self {
-        Self { partition: record.partition, offset: record.offset, append_ms: record.append_ms }
+        Self { partition: record.number_of_partition(), offset: record.offset, append_ms: record.append_ms }
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use sqlx::PgConnection;
 use tidemill_common::dead_letters::LetterId;
+use tidemill_common::names::in_log;
 use tidemill_common::verdict::Rejection;
 
 use crate::ledger::Place;
@@ -15,7 +16,7 @@ pub struct Redrive {
     pub place: Place,
     /// Its offset there.
     pub offset: i64,
-    /// The letter of the same topic that it is sent through again for.
+    /// The letter of the same project that it is sent through again for.
     pub letter: LetterId,
     /// How often that had been refused when the record was judged.
     pub attempts: i32,
@@ -102,7 +103,7 @@ pub async fn close(tx: &mut PgConnection, redrives: &[Redrive]) -> Result<bool, 
 
 /// What they make of each letter. Of several records for one, each has to take it up where the one before has left it;
 /// else one of them was judged without knowing of the other, and there is no answer.
-fn changes(redrives: &[Redrive]) -> Option<BTreeMap<(&str, &LetterId), Change<'_>>> {
+fn changes(redrives: &[Redrive]) -> Option<BTreeMap<(String, &LetterId), Change<'_>>> {
     let mut changes = BTreeMap::<_, Change<'_>>::new();
     for Redrive { place, letter, attempts, outcome, .. } in redrives {
         let (state, rejection) = match outcome {
@@ -112,7 +113,7 @@ fn changes(redrives: &[Redrive]) -> Option<BTreeMap<(&str, &LetterId), Change<'_
             Outcome::Closed => continue,
         };
         let new = Change { before: *attempts, attempts: *attempts, state: OPEN, rejection: None };
-        let change = changes.entry((&*place.topic, letter)).or_insert(new);
+        let change = changes.entry((in_log(&place.topic, 0).0, letter)).or_insert(new);
         if change.state != OPEN || change.attempts != *attempts {
             return None;
         }
@@ -124,7 +125,7 @@ fn changes(redrives: &[Redrive]) -> Option<BTreeMap<(&str, &LetterId), Change<'_
 }
 
 /// Locks the letters, in one order everywhere; says whether all of them are open and as often refused as was thought.
-async fn lock(tx: &mut PgConnection, changes: &BTreeMap<(&str, &LetterId), Change<'_>>) -> Result<bool, sqlx::Error> {
+async fn lock(tx: &mut PgConnection, changes: &BTreeMap<(String, &LetterId), Change<'_>>) -> Result<bool, sqlx::Error> {
     let columns = Columns::of(changes);
     let found = sqlx::query(
         r#"SELECT 1 FROM dead_letters d
@@ -184,7 +185,7 @@ struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
-    fn of(changes: &BTreeMap<(&'a str, &'a LetterId), Change<'_>>) -> Self {
+    fn of(changes: &'a BTreeMap<(String, &'a LetterId), Change<'_>>) -> Self {
         let mut columns = Self::default();
         for (topic, letter) in changes.keys() {
             columns.topics.push(topic);

@@ -46,7 +46,7 @@ pub async fn worker(stack: &Stack, group: &str, change: impl FnOnce(&mut Config,
     let mut connections = stack.connections.clone();
     let mut config = Config {
         group: format!("{}-{group}", stack.project),
-        topics: format!("^events\\.{}$", stack.project),
+        topics: format!("^events\\.{}(\\.|$)", stack.project),
         session_timeout_ms: 6_000,
         batch_size: 200,
         batch_wait_ms: 20,
