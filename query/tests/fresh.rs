@@ -157,6 +157,44 @@ async fn every_event_is_seen_once_and_soon_while_all_of_it_moves() {
 }
 
 #[tokio::test]
+async fn every_event_is_seen_once_while_a_type_gets_a_topic_of_its_own() {
+    let api = Api::start().await;
+    let _running = (stream(&api), archiver(&api).await);
+    let sql = "SELECT count(*) AS n, count(DISTINCT event_id) AS ids, max(kafka_partition) AS high FROM events";
+    let seen = async |round: i64| {
+        eventually("the round is seen", || async {
+            let rows = api.rows(sql).await;
+            let [n, ids] = ["n", "ids"].map(|name| rows[0][name].as_i64().unwrap());
+            assert!(n == ids && n <= 50 * round, "{rows} of {}", 50 * round);
+            n == 50 * round
+        })
+        .await;
+    };
+    for round in 1..=8 {
+        let (from, to) = ((round - 1) * 50, round * 50);
+        if round == 4 {
+            api.stack.route("purchases", "purchase").await;
+        }
+        // Who knows of the route, and who does not; copies from before it, too.
+        api.stack.send_home(&events(from.max(30) - 30..to)).await;
+        api.stack.send_all(&events(from.max(5) - 5..to)).await;
+        seen(round).await;
+    }
+    let high = api.rows(sql).await[0]["high"].as_i64().unwrap();
+    assert!((10_000..20_000).contains(&high), "the route's partitions have numbers of their own: {high}");
+    eventually("all are archived", || async { archived(&api, COUNT).await == json!([{ "n": 400 }]) }).await;
+    let metrics = async || {
+        api.get("/v1/metrics/events?granularity=1d&startTime=2025-12-01T00:00:00Z&endTime=2026-03-01T00:00:00Z").await.1
+    };
+    eventually("the counts are as of now, in all topics", || async {
+        let answer = metrics().await;
+        let total: i64 = answer["data"].as_array().unwrap().iter().filter_map(|window| window["value"].as_i64()).sum();
+        total == 400 && answer["asOf"].is_string()
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn without_a_tail_there_is_the_archive() {
     let api = Api::start_with(Config { sql_tail_mb: 0, ..Config::default() }, |_| ()).await;
     let _archiver = archiver(&api).await;

@@ -12,5 +12,6 @@ mod layout;
 mod maintain;
 mod once;
 mod reader;
+mod route;
 mod support;
 mod trouble;

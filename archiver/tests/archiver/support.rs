@@ -150,21 +150,22 @@ pub async fn rows(world: &World, project: &str) -> Vec<(i32, i64, String)> {
     rows
 }
 
-/// The positions in a project's table.
+/// The positions in a project's table, by the numbers of partitions.
 pub async fn table_positions(world: &World, project: &str) -> Positions {
     match world.tables.load(project).await.unwrap() {
-        Some(table) => positions::read(table.metadata().properties(), &events_topic(project)).unwrap(),
+        Some(table) => positions::read_all(table.metadata().properties(), project).unwrap(),
         None => Positions::new(),
     }
 }
 
-/// The ends of a project's partitions that have records.
+/// The ends of a project's partitions that have records, by their numbers.
 pub async fn ends(world: &World, project: &str) -> BTreeMap<i32, i64> {
     let (history, topic) = (History::new(world.connections.kafka.clone()), Arc::<str>::from(events_topic(project)));
-    let partitions: Vec<_> =
-        (0..world.partitions_of(&topic)).map(|partition| TopicPartition { topic: topic.clone(), partition }).collect();
+    let own = (0..world.partitions_of(&topic)).map(|partition| TopicPartition { topic: topic.clone(), partition });
+    let routed = if project == world.project { world.routed().await } else { Vec::new() };
+    let partitions: Vec<_> = own.chain(routed).collect();
     let bounds = tokio::task::spawn_blocking(move || history.bounds(&partitions)).await.unwrap().unwrap();
-    bounds.into_iter().filter(|(_, (_, high))| *high > 0).map(|(at, (_, high))| (at.partition, high)).collect()
+    bounds.into_iter().filter(|(_, (_, high))| *high > 0).map(|(at, (_, high))| (at.number(), high)).collect()
 }
 
 /// Kafka's id of the project's topic.
