@@ -15,7 +15,7 @@ use tidemill_common::codec::Encoder;
 use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
 use tidemill_common::kafka::{Producer, look_after};
-use tidemill_common::names::events_topic;
+use tidemill_common::names::{events_topic, partition_number};
 use tidemill_testkit::{PARTITIONS, Stack};
 
 use crate::journal::{Answer, Entry, Journal, Via};
@@ -62,6 +62,11 @@ impl Native {
         Ok(Self { producer, topic: events_topic(&stack.project), encoder: stack.encoder, journal })
     }
 
+    /// The same to another topic.
+    pub fn to(self, topic: &str) -> Self {
+        Self { topic: topic.to_owned(), ..self }
+    }
+
     /// Sends items and waits for their deliveries.
     pub async fn send(&self, items: &[Item]) -> anyhow::Result<()> {
         let mut queued = Vec::with_capacity(items.len());
@@ -76,7 +81,7 @@ impl Native {
                 Ok(delivery) => delivery.await.ok().and_then(Result::ok),
                 Err(_) => None,
             };
-            let position = delivered.map(|delivery| (delivery.partition, delivery.offset));
+            let position = delivered.map(|at| (partition_number(&self.topic, at.partition), at.offset));
             let answer = if position.is_some() { Answer::Accepted } else { Answer::Unknown };
             let event = match item {
                 Item::Event(event) => Some(event.clone()),

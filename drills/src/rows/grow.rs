@@ -20,7 +20,7 @@ use crate::traffic::Style;
 const GROWN: i32 = 3 * PARTITIONS;
 const RATE: usize = 400;
 /// Of all that was sent before, this share is sent once more, each time.
-const AGAIN: f64 = 0.02;
+pub(super) const AGAIN: f64 = 0.02;
 
 pub fn rows() -> Vec<Row> {
     vec![Row::new("partition-growth", partition_growth).within(Duration::from_secs(300))]
@@ -79,7 +79,7 @@ async fn partition_growth(options: Options) -> anyhow::Result<Outcome> {
     Ok(outcome)
 }
 
-fn archiver(drill: &mut Drill) -> anyhow::Result<Process> {
+pub(super) fn archiver(drill: &mut Drill) -> anyhow::Result<Process> {
     let planted = drill.planted();
     drill.service("archiver", "archive", &planted)
 }
@@ -92,11 +92,17 @@ fn grow(drill: &Drill) -> anyhow::Result<Child> {
 }
 
 /// Sends some of what was sent before once more, by a new client, which knows all partitions that Kafka has.
-async fn again(drill: &mut Drill) -> anyhow::Result<()> {
+pub(super) async fn again(drill: &mut Drill) -> anyhow::Result<()> {
+    let some = some_again(drill)?;
+    drill.native(Partitioner::Murmur2)?.send_events(&some).await
+}
+
+/// Some of what was sent before.
+pub(super) fn some_again(drill: &mut Drill) -> anyhow::Result<Vec<Event>> {
     let entries = drill.journal.entries()?;
     let random = &mut drill.random;
     let some = entries.into_iter().filter_map(|entry| entry.event.filter(|_| random.random_bool(AGAIN)));
     let some: Vec<Event> = some.collect();
     ensure!(!some.is_empty(), "nothing of {} was sent", events_topic(&drill.stack.project));
-    drill.native(Partitioner::Murmur2)?.send_events(&some).await
+    Ok(some)
 }

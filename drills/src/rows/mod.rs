@@ -14,6 +14,7 @@ mod redis_modes;
 mod redis_move;
 mod redrive;
 mod replay;
+mod routing;
 mod steps;
 mod store;
 
@@ -91,6 +92,7 @@ pub fn all() -> Vec<Row> {
     rows.extend(kafka::rows());
     rows.extend(replay::rows());
     rows.extend(grow::rows());
+    rows.extend(routing::rows());
     rows.extend(archive::rows());
     rows.extend(archive_store::rows());
     rows.extend(operators::rows());

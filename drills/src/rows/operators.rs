@@ -18,11 +18,12 @@ use crate::send::Http;
 use crate::settle::until;
 
 /// The rows of `make drill-operators`.
-pub const OPERATORS: [&str; 9] = [
+pub const OPERATORS: [&str; 10] = [
     "redrive",
     "hot-partition",
     "replay",
     "partition-growth",
+    "type-route",
     "redis-sentinel",
     "redis-cluster",
     "redis-reshard",
