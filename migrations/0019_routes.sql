@@ -4,6 +4,8 @@ CREATE TABLE routes (
     number       integer NOT NULL CHECK (number > 0),   -- in the order in which they began, from 1 on
     name         text NOT NULL,
     event_types  text[] NOT NULL,
+    times        integer NOT NULL DEFAULT 1 CHECK (times > 0),  -- as many partitions as the project's own topic has
+    key          jsonb NOT NULL DEFAULT '"event_id"',           -- what homes are computed from
     created_at   timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (project, number),
     UNIQUE (project, name)
@@ -11,7 +13,8 @@ CREATE TABLE routes (
 
 -- Those of a project, in their order.
 CREATE FUNCTION tidemill_routes(id text) RETURNS json LANGUAGE sql STABLE AS $$
-    SELECT coalesce(json_agg(json_build_object('name', r.name, 'event_types', r.event_types) ORDER BY r.number), '[]')
+    SELECT coalesce(json_agg(json_build_object('name', r.name, 'event_types', r.event_types, 'times', r.times, 'key', r.key)
+                             ORDER BY r.number), '[]')
     FROM routes r WHERE r.project = id
 $$;
 

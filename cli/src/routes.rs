@@ -10,7 +10,7 @@ use tidemill_common::kafka::METADATA;
 use tidemill_common::names::ProjectId;
 use tidemill_common::names::route_topic;
 use tidemill_common::registry::Registry;
-use tidemill_topics::{Route, Step, begin_route, plan_route};
+use tidemill_topics::{Route, Step, Wanted, begin_route, plan_route};
 
 use crate::audit;
 use crate::consent::Consent;
@@ -21,16 +21,15 @@ use crate::topics::{Declared, Target};
 /// Clients get this long to see the topic before anything belongs there.
 const SETTLE: Duration = METADATA.saturating_mul(2);
 
-const FIELDS: [&str; 7] = ["project", "name", "event_types", "topic", "partitions", "applied", "note"];
-const LISTED: [&str; 5] = ["project", "name", "event_types", "topic", "partitions"];
+const FIELDS: [&str; 8] = ["project", "name", "event_types", "topic", "partitions", "key", "applied", "note"];
+const LISTED: [&str; 6] = ["project", "name", "event_types", "topic", "partitions", "key"];
 const NOTE: &str = "events sent before and after count once; it cannot be undone";
 
 #[derive(Subcommand)]
 pub enum Command {
     /// Give events of some types a topic of their own, so that they hold up no others
     ///
-    /// The topic is made as the project's own is declared, with as many partitions, and workers and archivers take it up
-    /// by themselves. Sessions, metrics, the archive and SQL go on as if nothing had happened, and copies sent before and
+    /// The topic is made as the project's own is declared, and workers and archivers take it up by themselves. Sessions, metrics, the archive and SQL go on as if nothing had happened, and copies sent before and
     /// after count once. It cannot be undone, and a route's types never change. Running it again completes what was cut
     /// short.
     Create {
@@ -42,6 +41,12 @@ pub enum Command {
         /// An event type that goes there; may be given several times
         #[arg(long = "type", value_name = "TYPE", required = true)]
         event_types: Vec<String>,
+        /// A multiple of those of the project's own topic [default: as many]
+        #[arg(long, value_name = "N", value_parser = clap::value_parser!(i32).range(1..))]
+        partitions: Option<i32>,
+        /// Spread events over these by their users, too: for eventIds that are unevenly spread
+        #[arg(long, requires = "partitions")]
+        by_user: bool,
         #[command(flatten)]
         declared: Declared,
         #[command(flatten)]
@@ -65,8 +70,9 @@ struct Planned {
 
 pub async fn run(command: Command, connections: &Connections, output: Output) -> anyhow::Result<()> {
     match command {
-        Command::Create { project, name, event_types, declared, consent } => {
-            create(&project, &name, &event_types, &declared, consent, connections, output).await
+        Command::Create { project, name, event_types, partitions, by_user, declared, consent } => {
+            let wanted = Wanted { name: &name, event_types: &event_types, partitions, by_user };
+            create(&project, wanted, &declared, consent, connections, output).await
         }
         Command::List { project } => list(project.as_deref(), connections, output).await,
     }
@@ -74,21 +80,20 @@ pub async fn run(command: Command, connections: &Connections, output: Output) ->
 
 async fn create(
     project: &str,
-    name: &str,
-    event_types: &[String],
+    wanted: Wanted<'_>,
     declared: &Declared,
     consent: Consent,
     connections: &Connections,
     output: Output,
 ) -> anyhow::Result<()> {
     let mut db = store::connect(&connections.database_url).await?;
-    let route = plan_route(&mut db, project, name, event_types).await?;
+    let route = plan_route(&mut db, project, wanted).await?;
     let target = Target::new(declared, connections).await?;
     let known = store::project(&mut db, project).await?.ok_or_else(|| store::no_project(project))?;
     let topics = target.declarations.project(&ProjectId::parse(project)?, known.partitions(), &[], target.replication);
     let mut planned = Planned { applied: false, route, note: NOTE };
     output.plan(&planned, &FIELDS)?;
-    let types = event_types.join(", ");
+    let types = wanted.event_types.join(", ");
     if consent.given(&format!("Send events of type {types} of {project} to a topic of their own, for good?"))? {
         let route = &planned.route;
         let entry = audit::begin(&mut db, "routes create", Some(project), route).await?;
@@ -128,7 +133,8 @@ async fn list(project: Option<&str>, connections: &Connections, output: Output) 
             project: of.id.clone(),
             name: route.name,
             event_types: route.event_types,
-            partitions: of.partitions,
+            partitions: of.partitions * route.times,
+            key: route.key,
         }));
     }
     output.things(&routes, &LISTED)

@@ -1,7 +1,6 @@
 //! The operators' SQL: projects and API keys.
 
 use std::str::FromStr;
-use std::sync::Arc;
 
 use anyhow::{Context, anyhow};
 use chrono::{DateTime, Utc};
@@ -12,7 +11,7 @@ use sqlx::{ConnectOptions, PgConnection};
 use tidemill_common::auth::NewKey;
 use tidemill_common::home::Route;
 use tidemill_common::kafka::TopicPartition;
-use tidemill_common::projects::topics;
+use tidemill_common::projects::{counts, partitions_of_events, topics};
 use tidemill_topics::Partitions;
 
 const PROJECT: &str = "SELECT id, partitions, tidemill_routes(id) AS routes, dlq_partitions, quota_per_second, \
@@ -66,12 +65,13 @@ impl Project {
     }
 
     /// All partitions of its events.
-    pub fn events_partitions(&self) -> impl Iterator<Item = TopicPartition> + use<> {
-        let partitions = self.partitions;
-        self.topics().into_iter().flat_map(move |topic| {
-            let topic: Arc<str> = topic.into();
-            (0..partitions).map(move |partition| TopicPartition { topic: Arc::clone(&topic), partition })
-        })
+    pub fn events_partitions(&self) -> Vec<TopicPartition> {
+        partitions_of_events(&self.id, self.partitions, &self.routes)
+    }
+
+    /// The topics of its routes, each with how many partitions it has.
+    pub fn routed(&self) -> Vec<(String, i32)> {
+        self.topics().into_iter().zip(counts(self.partitions, &self.routes)).skip(1).collect()
     }
 
     /// The counts that are kept with it.

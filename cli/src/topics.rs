@@ -131,7 +131,7 @@ pub async fn difference(declared: &Declared, connections: &Connections) -> anyho
     let (mut growths, mut drift) = (Vec::new(), Vec::new());
     for project in store::live_projects(&mut db).await? {
         let id = ProjectId::parse(&project.id)?;
-        topics.extend(target.declarations.project(&id, project.partitions(), &project.topics(), target.replication));
+        topics.extend(target.declarations.project(&id, project.partitions(), &project.routed(), target.replication));
         let Some(wanted) = target.declarations.events_of(&id) else { continue };
         match plan_growth(&mut db, &project.id, wanted).await {
             Ok(growth) => growths.extend(growth),
@@ -148,7 +148,7 @@ pub async fn difference(declared: &Declared, connections: &Connections) -> anyho
     // What a growth left when it was cut short is not said twice.
     let grows = |change: &Change| {
         matches!(change, Change::Drift { topic, setting, .. }
-            if setting == "partitions" && growths.iter().any(|growth| growth.topics.contains(topic)))
+            if setting == "partitions" && growths.iter().any(|growth| growth.topics.iter().any(|(grows, _)| grows == topic)))
     };
     changes.retain(|change| !grows(change));
     changes.extend(drift);
@@ -178,13 +178,12 @@ impl Difference {
 
 impl Step {
     fn growing(growth: &Growth) -> impl Iterator<Item = Self> + use<'_> {
-        let (from, to) = (growth.from.to_string(), growth.to.to_string());
-        growth.topics.iter().cloned().map(move |topic| Self {
+        growth.topics.iter().map(move |(topic, to)| Self {
             action: "grow",
-            topic,
+            topic: topic.clone(),
             setting: Some("partitions".to_owned()),
-            from: Some(from.clone()),
-            to: Some(to.clone()),
+            from: Some((to / growth.to * growth.from).to_string()),
+            to: Some(to.to_string()),
             note: Some(grow::NOTE),
         })
     }

@@ -29,7 +29,7 @@ async fn a_type_gets_a_topic_of_its_own_while_everything_runs() {
     let error = |output: &Output| String::from_utf8(output.stderr.clone()).unwrap();
     let client = reqwest::Client::new();
     let send = async |from: usize, to: usize| {
-        let event = |i: usize| json!({"eventId": format!("e-{i}"), "eventType": if i % 2 == 0 { "click" } else { "view" }, "userId": "u"});
+        let event = |i: usize| json!({"eventId": format!("e-{i}"), "eventType": if i.is_multiple_of(2) { "click" } else { "view" }, "userId": "u"});
         let events: Vec<Value> = (from..to).map(event).collect();
         let url = format!("{}/v1/events", fleet.url("ingest"));
         let answer = client.post(url).bearer_auth(&fleet.write_key).json(&events).send().await.unwrap();

@@ -30,12 +30,30 @@ pub struct Route {
     pub name: String,
     /// The types; no other route has them.
     pub event_types: Vec<String>,
+    /// How many times as many partitions it has as the project's own topic.
+    pub times: i32,
+    /// What homes are computed from there.
+    pub key: Key,
 }
 
-/// How events are spread: every topic of a project has the same number of partitions.
+/// What an event's home in a route is computed from. In any case, events of one home there had one home before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Key {
+    /// Its eventId.
+    EventId,
+    /// Its eventId and its userId: for ids that are unevenly spread. Among the partitions that take over from one, both
+    /// decide.
+    EventAndUserId {
+        /// How many partitions the project's own topic had when the route began.
+        from: i32,
+    },
+}
+
+/// How events are spread.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize)]
 pub struct Spread {
-    /// How many partitions each topic has.
+    /// How many partitions the project's own topic has; those of routes have a multiple.
     pub partitions: i32,
     /// How many routes there are, of all that there will be.
     pub routes: usize,
@@ -69,7 +87,7 @@ impl Layout {
         Self { version, now, routes, eras }
     }
 
-    /// How many partitions each topic has.
+    /// How many partitions the project's own topic has.
     pub fn partitions(&self) -> i32 {
         self.now.partitions
     }
@@ -88,13 +106,15 @@ impl Layout {
     /// not belong to the layout.
     pub fn parent(&self, partition: i32) -> Option<Parent> {
         let (topic, own) = split(partition)?;
+        let times = topic.checked_sub(1).map_or(Some(1), |index| Some(self.routes.get(index)?.times))?;
         let next = self.eras.iter().skip(1).map(|era| era.spread).chain([self.now]);
         self.eras.iter().zip(next).find_map(|(era, then)| {
-            let grown = topic <= era.spread.routes && (era.spread.partitions..then.partitions).contains(&own);
-            let routed = (era.spread.routes + 1..=then.routes).contains(&topic) && own < then.partitions;
+            let (before, after) = (era.spread.partitions * times, then.partitions * times);
+            let grown = topic <= era.spread.routes && (before..after).contains(&own);
+            let routed = (era.spread.routes + 1..=then.routes).contains(&topic) && own < after;
             let from = match (grown, routed) {
-                (true, _) => (topic, own % era.spread.partitions),
-                (_, true) => (0, own),
+                (true, _) => (topic, own % before),
+                (_, true) => (0, own % era.spread.partitions),
                 _ => return None,
             };
             let cutoff = *era.cutoffs.get(from.0)?.get(from.1 as usize)?;
@@ -116,12 +136,29 @@ impl Layout {
     }
 }
 
+impl Route {
+    /// Where an event belongs in the route's topic, which has so many partitions.
+    fn home(&self, event: &EventRef<'_>, partitions: i32) -> i32 {
+        let id = event.event_id.as_bytes();
+        match (self.key, event.user_id) {
+            (Key::EventAndUserId { from }, Some(user)) => {
+                let both = i64::from(home_partition(&[id, b"\n", user.as_bytes()].concat(), i32::MAX));
+                let hash = i64::from(home_partition(id, from)) + i64::from(from) * both;
+                (hash % i64::from(partitions)) as i32
+            }
+            _ => home_partition(id, partitions),
+        }
+    }
+}
+
 /// The number of the partition where events belong that are spread so over a project's own topic and these routes.
 pub fn home_in(routes: &[Route], spread: Spread, event: &EventRef<'_>) -> i32 {
     let routes = routes.iter().take(spread.routes);
     let is_of = |(_, route): &(i32, &Route)| route.event_types.iter().any(|of| of == event.event_type);
-    let topic = (1..).zip(routes).find(is_of).map_or(0, |(number, _)| number);
-    topic * ROUTE + home_partition(event.event_id.as_bytes(), spread.partitions)
+    let Some((number, route)) = (1..).zip(routes).find(is_of) else {
+        return home_partition(event.event_id.as_bytes(), spread.partitions);
+    };
+    number * ROUTE + route.home(event, spread.partitions * route.times)
 }
 
 /// Which topic's a partition is, and its number there.
@@ -159,6 +196,8 @@ fn murmur2(data: &[u8]) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -177,7 +216,8 @@ mod tests {
     }
 
     fn clicks() -> Route {
-        Route { name: "clicks".to_owned(), event_types: vec!["tap".to_owned(), "click".to_owned()] }
+        let event_types = vec!["tap".to_owned(), "click".to_owned()];
+        Route { name: "clicks".to_owned(), event_types, times: 1, key: Key::EventId }
     }
 
     /// An id whose home is `partition` of `partitions`.
@@ -224,35 +264,56 @@ mod tests {
         assert!(layout.moves(&parent, 10_001, &click(&one)) && !layout.moves(&parent, 10_001, &view(&one)));
     }
 
+    #[test]
+    fn a_composite_key_spreads_what_ids_alone_do_not() {
+        let route = Route { times: 4, key: Key::EventAndUserId { from: 4 }, ..clicks() };
+        let era = Era { spread: Spread { partitions: 4, routes: 0 }, cutoffs: vec![vec![9; 4], vec![0; 16]] };
+        let layout = Layout::new(4, vec![route], vec![era]);
+        let id = id(3, 16);
+        let home = |user: &str| layout.home(&EventRef { user_id: Some(user), ..click(&id) });
+        let homes: BTreeSet<i32> = (0..50).map(|user| home(&format!("u-{user}"))).collect();
+        let homes: Vec<i32> = homes.into_iter().collect();
+        assert_eq!(homes, [10_003, 10_007, 10_011, 10_015], "all that take over from one");
+        assert!(homes.iter().all(|home| layout.parent(*home).is_some_and(|parent| parent.partition == 3)));
+        assert_eq!(layout.home(&click(&id)), 10_003, "without a user the id alone decides");
+    }
+
     proptest! {
         /// A project that grows and gets routes while records are written anywhere: what a record is does not change with
         /// what happens behind it, and all first sights of an event lie on one way from parent to child.
         #[test]
         fn what_a_record_is_never_changes(
             start in 1i32..4,
-            changes in prop::collection::vec((prop::option::of(2i32..4), prop::collection::vec(0i64..20, 256)), 0..4),
+            changes in prop::collection::vec(
+                (prop::option::of(2i32..4), 1i32..4, any::<bool>(), prop::collection::vec(0i64..20, 512)), 0..4),
             key in "[a-z]{1,8}",
+            user in prop::option::of("[a-z]{1,3}"),
             event_type in "[a-d]",
         ) {
-            let event = EventRef { event_id: &key, event_type: &event_type, ..EventRef::default() };
-            let (mut layout, mut ends) = (Layout::new(start, Vec::new(), Vec::new()), [[0i64; 64]; 5]);
-            for (times, written) in changes {
+            let event =
+                EventRef { event_id: &key, event_type: &event_type, user_id: user.as_deref(), ..EventRef::default() };
+            let (mut layout, mut ends) = (Layout::new(start, Vec::new(), Vec::new()), [[0i64; 96]; 5]);
+            for (times, of_route, composite, written) in changes {
                 ends.as_flattened_mut().iter_mut().zip(written).for_each(|(end, more)| *end += more);
                 let before = layout.clone();
                 let (mut eras, mut routes) = (before.eras.clone(), before.routes.clone());
                 let partitions = match times {
-                    Some(times) if before.partitions() * times <= 64 => before.partitions() * times,
+                    Some(times) if before.partitions() * times <= 32 => before.partitions() * times,
                     _ => {
                         let name = ["a", "b", "c", "d"][routes.len()].to_owned();
-                        routes.push(Route { event_types: vec![name.clone()], name });
+                        let (event_types, from) = (vec![name.clone()], before.partitions());
+                        let key = if composite { Key::EventAndUserId { from } } else { Key::EventId };
+                        routes.push(Route { name, event_types, times: of_route, key });
                         before.partitions()
                     }
                 };
-                let topics = 0..=routes.len();
-                let cutoffs = topics.clone().map(|topic| ends[topic][..partitions as usize].to_vec()).collect();
+                let counts: Vec<i32> =
+                    std::iter::once(1).chain(routes.iter().map(|route| route.times)).map(|n| n * partitions).collect();
+                let topics = counts.iter().enumerate();
+                let cutoffs = topics.clone().map(|(topic, count)| ends[topic][..*count as usize].to_vec()).collect();
                 eras.push(Era { spread: before.now, cutoffs });
                 layout = Layout::new(partitions, routes, eras);
-                let all = topics.flat_map(|topic| (0..partitions).map(move |own| (topic, own)));
+                let all = topics.flat_map(|(topic, count)| (0..*count).map(move |own| (topic, own)));
                 let all: Vec<(i32, i64)> =
                     all.map(|(topic, own)| (topic as i32 * ROUTE + own, ends[topic][own as usize])).collect();
                 for &(partition, end) in &all {

@@ -70,11 +70,7 @@ impl Project {
 
     /// All partitions of its events' topics.
     pub fn partitions_of_events(&self) -> Vec<TopicPartition> {
-        let of = |topic: String| {
-            let topic: Arc<str> = topic.into();
-            (0..self.partitions).map(move |partition| TopicPartition { topic: Arc::clone(&topic), partition })
-        };
-        self.topics().into_iter().flat_map(of).collect()
+        partitions_of_events(&self.id, self.partitions, &self.routes)
     }
 
     /// How events are and were spread over the partitions of these incarnations of its topics.
@@ -97,6 +93,20 @@ impl Project {
 pub fn topics(project: &str, routes: &[Route]) -> Vec<String> {
     let of_routes = (1..).zip(routes).map(|(number, route)| route_topic(project, number, &route.name));
     std::iter::once(events_topic(project)).chain(of_routes).collect()
+}
+
+/// How many partitions each of them has, where the project's own has so many.
+pub fn counts(partitions: i32, routes: &[Route]) -> impl Iterator<Item = i32> {
+    std::iter::once(1).chain(routes.iter().map(|route| route.times)).map(move |times| partitions * times)
+}
+
+/// All partitions of them.
+pub fn partitions_of_events(project: &str, partitions: i32, routes: &[Route]) -> Vec<TopicPartition> {
+    let of = |(topic, count): (String, i32)| {
+        let topic: Arc<str> = topic.into();
+        (0..count).map(move |partition| TopicPartition { topic: Arc::clone(&topic), partition })
+    };
+    topics(project, routes).into_iter().zip(counts(partitions, routes)).flat_map(of).collect()
 }
 
 /// What becomes of events that break their type's JSON Schema.

@@ -41,7 +41,7 @@ pub async fn read(stack: &Stack) -> anyhow::Result<Vec<Line>> {
     let mut lines = Vec::new();
     let mut records = Vec::new();
     for topic in stack.project().await.topics() {
-        records.extend(stack.records(&topic).await);
+        records.extend(stack.records_of_any(&topic).await);
     }
     for record in records {
         let redriven = header(&record, "redrive-of").is_some();

@@ -6,7 +6,6 @@ use std::time::Instant;
 use chrono::Utc;
 use tidemill_common::http::Health;
 use tidemill_common::kafka::Producer;
-use tidemill_common::names::ROUTE;
 use tokio_util::sync::CancellationToken;
 
 use crate::body_hash::BodyHash;
@@ -47,7 +46,7 @@ impl Spooling {
             let event = flight.first(number);
             // To the project's own topic, whatever routes there are by the time it goes: the stream sends it on.
             let (event_id, value) = (flight.encoded.id_text(event), flight.encoded.value(event));
-            Record { partition: event.partition % ROUTE, spooled_at, body: event.body.bytes(), event_id, value }
+            Record { partition: flight.encoded.own(event), spooled_at, body: event.body.bytes(), event_id, value }
         };
         let records: Vec<Record<'_>> = failed.iter().map(record).collect();
         match self.spool.append(project, &records).await {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use tidemill_common::codec::Encoder;
 use tidemill_common::event::{EventRef, Invalid};
-use tidemill_common::home::{Route, Spread, home_in};
+use tidemill_common::home::{Route, Spread, home_in, home_partition};
 
 use crate::body_hash::BodyHash;
 
@@ -55,6 +55,8 @@ pub struct Refused {
 /// Events as they go into the log, one behind the other: a request's events are copied once, into here.
 #[derive(Debug, Default)]
 pub struct Encoded {
+    /// How many partitions the project's own topic has, as far as is known.
+    partitions: i32,
     values: Vec<u8>,
     events: Vec<EncodedEvent>,
 }
@@ -103,7 +105,7 @@ fn fits_a_record(event: &EventRef<'_>) -> Result<(), Invalid> {
 impl Encoded {
     /// Room for so many events from a body of this size.
     pub fn with_capacity(events: usize, bytes: usize) -> Self {
-        Self { values: Vec::with_capacity(bytes), events: Vec::with_capacity(events) }
+        Self { partitions: 1, values: Vec::with_capacity(bytes), events: Vec::with_capacity(events) }
     }
 
     /// Checks the rules, fills in what the gateway knows and writes the event behind the others.
@@ -116,6 +118,7 @@ impl Encoded {
         partitions: i32,
     ) -> Result<(), Invalid> {
         let event = raw.fill_in(receipt)?;
+        self.partitions = partitions;
         let start = self.values.len();
         encoder.encode_into(&event, &mut self.values);
         let id = start + Encoder::EVENT_ID + if event.event_id.len() < 64 { 1 } else { 2 };
@@ -138,6 +141,11 @@ impl Encoded {
     /// The events, in order.
     pub fn events(&self) -> &[EncodedEvent] {
         &self.events
+    }
+
+    /// The partition of the project's own topic where an event would belong if there were no routes.
+    pub fn own(&self, event: &EncodedEvent) -> i32 {
+        home_partition(self.id(event), self.partitions)
     }
 
     /// An event's id, the record's key.

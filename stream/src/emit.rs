@@ -57,23 +57,23 @@ impl Emitter {
         Self { registry, known: HashMap::new() }
     }
 
-    /// A first sight for the processed topic, in the same partition as it has in its own.
+    /// A first sight for the processed topic, which has as many partitions as the project's own, in the one of its number.
     pub async fn processed(
         &mut self,
-        project: &str,
+        project: &Project,
         record: &Record,
         event: &Decoded<'_>,
         traits: &Traits,
     ) -> Result<Emission, RegistryError> {
-        if !self.known.contains_key(project) {
-            let topic = processed_topic(project);
+        if !self.known.contains_key(&project.id) {
+            let topic = processed_topic(&project.id);
             let id = self.registry.register(&format!("{topic}-value"), PROCESSED_SCHEMA).await?;
-            self.known.insert(project.to_owned(), (topic.into(), Encoder::new(id)));
+            self.known.insert(project.id.clone(), (topic.into(), Encoder::new(id)));
         }
-        let (topic, encoder) = &self.known[project];
+        let (topic, encoder) = &self.known[&project.id];
         Ok(Emission {
             topic: Arc::clone(topic),
-            partition: record.partition,
+            partition: record.partition % project.partitions,
             key: Some(event.event().event_id.as_bytes().to_vec()),
             value: encode(encoder, event, traits),
             headers: origin(record.into()),

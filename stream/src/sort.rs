@@ -202,7 +202,7 @@ impl Sorter {
                 let counts = first && !existed("existence", event.event_id);
                 if counts {
                     let counted = counted(&mut self.enricher, &project.id, place.generation, record.into(), &event);
-                    let processed = self.emitter.processed(&project.id, record, &decoded, &counted.traits).await?;
+                    let processed = self.emitter.processed(project, record, &decoded, &counted.traits).await?;
                     sorted.emissions.push(processed);
                     sorted.events.push(counted);
                 } else {

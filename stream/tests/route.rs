@@ -41,22 +41,15 @@ fn clicks(range: std::ops::Range<usize>) -> Vec<Event> {
 
 /// Waits until all topics are counted to their ends, strays that go home too.
 async fn settled(stack: &Stack) {
-    let ends = async || {
-        let mut all = 0;
-        for topic in stack.project().await.topics() {
-            all += stack.ends(&topic).await.values().sum::<i64>();
-        }
-        all
-    };
     loop {
-        let before = ends().await;
+        let before = stack.end_of_all().await;
         eventually("the ledger reaches the logs' ends", || async {
             let sql =
                 "SELECT coalesce(sum(next_offset), 0)::bigint FROM ledger WHERE view = 'stream' AND generation = 0";
             sqlx::query_scalar::<_, i64>(sql).fetch_one(&stack.pool).await.unwrap() >= before
         })
         .await;
-        if ends().await == before {
+        if stack.end_of_all().await == before {
             return;
         }
     }
@@ -68,7 +61,11 @@ async fn sources(stack: &Stack) -> BTreeMap<String, Vec<(i64, i64)>> {
     for record in stack.records(&processed_topic(&stack.project)).await {
         let id = String::from_utf8(record.key.clone().unwrap()).unwrap();
         let (partition, offset) = (record.number("source-partition").unwrap(), record.number("source-offset").unwrap());
-        assert_eq!(partition % i64::from(ROUTE), i64::from(record.partition), "in the same partition as in its topic");
+        assert_eq!(
+            partition % i64::from(PARTITIONS),
+            i64::from(record.partition % PARTITIONS),
+            "in the one of its number"
+        );
         sources.entry(id).or_default().insert((partition, offset));
     }
     sources.into_iter().map(|(id, sources)| (id, sources.into_iter().collect())).collect()
@@ -109,6 +106,36 @@ async fn copies_from_before_and_after_count_once() {
     running.stop().await;
     let running = live(&stack).await;
     stack.send_home(&events(0..600)).await;
+    assert_once(&stack, 600).await;
+    running.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_decide_too_where_that_is_wanted() {
+    let stack = Stack::new().await;
+    let of_users = |range| {
+        let of_user = |(i, event): (usize, Event)| Event { user_id: Some(format!("u-{}", i % 7)), ..event };
+        events(range).into_iter().enumerate().map(of_user).collect::<Vec<_>>()
+    };
+    let running = live(&stack).await;
+    stack.send_all(&of_users(0..200)).await;
+    settled(&stack).await;
+    stack.route_as("clicks", "click", Some(3 * PARTITIONS), true).await;
+    stack.send_all(&of_users(0..300)).await;
+    stack.send_home(&of_users(0..500)).await;
+    assert_once(&stack, 500).await;
+    let partitions: std::collections::BTreeSet<i64> =
+        sources(&stack).await.into_values().map(|sources| sources[0].0).filter(|at| *at >= i64::from(ROUTE)).collect();
+    assert_eq!(partitions.len(), 3 * PARTITIONS as usize, "all of the route's partitions have some");
+    // The store inherits from one partition of the project's own topic, for several of the route's.
+    running.stop().await;
+    ["seen-stream", "checkpoints"].iter().for_each(|folder| std::fs::remove_dir_all(stack.folder(folder)).unwrap());
+    let running = live(&stack).await;
+    stack.send_home(&of_users(0..500)).await;
+    assert_once(&stack, 500).await;
+    sqlx::query("UPDATE eras SET ended_at = now() - interval '2 days'").execute(&stack.pool).await.unwrap();
+    stack.grow(2 * PARTITIONS).await;
+    stack.send_home(&of_users(0..600)).await;
     assert_once(&stack, 600).await;
     running.stop().await;
 }

@@ -25,11 +25,11 @@ use tidemill_common::config::{Connections, Settings};
 use tidemill_common::event::Event;
 use tidemill_common::home::{Layout, home_partition};
 use tidemill_common::kafka::{History, Outgoing, Producer, Record, Span, TopicPartition, topic_incarnations};
-use tidemill_common::names::{ROUTE, dlq_topic, events_topic, processed_topic, project_of};
+use tidemill_common::names::{ROUTE, dlq_topic, events_topic, processed_topic};
 use tidemill_common::registry::Registry;
 use tidemill_common::verdict::{SOURCE_APPEND_TIME, SOURCE_OFFSET, SOURCE_PARTITION};
 use tidemill_common::{postgres, projects};
-use tidemill_topics::{Change, Topic, begin_route, grow, plan_growth, plan_route};
+use tidemill_topics::{Change, Topic, Wanted, begin_route, grow, plan_growth, plan_route};
 use tokio_util::sync::CancellationToken;
 
 pub use countries::countries;
@@ -216,9 +216,14 @@ impl Stack {
 
     /// Has events of a type go to a topic of their own from now on.
     pub async fn route(&self, name: &str, event_type: &str) {
+        self.route_as(name, event_type, None, false).await;
+    }
+
+    /// The same with so many partitions, over which users decide, too.
+    pub async fn route_as(&self, name: &str, event_type: &str, partitions: Option<i32>, by_user: bool) {
         let mut db = self.pool.acquire().await.expect("a connection");
-        let types = [event_type.to_owned()];
-        let route = plan_route(&mut db, &self.project, name, &types).await.expect("it may be");
+        let wanted = Wanted { name, event_types: &[event_type.to_owned()], partitions, by_user };
+        let route = plan_route(&mut db, &self.project, wanted).await.expect("it may be");
         let config = [("message.timestamp.type".to_owned(), "LogAppendTime".to_owned())].into();
         let (name, partitions, replication) = (events_topic(&self.project), route.partitions, self.replication);
         let own = Topic { name, partitions, replication, homes: true, config };
@@ -246,7 +251,7 @@ impl Stack {
 
     /// The partitions that a topic of the project has in Kafka, as far as this knows.
     pub fn partitions_of(&self, topic: &str) -> i32 {
-        let grows = project_of(topic) == Some(&*self.project) || topic == processed_topic(&self.project);
+        let grows = [events_topic(&self.project), processed_topic(&self.project)].iter().any(|grows| grows == topic);
         if grows { self.partitions.load(Ordering::Relaxed) } else { PARTITIONS }
     }
 
@@ -354,6 +359,14 @@ impl Stack {
         let mut records = tokio::task::spawn_blocking(read).await.expect("reader");
         records.sort_by_key(|record| (record.partition, record.offset));
         records
+    }
+
+    /// How many records have been written to the topics of the project's events, all together.
+    pub async fn end_of_all(&self) -> i64 {
+        let (history, partitions) =
+            (History::new(self.connections.kafka.clone()), self.project().await.partitions_of_events());
+        let bounds = tokio::task::spawn_blocking(move || history.bounds(&partitions)).await.expect("reader");
+        bounds.expect("bounds").values().map(|(_, high)| high).sum()
     }
 
     /// The next offset of each partition of a topic.

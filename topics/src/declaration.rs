@@ -185,13 +185,13 @@ impl Declarations {
         })
     }
 
-    /// A project's topics; those of its routes (`events` has their names, too) are as its own. `replication` overrides what
+    /// A project's topics; those of its routes (by their names and partitions) are as its own. `replication` overrides what
     /// is declared.
     pub fn project(
         &self,
         project: &ProjectId,
         partitions: Partitions,
-        events: &[String],
+        routes: &[(String, i32)],
         replication: Option<i32>,
     ) -> Vec<Topic> {
         let fill_in = |template: &Template| {
@@ -207,8 +207,12 @@ impl Declarations {
         let mut topics = self.topics(fill_in, replication);
         let own = events_topic(project.as_str());
         if let Some(like) = topics.iter().find(|topic| topic.name == own).cloned() {
-            let of_route = |name: &String| Topic { name: name.clone(), ..like.clone() };
-            topics.extend(events.iter().filter(|name| **name != own).map(of_route));
+            let of_route = |(name, partitions): &(String, i32)| Topic {
+                name: name.clone(),
+                partitions: *partitions,
+                ..like.clone()
+            };
+            topics.extend(routes.iter().map(of_route));
         }
         topics
     }
@@ -330,11 +334,12 @@ mod tests {
     #[test]
     fn a_routes_topic_is_as_the_projects_own() {
         let (declarations, shop) = (embedded(), ProjectId::parse("shop").expect("id"));
-        let events = [events_topic("shop"), "events.shop.1-clicks".to_owned()];
+        let route = ("events.shop.1-clicks".to_owned(), 300);
         let size = declarations.size("standard").expect("size");
-        let topics = declarations.project(&shop, size, &events, None);
-        let own = topics.iter().find(|topic| topic.name == events[0]).expect("its own");
-        assert_eq!((topics.len(), topics.last()), (4, Some(&Topic { name: events[1].clone(), ..own.clone() })));
+        let topics = declarations.project(&shop, size, std::slice::from_ref(&route), None);
+        let own = topics.iter().find(|topic| topic.name == events_topic("shop")).expect("its own");
+        let (name, partitions) = route;
+        assert_eq!((topics.len(), topics.last()), (4, Some(&Topic { name, partitions, ..own.clone() })));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rdkafka::error::KafkaError;
+use sqlx::types::Json;
 use sqlx::{Connection, PgConnection};
 use tidemill_common::home::Route;
 use tidemill_common::kafka::{History, KafkaConfig, TopicPartition, topic_incarnations};
@@ -58,16 +59,17 @@ pub(crate) async fn end_era(
 ) -> Result<(), EraError> {
     let routes: Vec<Route> = planned.routes.iter().chain(next.route).cloned().collect();
     let topics = projects::topics(&planned.id, &routes);
+    let counts: Vec<i32> = projects::counts(next.partitions, &routes).collect();
     let history = History::new(kafka.clone());
     // Once before, so that nobody waits for a connection.
-    let (incarnations, _) = look(kafka, &history, &topics, next.partitions).await?;
+    let (incarnations, _) = look(kafka, &history, &topics, &counts).await?;
     let mut tx = db.begin().await?;
     sqlx::query("SELECT set_config('lock_timeout', $1, true)").bind(LOCKED).execute(&mut *tx).await?;
     projects::hold(&mut tx, &planned.id).await?;
     let held = "SELECT layout FROM projects WHERE id = $1 AND deleted_at IS NULL FOR UPDATE";
     let held: Option<i32> = sqlx::query_scalar(held).bind(&planned.id).fetch_optional(&mut *tx).await?;
     // Behind the lock: what was published before it was read before it.
-    let (same, cutoffs) = look(kafka, &history, &topics, next.partitions).await?;
+    let (same, cutoffs) = look(kafka, &history, &topics, &counts).await?;
     if held != Some(planned.layout) || same != incarnations {
         return Err(EraError::Changed(planned.id.clone()));
     }
@@ -86,14 +88,18 @@ pub(crate) async fn end_era(
         .execute(&mut *tx)
         .await?;
     }
-    if let Some(Route { name, event_types }) = next.route {
-        sqlx::query("INSERT INTO routes (project, number, name, event_types) VALUES ($1, $2, $3, $4)")
-            .bind(&planned.id)
-            .bind(routes.len() as i32)
-            .bind(name)
-            .bind(event_types)
-            .execute(&mut *tx)
-            .await?;
+    if let Some(Route { name, event_types, times, key }) = next.route {
+        sqlx::query(
+            "INSERT INTO routes (project, number, name, event_types, times, key) VALUES ($1, $2, $3, $4, $5, $6)",
+        )
+        .bind(&planned.id)
+        .bind(routes.len() as i32)
+        .bind(name)
+        .bind(event_types)
+        .bind(times)
+        .bind(Json(key))
+        .execute(&mut *tx)
+        .await?;
     }
     sqlx::query("UPDATE projects SET partitions = $2, layout = layout + 1 WHERE id = $1")
         .bind(&planned.id)
@@ -108,15 +114,16 @@ async fn look(
     kafka: &KafkaConfig,
     history: &History,
     topics: &[String],
-    partitions: i32,
+    counts: &[i32],
 ) -> Result<(HashMap<String, String>, Vec<Vec<i64>>), EraError> {
-    let (kafka, history, asked) = (kafka.clone(), history.clone(), topics.to_vec());
+    let (kafka, history) = (kafka.clone(), history.clone());
+    let asked: Vec<(String, i32)> = topics.iter().cloned().zip(counts.iter().copied()).collect();
     let ask = move || {
-        let names: Vec<&str> = asked.iter().map(String::as_str).collect();
+        let names: Vec<&str> = asked.iter().map(|(topic, _)| topic.as_str()).collect();
         let incarnations = topic_incarnations(&kafka, &names, TIMEOUT)?;
-        let of = |topic: &String| {
+        let of = |(topic, count): &(String, i32)| {
             let topic: Arc<str> = topic.as_str().into();
-            (0..partitions).map(move |partition| TopicPartition { topic: Arc::clone(&topic), partition })
+            (0..*count).map(move |partition| TopicPartition { topic: Arc::clone(&topic), partition })
         };
         let ends = history.ends(&asked.iter().flat_map(of).collect::<Vec<_>>())?;
         let of = |topic| of(topic).map(|at| Some(ends.get(&at)?.offset)).collect::<Option<Vec<i64>>>();

@@ -10,7 +10,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
 use sqlx::{PgConnection, Row};
 use tidemill_common::kafka::KafkaConfig;
-use tidemill_common::names::processed_topic;
+use tidemill_common::names::{ROUTE, processed_topic};
 use tidemill_common::projects::{self, Project};
 
 use crate::era::{EraError, Next, SLACK, end_era};
@@ -25,8 +25,8 @@ pub struct Growth {
     pub from: i32,
     /// How many there will be.
     pub to: i32,
-    /// The topics that grow.
-    pub topics: Vec<String>,
+    /// The topics that grow, each with how many partitions it will have.
+    pub topics: Vec<(String, i32)>,
 }
 
 /// What is being done.
@@ -55,6 +55,14 @@ pub enum GrowError {
         project: String,
         /// How many it has.
         from: i32,
+    },
+    /// They could not be numbered.
+    #[error("a topic of project {project} would have {most} partitions; {ROUTE} are the most that there can be")]
+    TooMany {
+        /// Whose.
+        project: String,
+        /// How many it would have.
+        most: i32,
     },
     /// Partitions would have several parents.
     #[error(
@@ -119,18 +127,20 @@ pub async fn plan_growth(db: &mut PgConnection, project: &str, to: i32) -> Resul
     let (from, until, now): (i32, Option<DateTime<Utc>>, DateTime<Utc>) =
         (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
     let project = project.to_owned();
+    let most = projects::counts(to, &planned.routes).max().unwrap_or(to);
     match until.filter(|until| *until > now) {
         _ if to == from => Ok(None),
+        _ if most > ROUTE => Err(GrowError::TooMany { project, most }),
         _ if to < from => Err(GrowError::Fewer { project, from }),
         _ if to % from != 0 => Err(GrowError::NotMultiple { project, from, to }),
         Some(until) => Err(GrowError::TooSoon { project, from, until }),
-        None => Ok(Some(Growth { from, to, topics: topics(&planned), project })),
+        None => Ok(Some(Growth { from, to, topics: topics(&planned, to), project })),
     }
 }
 
-fn topics(project: &Project) -> Vec<String> {
-    let mut topics = project.topics();
-    topics.push(processed_topic(&project.id));
+fn topics(project: &Project, to: i32) -> Vec<(String, i32)> {
+    let mut topics: Vec<_> = project.topics().into_iter().zip(projects::counts(to, &project.routes)).collect();
+    topics.push((processed_topic(&project.id), to));
     topics
 }
 
@@ -144,7 +154,7 @@ pub async fn grow(
     mut step: impl FnMut(Step),
 ) -> Result<(), GrowError> {
     let planned = projects::load(&mut *db, &growth.project).await?;
-    let planned = planned.filter(|now| now.partitions == growth.from && topics(now) == growth.topics);
+    let planned = planned.filter(|now| now.partitions == growth.from && topics(now, growth.to) == growth.topics);
     let planned = planned.ok_or_else(|| EraError::Changed(growth.project.clone()))?;
     step(Step::Creating);
     create(&Cluster::new(kafka)?, growth).await?;
@@ -156,15 +166,16 @@ pub async fn grow(
 
 /// Makes the partitions that are missing, and waits until they have leaders.
 async fn create(cluster: &Cluster, growth: &Growth) -> Result<(), GrowError> {
-    let existing = cluster.partitions(&growth.topics).await?;
+    let names: Vec<String> = growth.topics.iter().map(|(topic, _)| topic.clone()).collect();
+    let existing = cluster.partitions(&names).await?;
     let mut changes = Vec::new();
-    for topic in growth.topics.iter().cloned() {
+    for (topic, to) in growth.topics.iter().cloned() {
         let has = *existing.get(&topic).ok_or_else(|| EraError::NoTopic(topic.clone()))?;
-        if has > growth.to {
+        if has > to {
             return Err(GrowError::MoreThere { topic, has });
         }
-        if has < growth.to {
-            changes.push(Change::Grow { topic, from: has, to: growth.to });
+        if has < to {
+            changes.push(Change::Grow { topic, from: has, to });
         }
     }
     Ok(cluster.apply(&changes).await?)

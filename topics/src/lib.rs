@@ -19,4 +19,4 @@ pub use declaration::{Declarations, DeclareError, Partitions, Topic};
 pub use era::EraError;
 pub use grow::{GrowError, Growth, Step, grow, plan_growth};
 pub use plan::{Change, Existing, plan, replication};
-pub use route::{Route, RouteError, begin_route, plan_route};
+pub use route::{Route, RouteError, Wanted, begin_route, plan_route};

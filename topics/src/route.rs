@@ -1,8 +1,8 @@
 //! A topic of their own for events of some types: a route.
 //!
 //! The topic comes first, where nobody has a home, then the era ends ([`crate::era`]). From the cutoffs on these events
-//! belong in it, and in the others they are strays. It has as many partitions as the project's own topic, so that each of
-//! them takes over from one alone. A route is never changed or taken back: what has come to it would have to be looked for
+//! belong in it, and in the others they are strays. It has a multiple of the partitions that the project's own topic has, so
+//! that each of them takes over from one alone. A route is never changed or taken back: what has come to it would have to be looked for
 //! in two places by whoever comes after. Every step may be done again.
 
 use std::time::Duration;
@@ -12,7 +12,7 @@ use serde::Serialize;
 use sqlx::{PgConnection, Row};
 use tidemill_common::home;
 use tidemill_common::kafka::KafkaConfig;
-use tidemill_common::names::{events_topic, route_topic};
+use tidemill_common::names::{ROUTE, events_topic, route_topic};
 use tidemill_common::projects::{self, Project};
 
 use crate::era::{EraError, Next, SLACK, end_era};
@@ -38,6 +38,21 @@ pub struct Route {
     pub topic: String,
     /// How many partitions that has.
     pub partitions: i32,
+    /// What homes there are computed from.
+    pub key: home::Key,
+}
+
+/// What a route is to be like.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// The types of its events.
+    pub event_types: &'a [String],
+    /// How many partitions its topic is to have; none: as many as the project's own.
+    pub partitions: Option<i32>,
+    /// Whether users decide, too, where events belong.
+    pub by_user: bool,
 }
 
 /// Why a route does not begin.
@@ -69,6 +84,16 @@ pub enum RouteError {
         event_type: String,
         /// Whose it is.
         name: String,
+    },
+    /// Partitions would have several parents, or none.
+    #[error("{wanted} partitions are no multiple of the {own} of project {project}, up to {ROUTE}; choose one")]
+    BadCount {
+        /// Whose.
+        project: String,
+        /// How many its own topic has.
+        own: i32,
+        /// How many were asked for.
+        wanted: i32,
     },
     /// There are enough.
     #[error("project {0} has {MOST} routes, and may not have more; give several types one route")]
@@ -121,14 +146,15 @@ const KNOWN: &str = "
     FROM projects p WHERE p.id = $1 AND p.deleted_at IS NULL";
 
 /// What it would be for a project to have this route. Changes nothing.
-pub async fn plan_route(
-    db: &mut PgConnection,
-    project: &str,
-    name: &str,
-    event_types: &[String],
-) -> Result<Route, RouteError> {
+pub async fn plan_route(db: &mut PgConnection, project: &str, wanted: Wanted<'_>) -> Result<Route, RouteError> {
+    let Wanted { name, event_types, partitions, by_user } = wanted;
     let planned = projects::load(&mut *db, project).await?.ok_or_else(|| RouteError::NoProject(project.to_owned()))?;
     may_be(&planned, name, event_types)?;
+    let own = planned.partitions;
+    let partitions = partitions.unwrap_or(own);
+    if partitions % own != 0 || !(own..=ROUTE).contains(&partitions) {
+        return Err(RouteError::BadCount { project: planned.id, own, wanted: partitions });
+    }
     let known = sqlx::query(KNOWN).bind(project).bind(SLACK.as_secs_f64()).fetch_optional(db).await?;
     let row = known.ok_or_else(|| RouteError::NoProject(project.to_owned()))?;
     let (until, now): (Option<DateTime<Utc>>, DateTime<Utc>) = (row.try_get(0)?, row.try_get(1)?);
@@ -140,7 +166,8 @@ pub async fn plan_route(
     }
     Ok(Route {
         topic: route_topic(&planned.id, planned.routes.len() + 1, name),
-        partitions: planned.partitions,
+        partitions,
+        key: if by_user { home::Key::EventAndUserId { from: own } } else { home::Key::EventId },
         name: name.to_owned(),
         event_types: event_types.to_vec(),
         project: planned.id,
@@ -190,7 +217,7 @@ pub async fn begin_route(
 ) -> Result<(), RouteError> {
     let planned = projects::load(&mut *db, &route.project).await?;
     let is_planned = |now: &Project| {
-        now.partitions == route.partitions && route_topic(&now.id, now.routes.len() + 1, &route.name) == route.topic
+        route.partitions % now.partitions == 0 && route_topic(&now.id, now.routes.len() + 1, &route.name) == route.topic
     };
     let planned = planned.filter(is_planned).ok_or_else(|| EraError::Changed(route.project.clone()))?;
     may_be(&planned, &route.name, &route.event_types)?;
@@ -199,8 +226,9 @@ pub async fn begin_route(
     step(Step::Settling);
     tokio::time::sleep(settle).await;
     step(Step::Ending);
-    let begun = home::Route { name: route.name.clone(), event_types: route.event_types.clone() };
-    let next = Next { partitions: route.partitions, route: Some(&begun) };
+    let Route { name, event_types, key, .. } = route.clone();
+    let begun = home::Route { name, event_types, times: route.partitions / planned.partitions, key };
+    let next = Next { partitions: planned.partitions, route: Some(&begun) };
     Ok(end_era(db, kafka, &planned, &next).await?)
 }
 
@@ -225,7 +253,8 @@ mod tests {
     use super::*;
 
     fn project() -> Project {
-        let clicks = home::Route { name: "clicks".to_owned(), event_types: vec!["click".to_owned(), "tap".to_owned()] };
+        let (name, event_types) = ("clicks".to_owned(), vec!["click".to_owned(), "tap".to_owned()]);
+        let clicks = home::Route { name, event_types, times: 1, key: home::Key::EventId };
         Project {
             id: "shop".to_owned(),
             partitions: 4,

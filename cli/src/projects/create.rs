@@ -144,8 +144,8 @@ impl Look {
         }
         let target = Target::new(&wanted.declared, connections).await?;
         let partitions = partitions(known.as_ref(), wanted.size.as_deref(), &target)?;
-        let topics = known.as_ref().map(Project::topics).unwrap_or_default();
-        let changes = target.plan(&target.declarations.project(&id, partitions, &topics, target.replication)).await?;
+        let routed = known.as_ref().map(Project::routed).unwrap_or_default();
+        let changes = target.plan(&target.declarations.project(&id, partitions, &routed, target.replication)).await?;
         if known.is_none() {
             refuse_other_partitions(&changes)?;
         }
@@ -192,8 +192,8 @@ impl Look {
         let part = |part, name: String, state, note| Part { part, name, state, note };
         let missing = |is: bool| if is { State::Missing } else { State::There };
         let mut parts = Vec::new();
-        let topics = self.known.as_ref().map(Project::topics).unwrap_or_default();
-        for topic in self.target.declarations.project(&self.id, self.partitions, &topics, self.target.replication) {
+        let routed = self.known.as_ref().map(Project::routed).unwrap_or_default();
+        for topic in self.target.declarations.project(&self.id, self.partitions, &routed, self.target.replication) {
             let found = self.changes.iter().find(|change| change.of() == topic.name);
             let (state, note) = match found {
                 None => (State::There, None),

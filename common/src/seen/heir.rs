@@ -66,7 +66,7 @@ pub fn union(spans: impl Iterator<Item = Span>) -> Vec<Span> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::home::{Era, Route, Spread};
+    use crate::home::{Era, Key, Route, Spread};
 
     fn at(partition: i32) -> TopicPartition {
         TopicPartition { topic: "events.p".into(), partition }
@@ -83,12 +83,13 @@ mod tests {
 
     #[test]
     fn a_route_has_what_its_project_saw_of_its_types() {
-        let route = Route { name: "clicks".to_owned(), event_types: vec!["click".to_owned()] };
-        let era = Era { spread: Spread { partitions: 4, routes: 0 }, cutoffs: vec![vec![5, 6, 7, 8], vec![0; 4]] };
-        let layout = Arc::new(Layout::new(4, vec![route], vec![era]));
+        let (name, event_types) = ("clicks".to_owned(), vec!["click".to_owned()]);
+        let route = Route { name, event_types, times: 2, key: Key::EventId };
+        let era = Era { spread: Spread { partitions: 2, routes: 0 }, cutoffs: vec![vec![5, 8], vec![0; 4]] };
+        let layout = Arc::new(Layout::new(2, vec![route], vec![era]));
         let at = TopicPartition { topic: "events.p.1-clicks".into(), partition: 3 };
         let heir = Heir::of(&layout, &at).expect("an heir");
-        assert_eq!((&*heir.from.topic, heir.from.partition), ("events.p", 3));
+        assert_eq!((&*heir.from.topic, heir.from.partition), ("events.p", 1));
         assert_eq!(heir.inherits(&event("e-17"), 2), Some(-6));
         assert_eq!(heir.inherits(&EventRef { event_type: "view", ..event("e-17") }, 2), None);
     }

@@ -17,6 +17,8 @@ use crate::send::Partitioner;
 use crate::traffic::Style;
 
 const TYPE: &str = "page_view";
+/// A multiple, so that users decide, too, where in the route events belong.
+const ROUTED: i32 = 2 * PARTITIONS;
 const RATE: usize = 400;
 
 pub fn rows() -> Vec<Row> {
@@ -73,13 +75,26 @@ async fn type_route(options: Options) -> anyhow::Result<Outcome> {
     let mut outcome = drill.finish(recovery).await?;
     let ends = drill.ends().await?;
     let routed: i64 = ends.iter().filter(|(partition, _)| **partition >= ROUTE).map(|(_, end)| end).sum();
-    outcome.facts.push(format!("{routed} records in {PARTITIONS} partitions of the route"));
+    outcome.facts.push(format!("{routed} records in {ROUTED} partitions of the route"));
     Ok(outcome)
 }
 
 /// `tidemill routes create`
 fn route(drill: &Drill) -> anyhow::Result<Child> {
-    let arguments = ["routes", "create", &drill.stack.project, "--name", "views", "--type", TYPE, "--yes"];
+    let partitions = ROUTED.to_string();
+    let arguments = [
+        "routes",
+        "create",
+        &drill.stack.project,
+        "--name",
+        "views",
+        "--type",
+        TYPE,
+        "--partitions",
+        &partitions,
+        "--by-user",
+        "--yes",
+    ];
     drill.command(&arguments).spawn().context("tidemill routes create")
 }
 

@@ -45,11 +45,13 @@ pub async fn sent_on(stack: &Stack) -> anyhow::Result<Sent> {
     let schema = Schema::parse_str(PROCESSED_SCHEMA)?;
     let reader = GenericDatumReader::builder(&schema).build()?;
     let mut sent = Sent::default();
-    for record in stack.records(&processed_topic(&stack.project)).await {
+    let topic = processed_topic(&stack.project);
+    let partitions = stack.partitions_of(&topic);
+    for record in stack.records(&topic).await {
         let source = origin(&record).context("a processed record without its source")?.at;
         let mut datum = record.value.get(FRAME..).context("a processed record without a frame")?;
         let processed: Processed = from_value(&reader.read_value(&mut datum)?)?;
-        if source.0 % ROUTE != record.partition {
+        if source.0 % ROUTE % partitions != record.partition {
             sent.odd.push(format!("processed {source:?} stands in partition {}", record.partition));
         }
         let before = sent.processed.insert(source, processed.clone());

@@ -125,11 +125,15 @@ impl Source {
             times.entry(record.topic_partition()).or_insert(record.append_ms);
             Ok::<(), KafkaError>(())
         })?;
-        // Records of several topics have their copies in one partition, and the first of them decides.
-        let mut earliest: BTreeMap<i32, i64> = BTreeMap::new();
-        for Span { at, .. } in &spans {
-            let time = times.get(at).map_or(0, |time| time - MARGIN_MS);
-            earliest.entry(at.partition).and_modify(|earliest| *earliest = time.min(*earliest)).or_insert(time);
+        let time = |at: &TopicPartition| times.get(at).map_or(0, |time| time - MARGIN_MS);
+        let mut earliest: BTreeMap<i32, i64> = spans
+            .iter()
+            .map(|span| (span.at.partition, time(&span.at)))
+            .filter(|(at, _)| *at < self.project.partitions)
+            .collect();
+        // Copies of several topics' records stand in one partition, and which that is changes when the project grows.
+        if let Some(first) = spans.iter().map(|span| time(&span.at)).min().filter(|_| !self.project.routes.is_empty()) {
+            earliest = (0..self.project.partitions).map(|partition| (partition, first)).collect();
         }
         let asked: Vec<_> = earliest.into_iter().map(|(partition, time)| (copy(partition), time)).collect();
         if !asked.is_empty() {
