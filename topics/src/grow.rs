@@ -81,7 +81,7 @@ pub enum GrowError {
     /// What new partitions inherit would be inherited already.
     #[error(
         "project {project} got its {from} partitions or a route less than a dedupe window and two hours ago; it may grow \
-         from {} on",
+         again from {} on",
         until.to_rfc3339_opts(SecondsFormat::Secs, true)
     )]
     TooSoon {

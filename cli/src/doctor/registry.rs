@@ -2,11 +2,11 @@
 
 use tidemill_common::codec::EVENT_SCHEMA;
 use tidemill_common::config::Connections;
-use tidemill_common::names::{events_topic, processed_topic};
+use tidemill_common::names::processed_topic;
 use tidemill_common::registry::Registry;
 use tidemill_stream::emit::PROCESSED_SCHEMA;
 
-use super::{Finding, Found, ids};
+use super::{Finding, Found};
 use crate::store::Project;
 
 const CHECK: &str = "registry";
@@ -25,15 +25,18 @@ pub async fn check(connections: &Connections, projects: &[Project]) -> Found<()>
         }
     };
     let mut findings = Vec::new();
-    for project in ids(projects) {
-        for (topic, schema) in [(events_topic(project), EVENT_SCHEMA), (processed_topic(project), PROCESSED_SCHEMA)] {
+    let mut subjects = 0;
+    for project in projects {
+        let events = project.topics().into_iter().map(|topic| (topic, EVENT_SCHEMA));
+        for (topic, schema) in events.chain([(processed_topic(&project.id), PROCESSED_SCHEMA)]) {
+            subjects += 1;
             let subject = format!("{topic}-value");
             match registry.lacks(&subject, schema).await {
                 Ok(found) => findings.extend(found.into_iter().map(|what| {
                     Finding::failure(
                         CHECK,
                         what,
-                        format!("run 'tidemill projects create {project}': it completes what is missing"),
+                        format!("run 'tidemill projects create {}': it completes what is missing", project.id),
                     )
                 })),
                 Err(error) => {
@@ -43,10 +46,7 @@ pub async fn check(connections: &Connections, projects: &[Project]) -> Found<()>
         }
     }
     if findings.is_empty() {
-        findings.push(Finding::ok(
-            CHECK,
-            format!("{} subjects are registered and BACKWARD compatible", 2 * projects.len()),
-        ));
+        findings.push(Finding::ok(CHECK, format!("{subjects} subjects are registered and BACKWARD compatible")));
     }
     (findings, ())
 }

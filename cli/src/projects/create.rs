@@ -152,9 +152,9 @@ impl Look {
         let registry = Registry::new(&connections.registry_url)?;
         let mut schemas = Vec::new();
         // Dead letters are whatever bytes came in, so their topic has no schema.
-        for (topic, schema) in
-            [(events_topic(id.as_str()), EVENT_SCHEMA), (processed_topic(id.as_str()), PROCESSED_SCHEMA)]
-        {
+        let events = known.as_ref().map_or_else(|| vec![events_topic(id.as_str())], Project::topics);
+        let events = events.into_iter().map(|topic| (topic, EVENT_SCHEMA));
+        for (topic, schema) in events.chain([(processed_topic(id.as_str()), PROCESSED_SCHEMA)]) {
             let subject = format!("{topic}-value");
             let lacks = registry.lacks(&subject, schema).await?;
             schemas.push((subject, schema, lacks));

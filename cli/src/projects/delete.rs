@@ -9,7 +9,7 @@ use sqlx::PgConnection;
 use tidemill_archiver::table::Tables;
 use tidemill_common::config::Connections;
 use tidemill_common::kafka::{History, TopicPartition};
-use tidemill_common::names::{dlq_topic, events_topic, processed_topic};
+use tidemill_common::names::{dlq_topic, processed_topic};
 use tidemill_common::redis::Redis;
 use tidemill_common::registry::Registry;
 use tidemill_stream::forget;
@@ -97,7 +97,7 @@ async fn plan(
 ) -> anyhow::Result<Deleted> {
     let mut names = topics.to_vec();
     names.extend([processed_topic(id), dlq_topic(id)]);
-    let subjects = [events_topic(id), processed_topic(id)].iter().map(|topic| format!("{topic}-value")).collect();
+    let subjects = topics.iter().chain([&processed_topic(id)]).map(|topic| format!("{topic}-value")).collect();
     let counts = Cluster::new(&connections.kafka)?.partitions(&names).await?;
     let history = History::new(connections.kafka.clone());
     let ats: Vec<TopicPartition> = counts
