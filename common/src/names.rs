@@ -15,6 +15,9 @@ pub const NO_EVENT_TOPICS: &str = r"^events\.processed\.,^events\.dlq\.";
 /// its second from twice this, and so on. So one number says where in a project's log a record is.
 pub const ROUTE: i32 = 10_000;
 
+/// All topics of events begin so.
+const EVENTS: &str = "events.";
+
 /// A valid project id: `[a-z0-9-]{1,48}`, never `processed` or `dlq`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ProjectId(String);
@@ -57,9 +60,9 @@ pub fn route_topic(project: &str, number: usize, name: &str) -> String {
     format!("events.{project}.{number}-{name}")
 }
 
-/// The number that a partition of such a topic has in its project.
+/// The number that a partition of such a topic has in its project. Asked for every record.
 pub fn partition_number(topic: &str, partition: i32) -> i32 {
-    let route = topic.splitn(3, '.').nth(2).and_then(|route| route.split_once('-')?.0.parse().ok());
+    let route = topic.get(EVENTS.len()..).and_then(|name| name.split_once('.')?.1.split_once('-')?.0.parse().ok());
     route.unwrap_or(0) * ROUTE + partition
 }
 
@@ -86,7 +89,7 @@ pub fn in_log(topic: &str, partition: i32) -> (String, i32) {
 
 /// The project whose events a topic holds, if it is such a topic: the project's own, or a route's.
 pub fn project_of(topic: &str) -> Option<&str> {
-    let name = topic.strip_prefix("events.")?;
+    let name = topic.strip_prefix(EVENTS)?;
     let project = name.split_once('.').map_or(name, |(project, _)| project);
     ProjectId::parse(project).ok().map(|_| project)
 }

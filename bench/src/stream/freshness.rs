@@ -19,10 +19,9 @@ use crate::process::written_back;
 use crate::random::{Random, uuid};
 
 /// How long, the warm-up included.
-const SECONDS: u64 = 130;
-/// A broker that has just been started is compiling itself; until it has, it takes a core from everybody, and what gathers
-/// meanwhile has to be worked off.
-const WARM_UP: Duration = Duration::from_secs(60);
+const SECONDS: u64 = 100;
+/// A broker that has just been started is compiling itself; until it has, it takes a core from everybody.
+const WARM_UP: Duration = Duration::from_secs(40);
 const PROBERS: u64 = 5;
 /// How long a prober waits between two questions, and at most between two events.
 const ASK: Duration = Duration::from_millis(20);
