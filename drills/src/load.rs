@@ -37,7 +37,7 @@ pub struct Loaded {
 }
 
 impl Load {
-    /// Sends up to so many events a second, as far as they are answered.
+    /// Sends so many events a second, as far as they are answered: what a client could not send in time comes as soon as it can.
     pub fn start(drill: &Drill, rate: usize) -> anyhow::Result<Self> {
         let (http, stop) = (drill.http()?.clone(), CancellationToken::new());
         let run = format!("{}-{}", drill.stack.project, drill.journal.len());
@@ -79,7 +79,7 @@ impl Loaded {
 
 async fn send(http: Http, mut traffic: Traffic, pause: Duration, stop: CancellationToken) -> anyhow::Result<usize> {
     let (mut beat, mut sent) = (tokio::time::interval(pause), 0);
-    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    beat.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Burst);
     loop {
         tokio::select! {
             _ = beat.tick() => {}
