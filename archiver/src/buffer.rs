@@ -24,8 +24,8 @@ pub fn day_of(timestamp: i64) -> i64 {
     timestamp.div_euclid(86_400_000_000)
 }
 
-/// Rows of one topic by day, and how far they bring each of its partitions. Records that leave no row bring it on too, so that a stretch
-/// of copies is not read again for ever.
+/// Rows of one topic by day, and how far they bring each of its partitions. Records that leave no row bring it on too, so
+/// that a stretch of copies is not read again for ever.
 #[derive(Debug, Default)]
 pub struct Buffer {
     days: BTreeMap<i64, Rows>,

@@ -135,11 +135,8 @@ async fn look_at_log(
     at: Vec<TopicPartition>,
 ) -> Result<(HashMap<String, String>, Bounds), ArchiveError> {
     let (kafka, history, topics) = (shared.kafka.clone(), shared.history.clone(), project.topics());
-    tokio::task::spawn_blocking(move || {
-        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-        Ok((topic_incarnations(&kafka, &names, KAFKA_TIMEOUT)?, history.bounds(&at)?))
-    })
-    .await?
+    tokio::task::spawn_blocking(move || Ok((topic_incarnations(&kafka, &topics, KAFKA_TIMEOUT)?, history.bounds(&at)?)))
+        .await?
 }
 
 fn resolve(at: TopicPartition, start: Start, on_gap: OnGap) -> Result<i64, ArchiveError> {

@@ -1,25 +1,19 @@
 //! `tidemill routes`
 
-use std::time::Duration;
-
 use clap::Subcommand;
 use serde::Serialize;
 use tidemill_common::codec::EVENT_SCHEMA;
 use tidemill_common::config::Connections;
-use tidemill_common::kafka::METADATA;
-use tidemill_common::names::ProjectId;
-use tidemill_common::names::route_topic;
+use tidemill_common::names::{ProjectId, route_topic};
 use tidemill_common::registry::Registry;
-use tidemill_topics::{Route, Step, Wanted, begin_route, plan_route};
+use tidemill_topics::{Route, Wanted, begin_route, plan_route};
 
 use crate::audit;
 use crate::consent::Consent;
 use crate::output::{Output, spinner};
+use crate::projects::grow::{SETTLE, shown};
 use crate::store;
 use crate::topics::{Declared, Target};
-
-/// Clients get this long to see the topic before anything belongs there.
-const SETTLE: Duration = METADATA.saturating_mul(2);
 
 const FIELDS: [&str; 8] = ["project", "name", "event_types", "topic", "partitions", "key", "applied", "note"];
 const LISTED: [&str; 6] = ["project", "name", "event_types", "topic", "partitions", "key"];
@@ -29,9 +23,9 @@ const NOTE: &str = "events sent before and after count once; it cannot be undone
 pub enum Command {
     /// Give events of some types a topic of their own, so that they hold up no others
     ///
-    /// The topic is made as the project's own is declared, and workers and archivers take it up by themselves. Sessions, metrics, the archive and SQL go on as if nothing had happened, and copies sent before and
-    /// after count once. It cannot be undone, and a route's types never change. Running it again completes what was cut
-    /// short.
+    /// The topic is made as the project's own is declared, and workers and archivers take it up by themselves. Sessions,
+    /// metrics, the archive and SQL go on as if nothing had happened, and copies sent before and after count once. It cannot
+    /// be undone, and a route's types never change. Running it again completes what was cut short.
     Create {
         /// The project's id
         project: String,
@@ -104,11 +98,7 @@ async fn create(
             registry.register(&subject, EVENT_SCHEMA).await?;
             registry.keep_backward_compatible(&subject).await?;
             let begun = begin_route(&mut db, &connections.kafka, route, &topics, SETTLE, |step| {
-                bar.set_message(match step {
-                    Step::Creating => "making the topic",
-                    Step::Settling => "letting clients see it",
-                    Step::Ending => "ending the era",
-                });
+                bar.set_message(shown(step, "making the topic"));
             });
             Ok(begun.await?)
         }

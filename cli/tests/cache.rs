@@ -25,7 +25,7 @@ impl Worker {
     async fn start(stack: &Stack, redis: &PrivateRedis) -> Self {
         let config = Config {
             group: format!("{}-cache", stack.project),
-            topics: format!("^events\\.{}(\\.|$)", stack.project),
+            topics: stack.pattern(),
             session_timeout_ms: 6_000,
             batch_size: 100,
             batch_wait_ms: 20,

@@ -56,10 +56,7 @@ async fn everything(stack: &Stack, but: &[&str]) -> BTreeMap<String, String> {
     }
     let topics = [events_topic(&stack.project), events_topic(&format!("{}-new", stack.project))];
     let kafka = stack.connections.kafka.clone();
-    let asked = move || {
-        let topics: Vec<&str> = topics.iter().map(String::as_str).collect();
-        topic_incarnations(&kafka, &topics, std::time::Duration::from_secs(10)).unwrap()
-    };
+    let asked = move || topic_incarnations(&kafka, &topics, std::time::Duration::from_secs(10)).unwrap();
     let found = tokio::task::spawn_blocking(asked).await.unwrap();
     all.insert("topics".to_owned(), format!("{:?}", found.into_iter().collect::<BTreeMap<_, _>>()));
     let table = Tables::new(&stack.connections).load(&stack.project).await.unwrap();
@@ -83,7 +80,7 @@ async fn prepare(stack: &Stack) -> String {
     let key = stack.create_key(&stack.project, &["write"], None).await;
     let topic = events_topic(&stack.project);
     let (kafka, asked) = (stack.connections.kafka.clone(), topic.clone());
-    let ask = move || topic_incarnations(&kafka, &[&asked], std::time::Duration::from_secs(10)).unwrap();
+    let ask = move || topic_incarnations(&kafka, [&asked], std::time::Duration::from_secs(10)).unwrap();
     let incarnation = tokio::task::spawn_blocking(ask).await.unwrap()[&topic].clone();
     let ledger = "INSERT INTO ledger (view, generation, topic, topic_incarnation, partition, next_offset,
                                       projected_offset, as_of)

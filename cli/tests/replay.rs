@@ -51,7 +51,7 @@ async fn error(stack: &Stack, arguments: &[&str]) -> (Option<i32>, String) {
 async fn live(stack: &Stack, shutdown: CancellationToken) -> tokio::task::JoinHandle<anyhow::Result<()>> {
     let config = tidemill_stream::Config {
         group: format!("{}-live", stack.project),
-        topics: format!("^events\\.{}(\\.|$)", stack.project),
+        topics: stack.pattern(),
         session_timeout_ms: 6_000,
         seen_dir: stack.folder("seen"),
         ..Default::default()
@@ -64,7 +64,7 @@ async fn live(stack: &Stack, shutdown: CancellationToken) -> tokio::task::JoinHa
 async fn archiver(stack: &Stack, shutdown: CancellationToken) -> tokio::task::JoinHandle<anyhow::Result<()>> {
     let config = tidemill_archiver::Config {
         group: format!("{}-archiver", stack.project),
-        topics: format!("^events\\.{}(\\.|$)", stack.project),
+        topics: stack.pattern(),
         session_timeout_ms: 6_000,
         commit_interval_ms: 200,
         seen_dir: stack.folder("seen-archiver"),

@@ -31,13 +31,15 @@ use crate::projects::SchemaMode;
 /// How long Postgres may take.
 const LOOKUP_TIMEOUT: Duration = Duration::from_secs(1);
 /// Whether a key is revoked is judged by the clock that wrote when.
-const BY_PREFIX: &str = "SELECT k.hash, k.project, p.partitions, tidemill_routes(p.id) AS routes, p.quota_per_second, k.scopes, k.rate_limit, k.expires_at, \
+const BY_PREFIX: &str = "SELECT k.hash, k.project, p.partitions, tidemill_routes(p.id) AS routes, \
+     p.quota_per_second, k.scopes, k.rate_limit, k.expires_at, \
      k.revoked_at IS NOT NULL AND k.revoked_at <= now() AS revoked, p.suspended_at IS NOT NULL AS suspended, \
      p.schema_mode, p.schemas_changed_at \
      FROM api_keys k JOIN projects p ON p.id = k.project AND p.deleted_at IS NULL WHERE k.prefix = $1";
 
 /// The same for a key from the environment, which only needs its project.
-const PROJECT: &str = "SELECT $1::bytea AS hash, id AS project, partitions, tidemill_routes(id) AS routes, quota_per_second, \
+const PROJECT: &str = "SELECT $1::bytea AS hash, id AS project, partitions, \
+     tidemill_routes(id) AS routes, quota_per_second, \
      $2::text[] AS scopes, NULL::integer AS rate_limit, NULL::timestamptz AS expires_at, false AS revoked, \
      suspended_at IS NOT NULL AS suspended, schema_mode, schemas_changed_at FROM projects WHERE id = $3 AND deleted_at IS NULL";
 
@@ -75,7 +77,7 @@ pub struct ApiKey {
     pub prefix: String,
     /// Whose key it is.
     pub project: Arc<str>,
-    /// How many partitions each of the project's topics has.
+    /// How many partitions the project's own topic has.
     pub partitions: i32,
     /// The project's routes.
     pub routes: Vec<Route>,

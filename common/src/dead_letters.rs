@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 use sqlx::{PgPool, Row};
 
 use crate::kafka::Record;
-use crate::names::{events_topic, in_log, partition_number};
+use crate::names::{own_topic, partition_number};
 
 /// Header of a record that is sent through again: whose letter it is, as [`LetterId`] writes it.
 pub const REDRIVE_OF: &str = "redrive-of";
@@ -88,14 +88,15 @@ pub struct Passed {
 
 const DEAD: &str = r#"
     SELECT "offset" FROM dead_letters
-    WHERE topic = $6 AND topic_incarnation = $2 AND partition = w.partition + $7 AND "offset" >= w.low AND "offset" < w.high
+    WHERE topic = $6 AND topic_incarnation = $2 AND partition = w.partition + $7
+      AND "offset" >= w.low AND "offset" < w.high
     UNION
     SELECT "offset" FROM redrives
     WHERE topic = $1 AND topic_incarnation = $2 AND partition = w.partition AND "offset" >= w.low AND "offset" < w.high
       AND outcome IN ('refused', 'closed')"#;
 
-/// Where the stream stands in partitions of one of a project's topics, and what it gave up there; `from` is the first offset
-/// of interest in each of them.
+/// Where the stream stands in partitions of one of a project's topics, and what it gave up there; `from` is the first
+/// offset of interest in each of them.
 pub async fn passed(
     pool: &PgPool,
     project: &str,
@@ -116,7 +117,7 @@ pub async fn passed(
         .bind(from.keys().copied().collect::<Vec<_>>())
         .bind(from.values().copied().collect::<Vec<_>>())
         .bind(vec![i64::MAX; from.len()])
-        .bind(events_topic(project))
+        .bind(own_topic(topic))
         .bind(partition_number(topic, 0))
         .bind(project)
         .fetch_all(pool)
@@ -135,7 +136,6 @@ pub async fn dead(
     incarnation: &str,
     spans: &[(i32, Range<i64>)],
 ) -> Result<HashMap<i32, BTreeSet<i64>>, sqlx::Error> {
-    let (log, first) = in_log(topic, 0);
     let sql = format!(
         "SELECT w.partition, ARRAY({DEAD})
          FROM unnest($3::int[], $4::bigint[], $5::bigint[]) AS w(partition, low, high)"
@@ -146,8 +146,8 @@ pub async fn dead(
         .bind(spans.iter().map(|(partition, _)| *partition).collect::<Vec<_>>())
         .bind(spans.iter().map(|(_, span)| span.start).collect::<Vec<_>>())
         .bind(spans.iter().map(|(_, span)| span.end).collect::<Vec<_>>())
-        .bind(log)
-        .bind(first)
+        .bind(own_topic(topic))
+        .bind(partition_number(topic, 0))
         .fetch_all(pool)
         .await?;
     let offsets = |row: &sqlx::postgres::PgRow| {

@@ -81,10 +81,9 @@ pub fn metrics_topic(metric: &str) -> String {
     format!("metrics.{metric}")
 }
 
-/// A topic of a project's events, and a partition of it, as they are named where the project's log is spoken of as one:
-/// the project's own topic, and the partition's number.
-pub fn in_log(topic: &str, partition: i32) -> (String, i32) {
-    (project_of(topic).map_or_else(|| topic.to_owned(), events_topic), partition_number(topic, partition))
+/// The project's own topic, for any topic of its events.
+pub fn own_topic(topic: &str) -> String {
+    project_of(topic).map_or_else(|| topic.to_owned(), events_topic)
 }
 
 /// The project whose events a topic holds, if it is such a topic: the project's own, or a route's.

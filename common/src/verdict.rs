@@ -127,21 +127,12 @@ mod tests {
     }
 
     /// Its home is partition 3 of 4.
-    const EVENT: EventRef<'_> = EventRef {
-        event_id: "e-17",
-        event_type: "view",
-        timestamp: 0,
-        received_at: None,
-        user_id: None,
-        session_id: None,
-        event_action: None,
-        properties: None,
-        client_address: None,
-        user_agent: None,
-    };
+    fn event() -> EventRef<'static> {
+        EventRef { event_id: "e-17", event_type: "view", ..EventRef::default() }
+    }
 
     fn late(record: &Record) -> Option<String> {
-        late_stray(record, &EVENT, &Layout::new(4, Vec::new(), Vec::new()), 5_000)
+        late_stray(record, &event(), &Layout::new(4, Vec::new(), Vec::new()), 5_000)
     }
 
     #[test]
@@ -168,6 +159,6 @@ mod tests {
         let era = Era { spread: Spread { partitions: 2, routes: 0 }, cutoffs: vec![vec![0, 0, 0, 3]] };
         let grown = Layout::new(4, Vec::new(), vec![era]);
         let from_here = [(SOURCE_PARTITION, "3"), (SOURCE_OFFSET, "2"), (SOURCE_APPEND_TIME, "0")];
-        assert!(late_stray(&record(6_000, &from_here), &EVENT, &grown, 5_000).is_some());
+        assert!(late_stray(&record(6_000, &from_here), &event(), &grown, 5_000).is_some());
     }
 }

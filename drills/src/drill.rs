@@ -239,7 +239,7 @@ impl Drill {
         env.push(("LOG_LEVEL".to_owned(), std::env::var("LOG_LEVEL").unwrap_or("warn,tidemill=info".to_owned())));
         if service != "ingest" {
             env.push((of("GROUP"), format!("{project}-{group}")));
-            env.push((of("TOPICS"), format!("^events\\.{project}(\\.|$)")));
+            env.push((of("TOPICS"), self.stack.pattern()));
             env.push((of("SESSION_TIMEOUT_MS"), "3000".to_owned()));
             let folder = |name: &str| self.stack.folder(&format!("{name}-{service}")).display().to_string();
             env.push((of("SEEN_DIR"), folder(SEEN)));

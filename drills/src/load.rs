@@ -37,7 +37,8 @@ pub struct Loaded {
 }
 
 impl Load {
-    /// Sends so many events a second, as far as they are answered: what a client could not send in time comes as soon as it can.
+    /// Sends so many events a second, as far as they are answered: what a client could not send in time comes as soon as it
+    /// can.
     pub fn start(drill: &Drill, rate: usize) -> anyhow::Result<Self> {
         let (http, stop) = (drill.http()?.clone(), CancellationToken::new());
         let run = format!("{}-{}", drill.stack.project, drill.journal.len());

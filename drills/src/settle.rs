@@ -4,8 +4,6 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::ensure;
-use tidemill_common::kafka::TopicPartition;
-use tidemill_common::names::events_topic;
 
 use crate::drill::{Drill, Outcome};
 use crate::oracle::Expected;
@@ -37,10 +35,7 @@ impl Drill {
 
     /// The offsets behind the last records, of partitions that have some.
     pub async fn ends(&self) -> anyhow::Result<BTreeMap<i32, i64>> {
-        let topic: std::sync::Arc<str> = events_topic(&self.stack.project).into();
-        let own =
-            (0..self.stack.partitions_of(&topic)).map(|partition| TopicPartition { topic: topic.clone(), partition });
-        let partitions: Vec<TopicPartition> = own.chain(self.stack.routed().await).collect();
+        let partitions = self.stack.event_partitions().await;
         let deadline = Instant::now() + KAFKA;
         loop {
             let (history, partitions) = (self.history.clone(), partitions.clone());

@@ -197,7 +197,7 @@ async fn confirmations_say_where_the_event_is() {
     let gateway = Gateway::start().await;
     let topic = format!("events.{}", gateway.stack.project);
     let kafka = gateway.stack.connections.kafka.clone();
-    let incarnation = topic_incarnations(&kafka, &[&topic], support::QUICK).unwrap().remove(&topic).unwrap();
+    let incarnation = topic_incarnations(&kafka, [&topic], support::QUICK).unwrap().remove(&topic).unwrap();
     let number = std::sync::atomic::AtomicU32::new(0);
     eventually("confirmations name the topic's incarnation", || async {
         let id = format!("e-{}", number.fetch_add(1, std::sync::atomic::Ordering::Relaxed));

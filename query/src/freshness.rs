@@ -112,10 +112,7 @@ async fn ends(history: History, project: &Project) -> Option<HashMap<i32, i64>> 
 
 async fn incarnations(kafka: KafkaConfig, project: &Project) -> Option<Vec<String>> {
     let topics = project.topics();
-    let describe = move || {
-        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-        topic_incarnations(&kafka, &names, TIMEOUT)
-    };
+    let describe = move || topic_incarnations(&kafka, &topics, TIMEOUT);
     Some(ask(project, "the topics' ids", describe).await?.into_values().collect())
 }
 

@@ -37,7 +37,7 @@ fn stream(api: &Api) -> DropGuard {
     let stop = CancellationToken::new();
     let config = tidemill_stream::Config {
         group: format!("test-stream.{}", api.stack.project),
-        topics: format!("^events\\.{}(\\.|$)", api.stack.project),
+        topics: api.stack.pattern(),
         batch_wait_ms: 20,
         seen_dir: api.stack.folder("seen-stream"),
         ..Default::default()

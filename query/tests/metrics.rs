@@ -172,7 +172,7 @@ async fn as_of_is_now_only_when_all_of_the_log_is_counted() {
 /// The id of the project's topic.
 fn incarnation(api: &Api) -> String {
     let topic = events_topic(&api.stack.project);
-    let ids = topic_incarnations(&api.stack.connections.kafka, &[&topic], Duration::from_secs(10)).unwrap();
+    let ids = topic_incarnations(&api.stack.connections.kafka, [&topic], Duration::from_secs(10)).unwrap();
     ids[&topic].clone()
 }
 

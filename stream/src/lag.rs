@@ -56,10 +56,7 @@ impl Log {
             return Ok(HashMap::new());
         }
         let kafka = self.kafka.clone();
-        let ask = move || {
-            let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-            topic_incarnations(&kafka, &names, KAFKA_TIMEOUT)
-        };
+        let ask = move || topic_incarnations(&kafka, &topics, KAFKA_TIMEOUT);
         let positions = positions(pool, &blocking(ask).await?).await?;
         let (history, partitions) = (self.history.clone(), positions.keys().cloned().collect::<Vec<_>>());
         let ends = blocking(move || history.ends(&partitions)).await?;

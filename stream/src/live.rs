@@ -207,10 +207,7 @@ impl Preparer {
     /// The topics' ids; those that do not exist are left out.
     pub async fn incarnations(&self, topics: Vec<String>) -> Result<HashMap<String, String>, Transient> {
         let kafka = self.kafka.clone();
-        let ask = move || {
-            let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-            topic_incarnations(&kafka, &names, KAFKA_TIMEOUT)
-        };
+        let ask = move || topic_incarnations(&kafka, &topics, KAFKA_TIMEOUT);
         Ok(blocking(ask).await??)
     }
 

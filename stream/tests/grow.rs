@@ -4,62 +4,18 @@
 
 mod support;
 
-use std::collections::BTreeMap;
-
-use support::{Running, counted, drained, worker};
+use support::Running;
+use support::spread::{assert_once, live, rebuilt, settled, sources};
 use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
-use tidemill_common::names::{events_topic, processed_topic};
 use tidemill_common::projects;
-use tidemill_stream::Config;
-use tidemill_stream::replay::{self, From, Rebuilding, Setup};
 use tidemill_testkit::{PARTITIONS, Stack, event, eventually};
 
 const GROWN: i32 = 2 * PARTITIONS;
 
-async fn live(stack: &Stack) -> Running {
-    worker(stack, "a", |config, _| {
-        config.checkpoint_url = Some(format!("file://{}", stack.folder("checkpoints").display()));
-        config.checkpoint_interval_ms = 100;
-    })
-    .await
-}
-
 fn events(range: std::ops::Range<usize>) -> Vec<Event> {
     let now = chrono::Utc::now().timestamp();
     range.map(|i| event(&format!("e-{i}"), "view", now)).collect()
-}
-
-/// Waits until all is counted, strays that go home too.
-async fn settled(stack: &Stack) {
-    let topic = events_topic(&stack.project);
-    loop {
-        let before = stack.ends(&topic).await;
-        drained(stack).await;
-        if stack.ends(&topic).await == before {
-            return;
-        }
-    }
-}
-
-/// From how many records the events in the processed topic come, by eventId.
-async fn sources(stack: &Stack) -> BTreeMap<String, usize> {
-    let mut sources = BTreeMap::<String, std::collections::BTreeSet<(i32, i64)>>::new();
-    for record in stack.records(&processed_topic(&stack.project)).await {
-        let id = String::from_utf8(record.key.clone().unwrap()).unwrap();
-        let offset = record.number("source-offset").unwrap();
-        sources.entry(id).or_default().insert((record.partition, offset));
-    }
-    sources.into_iter().map(|(id, sources)| (id, sources.len())).collect()
-}
-
-/// Every one of so many events counts once, and is sent on as one.
-async fn assert_once(stack: &Stack, events: usize) {
-    settled(stack).await;
-    assert_eq!(counted(stack).await, events as i64);
-    let sources = sources(stack).await;
-    let twice: Vec<_> = sources.iter().filter(|(_, sources)| **sources > 1).collect();
-    assert!(twice.is_empty() && sources.len() == events, "{} sent on; more than once: {twice:?}", sources.len());
 }
 
 /// Sends before and after, by either number, with a worker at work all the while.
@@ -148,18 +104,7 @@ async fn a_replay_gives_the_same() {
     let stack = Stack::new().await;
     let running = grown(&stack).await;
     assert_once(&stack, 500).await;
-    let plan =
-        replay::plan(&stack.pool, &stack.connections.kafka, &stack.project, (&From::Beginning, None), None).await;
-    let replay = replay::enter(&stack.pool, &plan.unwrap(), "a test").await.unwrap();
-    let config =
-        Config { session_timeout_ms: 6_000, seen_dir: stack.folder("replay").join("stream"), ..Config::default() };
-    let setup = Setup { connections: stack.connections.clone(), config };
-    let mut rebuilding = Rebuilding::start(&setup, &replay, None).await.unwrap();
-    let both = async {
-        replay::near(&stack.pool, &replay, |_| {}).await?;
-        replay::compare(&stack.pool, replay::level(&stack.pool, &replay).await?, &replay).await
-    };
-    assert_eq!(rebuilding.during(both).await.unwrap(), []);
+    let (_, rebuilding) = rebuilt(&stack).await;
     rebuilding.stop().await.unwrap();
     running.stop().await;
 }

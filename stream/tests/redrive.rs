@@ -327,7 +327,7 @@ async fn a_verdict_stays_for_as_long_as_its_record() {
     stack.delete_records(1, 8).await; // retention
     let (kafka, history) = (stack.connections.kafka.clone(), History::new(stack.connections.kafka.clone()));
     let (asked, name) = (kafka.clone(), topic.clone());
-    let found = tokio::task::spawn_blocking(move || topic_incarnations(&asked, &[&name], WAIT)).await.unwrap();
+    let found = tokio::task::spawn_blocking(move || topic_incarnations(&asked, [&name], WAIT)).await.unwrap();
     let now = found.unwrap()[&topic].clone();
     let gone = format!("events.{}-nobodys", stack.project);
     for (topic, incarnation, partition) in [(&topic, now.as_str(), 1), (&topic, "before", 2), (&gone, "gone", 0)] {

@@ -4,30 +4,20 @@
 
 mod support;
 
-use std::collections::BTreeMap;
-
-use support::{Running, counted, worker};
+use support::spread::{assert_once, live, rebuilt, settled, sources};
+use support::{Running, worker};
 use tidemill_common::codec::Encoder;
 use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
 use tidemill_common::kafka::Outgoing;
-use tidemill_common::names::{ROUTE, events_topic, processed_topic};
-use tidemill_stream::Config;
+use tidemill_common::names::{ROUTE, events_topic};
 use tidemill_stream::dlq::Filter;
 use tidemill_stream::dlq::redrive::Redriver;
-use tidemill_stream::replay::{self, From, Rebuilding, Setup};
+use tidemill_stream::replay;
 use tidemill_testkit::{LateRegistry, PARTITIONS, Stack, event, eventually};
 
 /// A schema that the registry lacks at first.
 const LATE: u32 = 4_000_000;
-
-async fn live(stack: &Stack) -> Running {
-    worker(stack, "a", |config, _| {
-        config.checkpoint_url = Some(format!("file://{}", stack.folder("checkpoints").display()));
-        config.checkpoint_interval_ms = 100;
-    })
-    .await
-}
 
 /// Every third is a click.
 fn events(range: std::ops::Range<usize>) -> Vec<Event> {
@@ -37,47 +27,6 @@ fn events(range: std::ops::Range<usize>) -> Vec<Event> {
 
 fn clicks(range: std::ops::Range<usize>) -> Vec<Event> {
     events(range).into_iter().filter(|event| event.event_type == "click").collect()
-}
-
-/// Waits until all topics are counted to their ends, strays that go home too.
-async fn settled(stack: &Stack) {
-    loop {
-        let before = stack.end_of_all().await;
-        eventually("the ledger reaches the logs' ends", || async {
-            let sql =
-                "SELECT coalesce(sum(next_offset), 0)::bigint FROM ledger WHERE view = 'stream' AND generation = 0";
-            sqlx::query_scalar::<_, i64>(sql).fetch_one(&stack.pool).await.unwrap() >= before
-        })
-        .await;
-        if stack.end_of_all().await == before {
-            return;
-        }
-    }
-}
-
-/// From which records the events in the processed topic come, by eventId.
-async fn sources(stack: &Stack) -> BTreeMap<String, Vec<(i64, i64)>> {
-    let mut sources = BTreeMap::<String, std::collections::BTreeSet<(i64, i64)>>::new();
-    for record in stack.records(&processed_topic(&stack.project)).await {
-        let id = String::from_utf8(record.key.clone().unwrap()).unwrap();
-        let (partition, offset) = (record.number("source-partition").unwrap(), record.number("source-offset").unwrap());
-        assert_eq!(
-            partition % i64::from(PARTITIONS),
-            i64::from(record.partition % PARTITIONS),
-            "in the one of its number"
-        );
-        sources.entry(id).or_default().insert((partition, offset));
-    }
-    sources.into_iter().map(|(id, sources)| (id, sources.into_iter().collect())).collect()
-}
-
-/// Every one of so many events counts once, and is sent on as one.
-async fn assert_once(stack: &Stack, events: usize) {
-    settled(stack).await;
-    assert_eq!(counted(stack).await, events as i64);
-    let sources = sources(stack).await;
-    let twice: Vec<_> = sources.iter().filter(|(_, sources)| sources.len() > 1).collect();
-    assert!(twice.is_empty() && sources.len() == events, "{} sent on; more than once: {twice:?}", sources.len());
 }
 
 /// Sends before and after, to either topic, with a worker at work all the while.
@@ -176,18 +125,7 @@ async fn a_replay_gives_the_same() {
     let stack = Stack::new().await;
     let running = routed(&stack).await;
     assert_once(&stack, 600).await;
-    let plan =
-        replay::plan(&stack.pool, &stack.connections.kafka, &stack.project, (&From::Beginning, None), None).await;
-    let replay = replay::enter(&stack.pool, &plan.unwrap(), "a test").await.unwrap();
-    let config =
-        Config { session_timeout_ms: 6_000, seen_dir: stack.folder("replay").join("stream"), ..Config::default() };
-    let setup = Setup { connections: stack.connections.clone(), config };
-    let mut rebuilding = Rebuilding::start(&setup, &replay, None).await.unwrap();
-    let both = async {
-        replay::near(&stack.pool, &replay, |_| {}).await?;
-        replay::compare(&stack.pool, replay::level(&stack.pool, &replay).await?, &replay).await
-    };
-    assert_eq!(rebuilding.during(both).await.unwrap(), []);
+    let (replay, mut rebuilding) = rebuilt(&stack).await;
     let level = async { replay::switch(replay::level(&stack.pool, &replay).await?, &replay).await };
     rebuilding.during(level).await.unwrap();
     rebuilding.stop().await.unwrap();

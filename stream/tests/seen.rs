@@ -51,7 +51,7 @@ fn metric(name: &str) -> u64 {
 async fn checkpointed(stack: &Stack) {
     let topic = events_topic(&stack.project);
     let ends = stack.ends(&topic).await;
-    let incarnations = topic_incarnations(&stack.connections.kafka, &[&topic], Duration::from_secs(10)).unwrap();
+    let incarnations = topic_incarnations(&stack.connections.kafka, [&topic], Duration::from_secs(10)).unwrap();
     let checkpoints = Checkpoints::new(&place(stack), &stack.connections.warehouse).unwrap();
     for partition in 0..PARTITIONS {
         let key = StoreKey { topic: topic.clone(), incarnation: incarnations[&topic].clone(), partition };

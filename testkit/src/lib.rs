@@ -231,21 +231,26 @@ impl Stack {
         begun.expect("it has begun");
     }
 
-    /// The partitions of the routes that there are, as far as Postgres tells.
-    pub async fn routed(&self) -> Vec<TopicPartition> {
+    /// All partitions of the project's events: those of its own topic that Kafka has, and those of the routes that there are,
+    /// as far as Postgres tells.
+    pub async fn event_partitions(&self) -> Vec<TopicPartition> {
+        let topic: std::sync::Arc<str> = events_topic(&self.project).into();
+        let own = (0..self.partitions_of(&topic)).map(|partition| TopicPartition { topic: topic.clone(), partition });
         let project = projects::load(&self.pool, &self.project).await.ok().flatten();
         let all = project.map(|project| project.partitions_of_events()).unwrap_or_default();
-        all.into_iter().filter(|at| at.number() >= ROUTE).collect()
+        own.chain(all.into_iter().filter(|at| at.number() >= ROUTE)).collect()
+    }
+
+    /// What a consumer subscribes to that wants this project's events, and no other's.
+    pub fn pattern(&self) -> String {
+        format!("^events\\.{}(\\.|$)", self.project)
     }
 
     /// How this test's project spreads its events.
     pub async fn layout(&self) -> Layout {
         let project = self.project().await;
         let (kafka, topics) = (self.connections.kafka.clone(), project.topics());
-        let ask = move || {
-            let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-            topic_incarnations(&kafka, &names, Duration::from_secs(10)).expect("Kafka")
-        };
+        let ask = move || topic_incarnations(&kafka, &topics, Duration::from_secs(10)).expect("Kafka");
         project.layout(&tokio::task::spawn_blocking(ask).await.expect("an answer"))
     }
 
@@ -278,27 +283,24 @@ impl Stack {
 
     async fn try_send_by(&self, events: &[Event], partitions: i32) -> rdkafka::error::KafkaResult<()> {
         let topic = events_topic(&self.project);
-        let values: Vec<Vec<u8>> = events.iter().map(|event| self.encoder.encode(event)).collect();
-        let records: Vec<Outgoing<'_>> = events
-            .iter()
-            .zip(&values)
-            .map(|(event, value)| Outgoing {
-                topic: &topic,
-                partition: home_partition(event.event_id.as_bytes(), partitions),
-                key: Some(event.event_id.as_bytes()),
-                value,
-                headers: Vec::new(),
-            })
-            .collect();
-        self.producer.send_all(&records).await.map(drop)
+        let home = |event: &Event| (topic.clone(), home_partition(event.event_id.as_bytes(), partitions));
+        self.try_send(events, home).await
     }
 
     /// Sends events to where they belong now, one that is routed to its route.
     pub async fn send_home(&self, events: &[Event]) {
         let (project, layout) = (self.project().await, self.layout().await);
+        let home = |event: &Event| project.place(layout.home(&event.as_ref()));
+        eventually("Kafka's client knows the partitions", || async { self.try_send(events, home).await.is_ok() }).await;
+    }
+
+    async fn try_send(
+        &self,
+        events: &[Event],
+        place: impl Fn(&Event) -> (String, i32),
+    ) -> rdkafka::error::KafkaResult<()> {
         let values: Vec<Vec<u8>> = events.iter().map(|event| self.encoder.encode(event)).collect();
-        let places: Vec<(String, i32)> =
-            events.iter().map(|event| project.place(layout.home(&event.as_ref()))).collect();
+        let places: Vec<(String, i32)> = events.iter().map(place).collect();
         let records: Vec<Outgoing<'_>> = events
             .iter()
             .zip(&values)
@@ -311,8 +313,7 @@ impl Stack {
                 headers: Vec::new(),
             })
             .collect();
-        eventually("Kafka's client knows the partitions", || async { self.producer.send_all(&records).await.is_ok() })
-            .await;
+        self.producer.send_all(&records).await.map(drop)
     }
 
     /// Sends any bytes to a partition of the project's events topic.
@@ -363,8 +364,7 @@ impl Stack {
 
     /// How many records have been written to the topics of the project's events, all together.
     pub async fn end_of_all(&self) -> i64 {
-        let (history, partitions) =
-            (History::new(self.connections.kafka.clone()), self.project().await.partitions_of_events());
+        let (history, partitions) = (History::new(self.connections.kafka.clone()), self.event_partitions().await);
         let bounds = tokio::task::spawn_blocking(move || history.bounds(&partitions)).await.expect("reader");
         bounds.expect("bounds").values().map(|(_, high)| high).sum()
     }

@@ -4,10 +4,9 @@
 //! before that lies below the cutoffs, since whoever publishes what came of it asks for the layout behind its last record
 //! ([`tidemill_common::projects::layouts_now`]).
 
-use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use rdkafka::error::KafkaError;
 use sqlx::types::Json;
 use sqlx::{Connection, PgConnection};
@@ -20,7 +19,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Batches that are under way are waited for; they take no longer.
 const LOCKED: &str = "30s";
 /// Clocks may differ, so that a window is over a little later than it seems.
-pub(crate) const SLACK: Duration = Duration::from_secs(2 * 3_600);
+const SLACK: Duration = Duration::from_secs(2 * 3_600);
 
 /// Why an era does not end.
 #[derive(Debug, thiserror::Error)]
@@ -58,22 +57,22 @@ pub(crate) async fn end_era(
     next: &Next<'_>,
 ) -> Result<(), EraError> {
     let routes: Vec<Route> = planned.routes.iter().chain(next.route).cloned().collect();
-    let topics = projects::topics(&planned.id, &routes);
-    let counts: Vec<i32> = projects::counts(next.partitions, &routes).collect();
+    let partitions = projects::partitions_of_events(&planned.id, next.partitions, &routes);
     let history = History::new(kafka.clone());
     // Once before, so that nobody waits for a connection.
-    let (incarnations, _) = look(kafka, &history, &topics, &counts).await?;
+    let before = look(kafka, &history, &partitions).await?;
     let mut tx = db.begin().await?;
     sqlx::query("SELECT set_config('lock_timeout', $1, true)").bind(LOCKED).execute(&mut *tx).await?;
     projects::hold(&mut tx, &planned.id).await?;
     let held = "SELECT layout FROM projects WHERE id = $1 AND deleted_at IS NULL FOR UPDATE";
     let held: Option<i32> = sqlx::query_scalar(held).bind(&planned.id).fetch_optional(&mut *tx).await?;
     // Behind the lock: what was published before it was read before it.
-    let (same, cutoffs) = look(kafka, &history, &topics, &counts).await?;
-    if held != Some(planned.layout) || same != incarnations {
+    let now = look(kafka, &history, &partitions).await?;
+    let is_same = |(now, before): (&End, &End)| now.incarnation == before.incarnation;
+    if held != Some(planned.layout) || !now.iter().zip(&before).all(is_same) {
         return Err(EraError::Changed(planned.id.clone()));
     }
-    for ((number, topic), cutoffs) in (0..).zip(&topics).zip(cutoffs) {
+    for (number, End { incarnation, cutoffs }) in (0..).zip(now) {
         sqlx::query(
             "INSERT INTO eras (project, version, topic, topic_incarnation, partitions, routes, cutoffs)
              VALUES ($1, $2, $3, $4, $5, $6, $7)",
@@ -81,7 +80,7 @@ pub(crate) async fn end_era(
         .bind(&planned.id)
         .bind(planned.layout)
         .bind(number)
-        .bind(&incarnations[topic])
+        .bind(incarnation)
         .bind(planned.partitions)
         .bind(planned.routes.len() as i32)
         .bind(cutoffs)
@@ -109,31 +108,44 @@ pub(crate) async fn end_era(
     Ok(tx.commit().await?)
 }
 
-/// Kafka's ids of the topics, and for each of them the ends of all partitions that there will be.
-async fn look(
-    kafka: &KafkaConfig,
-    history: &History,
-    topics: &[String],
-    counts: &[i32],
-) -> Result<(HashMap<String, String>, Vec<Vec<i64>>), EraError> {
-    let (kafka, history) = (kafka.clone(), history.clone());
-    let asked: Vec<(String, i32)> = topics.iter().cloned().zip(counts.iter().copied()).collect();
+/// Where a topic ends.
+struct End {
+    /// Kafka's id of it.
+    incarnation: String,
+    /// By partition.
+    cutoffs: Vec<i64>,
+}
+
+/// Where the topics of these partitions end, in their order.
+async fn look(kafka: &KafkaConfig, history: &History, partitions: &[TopicPartition]) -> Result<Vec<End>, EraError> {
+    let (kafka, history, asked) = (kafka.clone(), history.clone(), partitions.to_vec());
     let ask = move || {
-        let names: Vec<&str> = asked.iter().map(|(topic, _)| topic.as_str()).collect();
-        let incarnations = topic_incarnations(&kafka, &names, TIMEOUT)?;
-        let of = |(topic, count): &(String, i32)| {
-            let topic: Arc<str> = topic.as_str().into();
-            (0..*count).map(move |partition| TopicPartition { topic: Arc::clone(&topic), partition })
-        };
-        let ends = history.ends(&asked.iter().flat_map(of).collect::<Vec<_>>())?;
-        let of = |topic| of(topic).map(|at| Some(ends.get(&at)?.offset)).collect::<Option<Vec<i64>>>();
-        Ok::<_, KafkaError>((incarnations, asked.iter().map(of).collect::<Vec<_>>()))
+        let incarnations = topic_incarnations(&kafka, asked.iter().map(|at| &at.topic), TIMEOUT)?;
+        Ok::<_, KafkaError>((incarnations, history.ends(&asked)?))
     };
-    let (incarnations, ends) = tokio::task::spawn_blocking(ask).await??;
-    let mut all = Vec::with_capacity(topics.len());
-    for (topic, ends) in topics.iter().zip(ends) {
-        let there = incarnations.contains_key(topic);
-        all.push(ends.filter(|_| there).ok_or_else(|| EraError::NoTopic(topic.clone()))?);
-    }
-    Ok((incarnations, all))
+    let (mut incarnations, ends) = tokio::task::spawn_blocking(ask).await??;
+    let end = |of_topic: &[TopicPartition]| {
+        let cutoffs = of_topic.iter().map(|at| Some(ends.get(at)?.offset)).collect::<Option<_>>();
+        let topic = &*of_topic[0].topic; // a chunk has an element
+        let found = incarnations.remove(topic).zip(cutoffs);
+        let (incarnation, cutoffs) = found.ok_or_else(|| EraError::NoTopic(topic.to_owned()))?;
+        Ok(End { incarnation, cutoffs })
+    };
+    partitions.chunk_by(|a, b| a.topic == b.topic).map(end).collect()
+}
+
+/// When it is long enough ago that events moved between partitions, of `eras` of this project (a condition on `e`): what
+/// is inherited must not be inherited once more. None: it is.
+pub(crate) async fn too_soon(
+    db: &mut PgConnection,
+    project: &Project,
+    eras: &'static str,
+) -> Result<Option<DateTime<Utc>>, sqlx::Error> {
+    let sql = format!(
+        "SELECT until FROM (
+             SELECT max(e.ended_at) + make_interval(secs => $2) AS until FROM eras e WHERE e.project = $1 AND {eras}) l
+         WHERE until > now()"
+    );
+    let seconds = project.dedupe_window_ms as f64 / 1e3 + SLACK.as_secs_f64();
+    sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).bind(&project.id).bind(seconds).fetch_optional(db).await
 }

@@ -8,12 +8,12 @@ use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
-use sqlx::{PgConnection, Row};
+use sqlx::PgConnection;
 use tidemill_common::kafka::KafkaConfig;
 use tidemill_common::names::{ROUTE, processed_topic};
 use tidemill_common::projects::{self, Project};
 
-use crate::era::{EraError, Next, SLACK, end_era};
+use crate::era::{EraError, Next, end_era, too_soon};
 use crate::{Change, Cluster, ClusterError};
 
 /// How a project's events are going to be spread.
@@ -114,21 +114,13 @@ impl From<sqlx::Error> for GrowError {
     }
 }
 
-const KNOWN: &str = "
-    SELECT p.partitions, (SELECT max(e.ended_at) FROM eras e WHERE e.project = p.id)
-                         + make_interval(secs => p.dedupe_window_ms / 1000.0 + $2) AS until, now()
-    FROM projects p WHERE p.id = $1 AND p.deleted_at IS NULL";
-
 /// What it would be for a project to have so many partitions; none: it has. Changes nothing.
 pub async fn plan_growth(db: &mut PgConnection, project: &str, to: i32) -> Result<Option<Growth>, GrowError> {
     let planned = projects::load(&mut *db, project).await?.ok_or_else(|| GrowError::NoProject(project.to_owned()))?;
-    let known = sqlx::query(KNOWN).bind(project).bind(SLACK.as_secs_f64()).fetch_optional(db).await?;
-    let row = known.ok_or_else(|| GrowError::NoProject(project.to_owned()))?;
-    let (from, until, now): (i32, Option<DateTime<Utc>>, DateTime<Utc>) =
-        (row.try_get(0)?, row.try_get(1)?, row.try_get(2)?);
-    let project = project.to_owned();
+    let until = too_soon(db, &planned, "true").await?;
+    let (project, from) = (project.to_owned(), planned.partitions);
     let most = projects::counts(to, &planned.routes).max().unwrap_or(to);
-    match until.filter(|until| *until > now) {
+    match until {
         _ if to == from => Ok(None),
         _ if most > ROUTE => Err(GrowError::TooMany { project, most }),
         _ if to < from => Err(GrowError::Fewer { project, from }),

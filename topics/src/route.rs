@@ -2,20 +2,20 @@
 //!
 //! The topic comes first, where nobody has a home, then the era ends ([`crate::era`]). From the cutoffs on these events
 //! belong in it, and in the others they are strays. It has a multiple of the partitions that the project's own topic has, so
-//! that each of them takes over from one alone. A route is never changed or taken back: what has come to it would have to be looked for
-//! in two places by whoever comes after. Every step may be done again.
+//! that each of them takes over from one alone. A route is never changed or taken back: what has come to it would have to be
+//! looked for in two places by whoever comes after. Every step may be done again.
 
 use std::time::Duration;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::Serialize;
-use sqlx::{PgConnection, Row};
+use sqlx::PgConnection;
 use tidemill_common::home;
 use tidemill_common::kafka::KafkaConfig;
 use tidemill_common::names::{ROUTE, events_topic, route_topic};
 use tidemill_common::projects::{self, Project};
 
-use crate::era::{EraError, Next, SLACK, end_era};
+use crate::era::{EraError, Next, end_era, too_soon};
 use crate::{Change, Cluster, ClusterError, Step, Topic};
 
 /// Longest name of a route, in characters.
@@ -138,12 +138,9 @@ impl From<sqlx::Error> for RouteError {
     }
 }
 
-/// When the project last grew and when that is long enough ago, and a replay that is not over.
-const KNOWN: &str = "
-    SELECT (SELECT max(e.ended_at) FROM eras e WHERE e.project = p.id AND e.partitions < p.partitions)
-           + make_interval(secs => p.dedupe_window_ms / 1000.0 + $2) AS until, now(),
-           (SELECT r.id FROM replays r WHERE r.project = p.id AND r.state IN ('planned', 'running'))
-    FROM projects p WHERE p.id = $1 AND p.deleted_at IS NULL";
+/// Eras that ended with more partitions: the project's own topic inherits nothing when a route begins.
+const GREW: &str = "e.partitions < (SELECT p.partitions FROM projects p WHERE p.id = $1)";
+const OPEN: &str = "SELECT id FROM replays WHERE project = $1 AND state IN ('planned', 'running')";
 
 /// What it would be for a project to have this route. Changes nothing.
 pub async fn plan_route(db: &mut PgConnection, project: &str, wanted: Wanted<'_>) -> Result<Route, RouteError> {
@@ -155,13 +152,10 @@ pub async fn plan_route(db: &mut PgConnection, project: &str, wanted: Wanted<'_>
     if partitions % own != 0 || !(own..=ROUTE).contains(&partitions) {
         return Err(RouteError::BadCount { project: planned.id, own, wanted: partitions });
     }
-    let known = sqlx::query(KNOWN).bind(project).bind(SLACK.as_secs_f64()).fetch_optional(db).await?;
-    let row = known.ok_or_else(|| RouteError::NoProject(project.to_owned()))?;
-    let (until, now): (Option<DateTime<Utc>>, DateTime<Utc>) = (row.try_get(0)?, row.try_get(1)?);
-    if let Some(until) = until.filter(|until| *until > now) {
+    if let Some(until) = too_soon(&mut *db, &planned, GREW).await? {
         return Err(RouteError::TooSoon { project: planned.id, until });
     }
-    if let Some(replay) = row.try_get(2)? {
+    if let Some(replay) = sqlx::query_scalar(OPEN).bind(project).fetch_optional(db).await? {
         return Err(RouteError::Replaying(replay, planned.id));
     }
     Ok(Route {

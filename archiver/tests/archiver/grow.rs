@@ -1,28 +1,15 @@
 //! A project whose topics get more partitions: every event is archived once, whichever number its copies were sent by.
 
-use std::collections::BTreeSet;
-
 use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
 use tidemill_testkit::{PARTITIONS, event, eventually};
 
-use crate::support::{World, archived, config, rows, start};
+use crate::support::{World, archived, assert_once, config, start};
 
 const GROWN: i32 = 2 * PARTITIONS;
 
 fn events(range: std::ops::Range<usize>) -> Vec<Event> {
     range.map(|i| event(&format!("e-{i}"), "click", 1_700_000_000)).collect()
-}
-
-/// The ids in the table, each once; and each where it belonged when it came.
-async fn assert_once(world: &World, ids: std::ops::Range<usize>) {
-    archived(world, &world.project).await;
-    let rows = rows(world, &world.project).await;
-    let distinct: BTreeSet<&str> = rows.iter().map(|(.., id)| id.as_str()).collect();
-    let expected: Vec<String> = ids.map(|i| format!("e-{i}")).collect();
-    assert_eq!(distinct, expected.iter().map(String::as_str).collect());
-    let twice = rows.iter().filter(|(.., id)| rows.iter().filter(|row| row.2 == *id).count() > 1);
-    assert_eq!(twice.collect::<Vec<_>>(), Vec::<&(i32, i64, String)>::new());
 }
 
 #[tokio::test(flavor = "multi_thread")]

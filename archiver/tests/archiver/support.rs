@@ -1,6 +1,6 @@
 //! Archivers to start, and what a table should hold.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,8 +18,9 @@ use tidemill_common::codec::datum;
 use tidemill_common::config::Connections;
 use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
-use tidemill_common::kafka::{History, Outgoing, TopicPartition, topic_incarnations};
+use tidemill_common::kafka::{History, Outgoing, topic_incarnations};
 use tidemill_common::names::events_topic;
+use tidemill_common::projects;
 use tidemill_testkit::{PARTITIONS, Stack, event, eventually};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -160,10 +161,12 @@ pub async fn table_positions(world: &World, project: &str) -> Positions {
 
 /// The ends of a project's partitions that have records, by their numbers.
 pub async fn ends(world: &World, project: &str) -> BTreeMap<i32, i64> {
-    let (history, topic) = (History::new(world.connections.kafka.clone()), Arc::<str>::from(events_topic(project)));
-    let own = (0..world.partitions_of(&topic)).map(|partition| TopicPartition { topic: topic.clone(), partition });
-    let routed = if project == world.project { world.routed().await } else { Vec::new() };
-    let partitions: Vec<_> = own.chain(routed).collect();
+    let history = History::new(world.connections.kafka.clone());
+    let partitions = if project == world.project {
+        world.event_partitions().await
+    } else {
+        projects::load(&world.pool, project).await.unwrap().unwrap().partitions_of_events()
+    };
     let bounds = tokio::task::spawn_blocking(move || history.bounds(&partitions)).await.unwrap().unwrap();
     bounds.into_iter().filter(|(_, (_, high))| *high > 0).map(|(at, (_, high))| (at.number(), high)).collect()
 }
@@ -172,7 +175,7 @@ pub async fn ends(world: &World, project: &str) -> BTreeMap<i32, i64> {
 pub async fn incarnation(world: &World) -> String {
     let (kafka, topic) = (world.connections.kafka.clone(), events_topic(&world.project));
     let ask = move || {
-        let mut found = topic_incarnations(&kafka, &[&topic], Duration::from_secs(10)).unwrap();
+        let mut found = topic_incarnations(&kafka, [&topic], Duration::from_secs(10)).unwrap();
         found.remove(&topic).unwrap()
     };
     tokio::task::spawn_blocking(ask).await.unwrap()
@@ -214,6 +217,18 @@ pub async fn archived(world: &World, project: &str) {
         ends.iter().all(|(partition, end)| at.get(partition).is_some_and(|position| position.next >= *end))
     })
     .await;
+}
+
+/// All is archived, and the ids in the table are these, each once; gives the rows.
+pub async fn assert_once(world: &World, ids: std::ops::Range<usize>) -> Vec<(i32, i64, String)> {
+    archived(world, &world.project).await;
+    let rows = rows(world, &world.project).await;
+    let distinct: BTreeSet<&str> = rows.iter().map(|(.., id)| id.as_str()).collect();
+    let expected: Vec<String> = ids.map(|i| format!("e-{i}")).collect();
+    assert_eq!(distinct, expected.iter().map(String::as_str).collect());
+    let twice = rows.iter().filter(|(.., id)| rows.iter().filter(|row| row.2 == *id).count() > 1);
+    assert_eq!(twice.collect::<Vec<_>>(), Vec::<&(i32, i64, String)>::new());
+    rows
 }
 
 /// Events `e-<from>` to `e-<to>` over three days, with copies: every fifth a few events later.

@@ -117,18 +117,7 @@ async fn probe(
 }
 
 fn event<'a>(event_id: &'a str, event_type: &'a str) -> EventRef<'a> {
-    EventRef {
-        event_id,
-        event_type,
-        timestamp: now_us(),
-        received_at: None,
-        user_id: None,
-        session_id: None,
-        event_action: None,
-        properties: None,
-        client_address: None,
-        user_agent: None,
-    }
+    EventRef { event_id, event_type, timestamp: now_us(), ..EventRef::default() }
 }
 
 /// Asks for the count of one event type.

@@ -134,10 +134,7 @@ async fn topic_ids(connections: &Connections, projects: &[Project]) -> Vec<Findi
         return Vec::new();
     }
     let kafka = connections.kafka.clone();
-    let ask = move || {
-        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-        topic_incarnations(&kafka, &names, TIMEOUT)
-    };
+    let ask = move || topic_incarnations(&kafka, &topics, TIMEOUT);
     match tokio::task::spawn_blocking(ask).await.unwrap_or(Err(KafkaError::Canceled)) {
         Ok(found) if found.values().any(|id| id == NO_ID) => {
             let what = "brokers give topics no ids, so one that was made again cannot be told from the old one";

@@ -53,12 +53,7 @@ impl Looker {
         }
         let topics: Vec<String> = projects.iter().flat_map(Project::topics).collect();
         let kafka = self.kafka.clone();
-        let incarnations = self
-            .ask(move |_| {
-                let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-                topic_incarnations(&kafka, &names, KAFKA)
-            })
-            .await?;
+        let incarnations = self.ask(move |_| topic_incarnations(&kafka, &topics, KAFKA)).await?;
         let partitions = projects.iter().flat_map(Project::events_partitions);
         let partitions: Vec<TopicPartition> = partitions.filter(|at| incarnations.contains_key(&*at.topic)).collect();
         let asked = partitions.clone();

@@ -13,8 +13,8 @@ use crate::consent::Consent;
 use crate::output::{Output, spinner};
 use crate::store;
 
-/// Clients get this long to see new partitions before anything belongs there.
-const SETTLE: Duration = METADATA.saturating_mul(2);
+/// Clients get this long to see what is new before anything belongs there.
+pub const SETTLE: Duration = METADATA.saturating_mul(2);
 
 const FIELDS: [&str; 5] = ["project", "applied", "from", "to", "note"];
 
@@ -60,15 +60,20 @@ pub async fn apply(db: &mut PgConnection, growth: &Growth, connections: &Connect
     let entry = audit::begin(db, "projects grow", Some(&growth.project), growth).await?;
     let bar = spinner("making partitions");
     let done = grow(db, &connections.kafka, growth, SETTLE, |step| {
-        bar.set_message(match step {
-            Step::Creating => "making partitions",
-            Step::Settling => "letting clients see them",
-            Step::Ending => "ending the era",
-        });
+        bar.set_message(shown(step, "making partitions"));
     })
     .await;
     bar.finish_and_clear();
     entry.end(db, done.map_err(anyhow::Error::from)).await
+}
+
+/// A step of a change of how events are spread, as people read it.
+pub fn shown(step: Step, creating: &'static str) -> &'static str {
+    match step {
+        Step::Creating => creating,
+        Step::Settling => "letting clients see what is new",
+        Step::Ending => "ending the era",
+    }
 }
 
 /// Why a project does not get the partitions that are declared for it.

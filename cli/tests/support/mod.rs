@@ -51,7 +51,7 @@ impl Fleet {
         .into();
         for view in ["STREAM", "ARCHIVER"] {
             env.push((format!("TIDEMILL_{view}__GROUP"), format!("{project}-{view}")));
-            env.push((format!("TIDEMILL_{view}__TOPICS"), format!("^events\\.{project}(\\.|$)")));
+            env.push((format!("TIDEMILL_{view}__TOPICS"), stack.pattern()));
             env.push((format!("TIDEMILL_{view}__SESSION_TIMEOUT_MS"), "6000".to_owned()));
             let folder = |name: &str| stack.folder(name).display().to_string();
             env.push((format!("TIDEMILL_{view}__SEEN_DIR"), folder(&format!("seen-{view}"))));

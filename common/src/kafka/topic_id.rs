@@ -17,13 +17,12 @@ use super::native::{self, check};
 /// The ids, in base64 as Kafka prints them, of those of `topics` that exist. Blocks for up to `timeout`.
 pub fn topic_incarnations(
     kafka: &KafkaConfig,
-    topics: &[&str],
+    topics: impl IntoIterator<Item = impl AsRef<str>>,
     timeout: Duration,
 ) -> KafkaResult<HashMap<String, String>> {
     let admin: AdminClient<DefaultClientContext> = kafka.client().create()?;
     // Kafka refuses to be asked for a topic twice.
-    let topics: BTreeSet<&str> = topics.iter().copied().collect();
-    let names: Vec<CString> = topics.into_iter().filter_map(|t| CString::new(t).ok()).collect();
+    let names: BTreeSet<CString> = topics.into_iter().filter_map(|topic| CString::new(topic.as_ref()).ok()).collect();
     let mut pointers: Vec<*const c_char> = names.iter().map(|n| n.as_ptr()).collect();
     let client = admin.inner().native_ptr();
     // SAFETY: `admin` and `names` outlive all of it; the collection is destroyed once, after its answer was read.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use crate::event::EventRef;
 use crate::home::{Layout, Parent};
 use crate::kafka::{Span, TopicPartition};
-use crate::names::{ROUTE, events_topic, partition_number, project_of};
+use crate::names::{ROUTE, own_topic};
 
 /// A partition that has a parent.
 pub struct Heir {
@@ -25,12 +25,12 @@ pub struct Heir {
 impl Heir {
     /// The heir that a partition is, if it is one.
     pub fn of(layout: &Arc<Layout>, at: &TopicPartition) -> Option<Self> {
-        let number = partition_number(&at.topic, at.partition);
+        let number = at.number();
         let parent = layout.parent(number)?;
         // Routes inherit from the project's own topic, and everybody from the topic that they are in.
         let topic = match parent.partition / ROUTE == number / ROUTE {
             true => at.topic.clone(),
-            false => events_topic(project_of(&at.topic)?).into(),
+            false => own_topic(&at.topic).into(),
         };
         let from = TopicPartition { topic, partition: parent.partition % ROUTE };
         Some(Self { from, number, parent, layout: Arc::clone(layout) })

@@ -3,7 +3,6 @@
 
 mod archive;
 mod archive_store;
-mod grow;
 mod kafka;
 mod operators;
 mod postgres;
@@ -14,7 +13,7 @@ mod redis_modes;
 mod redis_move;
 mod redrive;
 mod replay;
-mod routing;
+mod spread;
 mod steps;
 mod store;
 
@@ -91,8 +90,7 @@ pub fn all() -> Vec<Row> {
     rows.extend(redrive::rows());
     rows.extend(kafka::rows());
     rows.extend(replay::rows());
-    rows.extend(grow::rows());
-    rows.extend(routing::rows());
+    rows.extend(spread::rows());
     rows.extend(archive::rows());
     rows.extend(archive_store::rows());
     rows.extend(operators::rows());

@@ -40,10 +40,7 @@ pub type Ledger = BTreeMap<i32, (i64, i64)>;
 pub async fn ledger(stack: &Stack) -> anyhow::Result<Ledger> {
     let project = projects::load(&stack.pool, &stack.project).await?.context("the project is gone")?;
     let (kafka, topics) = (stack.connections.kafka.clone(), project.topics());
-    let ask = move || {
-        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-        topic_incarnations(&kafka, &names, Duration::from_secs(10))
-    };
+    let ask = move || topic_incarnations(&kafka, &topics, Duration::from_secs(10));
     let (topics, ids): (Vec<String>, Vec<String>) = tokio::task::spawn_blocking(ask).await??.into_iter().unzip();
     let rows = sqlx::query(
         "SELECT l.topic, l.partition, l.next_offset, l.projected_offset

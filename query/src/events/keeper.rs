@@ -198,8 +198,7 @@ impl Keeper {
     async fn start_reading(&self) -> Option<Reading> {
         let (kafka, topics) = (self.shared.kafka.clone(), self.project.topics());
         let ask = move || {
-            let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-            topic_incarnations(&kafka, &names, KAFKA).map(|found| (found.len() == names.len()).then_some(found))
+            topic_incarnations(&kafka, &topics, KAFKA).map(|found| (found.len() == topics.len()).then_some(found))
         };
         let incarnations = match tokio::task::spawn_blocking(ask).await {
             Ok(Ok(found)) => found.map(|found| found.into_values().collect::<Vec<_>>()),

@@ -126,16 +126,13 @@ impl Source {
             Ok::<(), KafkaError>(())
         })?;
         let time = |at: &TopicPartition| times.get(at).map_or(0, |time| time - MARGIN_MS);
-        let mut earliest: BTreeMap<i32, i64> = spans
-            .iter()
-            .map(|span| (span.at.partition, time(&span.at)))
-            .filter(|(at, _)| *at < self.project.partitions)
-            .collect();
-        // Copies of several topics' records stand in one partition, and which that is changes when the project grows.
-        if let Some(first) = spans.iter().map(|span| time(&span.at)).min().filter(|_| !self.project.routes.is_empty()) {
-            earliest = (0..self.project.partitions).map(|partition| (partition, first)).collect();
-        }
-        let asked: Vec<_> = earliest.into_iter().map(|(partition, time)| (copy(partition), time)).collect();
+        let asked: Vec<_> = if self.project.routes.is_empty() {
+            spans.iter().map(|span| (copy(span.at.partition), time(&span.at))).collect()
+        } else {
+            // Copies of several topics' records stand in one partition, and which that is changes when the project grows.
+            let earliest = spans.iter().map(|span| time(&span.at)).min();
+            earliest.into_iter().flat_map(|time| copies.iter().map(move |copy| (copy.clone(), time))).collect()
+        };
         if !asked.is_empty() {
             let found = self.history.offsets_at(&asked)?;
             starts.extend(found.into_iter().map(|(at, offset)| (at.partition, offset)));

@@ -43,7 +43,7 @@ impl Api {
     pub async fn archiver(&self, change: impl FnOnce(&mut tidemill_archiver::Config)) -> Archiver {
         let mut config = tidemill_archiver::Config {
             group: format!("test.{}", self.stack.project),
-            topics: format!("^events\\.{}(\\.|$)", self.stack.project),
+            topics: self.stack.pattern(),
             commit_interval_ms: 100,
             seen_dir: self.stack.folder("seen"),
             ..Default::default()

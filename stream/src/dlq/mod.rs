@@ -8,7 +8,9 @@ pub mod watch;
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use sqlx::{PgExecutor, PgPool};
+use sqlx::postgres::PgRow;
+use sqlx::{PgExecutor, PgPool, Row};
+use tidemill_common::names::partition_number;
 
 /// Which letters; what is `None` does not matter.
 #[derive(Debug, Clone, Default, Serialize)]
@@ -132,7 +134,7 @@ pub async fn list(db: impl PgExecutor<'_>, filter: &Filter, limit: i64) -> Resul
 }
 
 /// What the stream made of a letter's record each time it was sent through again.
-#[derive(Debug, Clone, Serialize, sqlx::FromRow)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Try {
     /// Where it stood then: the partition's number in the project.
     pub partition: i32,
@@ -146,10 +148,8 @@ pub struct Try {
 
 /// The tries of a letter, in their order.
 pub async fn tries(db: impl PgExecutor<'_>, letter: &DeadLetter) -> Result<Vec<Try>, sqlx::Error> {
-    sqlx::query_as(
-        r#"SELECT partition + 10000 * coalesce(substring(topic FROM '^events\.[^.]+\.(\d+)-')::int, 0) AS partition,
-                  "offset", outcome, created_at
-           FROM redrives
+    let rows = sqlx::query(
+        r#"SELECT topic, partition, "offset", outcome, created_at FROM redrives
            WHERE split_part(topic, '.', 2) = $1 AND letter_incarnation = $2 AND letter_partition = $3 AND letter_offset = $4
            ORDER BY created_at, "offset""#,
     )
@@ -158,7 +158,12 @@ pub async fn tries(db: impl PgExecutor<'_>, letter: &DeadLetter) -> Result<Vec<T
     .bind(letter.partition)
     .bind(letter.offset)
     .fetch_all(db)
-    .await
+    .await?;
+    let one = |row: &PgRow| {
+        let partition = partition_number(row.try_get(0)?, row.try_get(1)?);
+        Ok(Try { partition, offset: row.try_get(2)?, outcome: row.try_get(3)?, created_at: row.try_get(4)? })
+    };
+    rows.iter().map(one).collect()
 }
 
 /// Gives up the open letters that match, for a reason that people can read later; says how many. What is on its way

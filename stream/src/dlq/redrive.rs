@@ -120,10 +120,7 @@ impl Redriver {
     async fn incarnations(&self) -> Result<HashMap<String, String>, RedriveError> {
         let (kafka, topics) = (self.kafka.clone(), self.project.topics());
         let asked = topics.clone();
-        let ask = move || {
-            let names: Vec<&str> = asked.iter().map(String::as_str).collect();
-            topic_incarnations(&kafka, &names, KAFKA_TIMEOUT)
-        };
+        let ask = move || topic_incarnations(&kafka, &asked, KAFKA_TIMEOUT);
         let found = tokio::task::spawn_blocking(ask).await??;
         match topics.into_iter().find(|topic| !found.contains_key(topic)) {
             Some(missing) => Err(RedriveError::NoTopic(missing)),

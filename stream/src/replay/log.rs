@@ -112,10 +112,7 @@ impl Log {
     /// A topic that was made again is another log.
     async fn same_topic(&self, replay: &Replay) -> Result<(), ReplayError> {
         let (kafka, topics) = (self.kafka.clone(), replay.topics.clone());
-        let ask = move || {
-            let names: Vec<&str> = topics.keys().map(String::as_str).collect();
-            topic_incarnations(&kafka, &names, TIMEOUT)
-        };
+        let ask = move || topic_incarnations(&kafka, topics.keys(), TIMEOUT);
         let found = blocking(ask).await??;
         let is_other = |(topic, id): &(&String, &String)| found.get(*topic).is_some_and(|now| now != *id);
         match replay.topics.iter().find(is_other) {

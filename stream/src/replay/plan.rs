@@ -94,10 +94,7 @@ pub async fn plan(
     refuse_second(pool, &project.id).await?;
     let (kafka, topics, own) = (kafka.clone(), project.topics(), events_topic(&project.id));
     let asked = kafka.clone();
-    let ask = move || {
-        let names: Vec<&str> = topics.iter().map(String::as_str).collect();
-        topic_incarnations(&asked, &names, TIMEOUT)
-    };
+    let ask = move || topic_incarnations(&asked, &topics, TIMEOUT);
     let topics = blocking(ask).await??;
     if !topics.contains_key(&own) {
         return refused(format!("Kafka has no topic {own}; see 'tidemill topics plan'"));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sqlx::PgConnection;
 use tidemill_common::dead_letters::LetterId;
-use tidemill_common::names::in_log;
+use tidemill_common::names::own_topic;
 use tidemill_common::verdict::Rejection;
 
 use crate::ledger::Place;
@@ -113,7 +113,7 @@ fn changes(redrives: &[Redrive]) -> Option<BTreeMap<(String, &LetterId), Change<
             Outcome::Closed => continue,
         };
         let new = Change { before: *attempts, attempts: *attempts, state: OPEN, rejection: None };
-        let change = changes.entry((in_log(&place.topic, 0).0, letter)).or_insert(new);
+        let change = changes.entry((own_topic(&place.topic), letter)).or_insert(new);
         if change.state != OPEN || change.attempts != *attempts {
             return None;
         }

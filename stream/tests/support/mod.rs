@@ -1,6 +1,8 @@
 //! Workers on the real components, and what their views must say.
 #![allow(dead_code, clippy::unwrap_used, clippy::expect_used)]
 
+pub mod spread;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use redis::AsyncCommands;
@@ -46,7 +48,7 @@ pub async fn worker(stack: &Stack, group: &str, change: impl FnOnce(&mut Config,
     let mut connections = stack.connections.clone();
     let mut config = Config {
         group: format!("{}-{group}", stack.project),
-        topics: format!("^events\\.{}(\\.|$)", stack.project),
+        topics: stack.pattern(),
         session_timeout_ms: 6_000,
         batch_size: 200,
         batch_wait_ms: 20,
