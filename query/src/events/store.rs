@@ -14,6 +14,7 @@ use futures::{StreamExt, TryStreamExt};
 use iceberg::io::FileIO;
 use iceberg::spec::TableMetadata;
 use iceberg::table::Table;
+use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
     Attributes, CopyOptions, Error, GetOptions, GetResult, GetResultPayload, ListResult, MultipartUpload, ObjectMeta,
@@ -23,14 +24,31 @@ use url::Url;
 use xxhash_rust::xxh3::xxh3_128;
 
 const NAME: &str = "archive";
-/// A gap of so many bytes is read with what lies around it: one read is sooner there than two.
+/// Over a network a gap of so many bytes is read with what lies around it: one read is sooner there than two.
 const READ_THROUGH: u64 = 512 * 1024;
 
 /// Files by the paths that the planner knows them by.
 pub struct Files {
     io: FileIO,
+    disk: LocalFileSystem,
     /// Where each file is, and its size in bytes.
-    places: HashMap<Path, (String, u64)>,
+    places: HashMap<Path, (Place, u64)>,
+}
+
+/// Where a file is.
+enum Place {
+    /// On a disk of this machine, at this absolute path. All that is wanted of it is read by one thread in one go, where
+    /// `FileIO` goes to another thread for each step of each read.
+    Disk(Path),
+    /// Anywhere, by URL.
+    Url(String),
+}
+
+impl Place {
+    fn of(url: &str) -> Self {
+        let disk = url.strip_prefix("file://").and_then(|path| Path::from_absolute_path(path).ok());
+        disk.map_or_else(|| Self::Url(url.to_owned()), Self::Disk)
+    }
 }
 
 /// The planner's path of a file of a table: within the table's folder, behind the table's own id. It is no other
@@ -44,19 +62,13 @@ pub fn path(table: &TableMetadata, place: &str) -> Path {
 impl Files {
     /// These files of a table: places, and sizes in bytes.
     pub fn new<'a>(table: &Table, files: impl Iterator<Item = (&'a str, u64)>) -> Self {
-        let known = files.map(|(place, size)| (path(table.metadata(), place), (place.to_owned(), size)));
-        Self { io: table.file_io().clone(), places: known.collect() }
+        let known = files.map(|(place, size)| (path(table.metadata(), place), (Place::of(place), size)));
+        Self { io: table.file_io().clone(), disk: LocalFileSystem::new(), places: known.collect() }
     }
 
-    fn place(&self, path: &Path) -> Result<&(String, u64)> {
+    fn place(&self, path: &Path) -> Result<&(Place, u64)> {
         let missing = || Error::NotFound { path: path.to_string(), source: "no file of this snapshot".into() };
         self.places.get(path).ok_or_else(missing)
-    }
-
-    async fn read(&self, path: &Path, range: Range<u64>) -> Result<Bytes> {
-        let (place, _) = self.place(path)?;
-        let read = async { self.io.new_input(place)?.reader().await?.read(range).await };
-        read.await.map_err(|error: iceberg::Error| Error::Generic { store: NAME, source: Box::new(error) })
     }
 }
 
@@ -66,7 +78,10 @@ impl ObjectStore for Files {
         let size = self.place(location)?.1;
         let wrong = |error| Error::Generic { store: NAME, source: Box::new(error) };
         let range = options.range.as_ref().map_or(Ok(0..size), |range| range.as_range(size)).map_err(wrong)?;
-        let bytes = if options.head { Bytes::new() } else { self.read(location, range.clone()).await? };
+        let bytes = match options.head {
+            true => Bytes::new(),
+            false => self.get_ranges(location, std::slice::from_ref(&range)).await?.swap_remove(0),
+        };
         Ok(GetResult {
             payload: GetResultPayload::Stream(stream::once(async { Ok(bytes) }).boxed()),
             meta: meta(location.clone(), size),
@@ -76,9 +91,17 @@ impl ObjectStore for Files {
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
-        // Neighbours in one go; the parts at the same time.
-        let parts = object_store::coalesce_ranges(ranges, |range| self.read(location, range), READ_THROUGH);
-        parts.await
+        match &self.place(location)?.0 {
+            Place::Disk(place) => self.disk.get_ranges(place, ranges).await.map_err(unread),
+            Place::Url(place) => {
+                let read = |range| async move {
+                    let read = async { self.io.new_input(place)?.reader().await?.read(range).await };
+                    read.await.map_err(|error: iceberg::Error| unread(error))
+                };
+                // Neighbours in one go; the parts at the same time.
+                object_store::coalesce_ranges(ranges, read, READ_THROUGH).await
+            }
+        }
     }
 
     async fn put_opts(&self, _: &Path, _: PutPayload, _: PutOptions) -> Result<PutResult> {
@@ -106,6 +129,10 @@ impl ObjectStore for Files {
     async fn copy_opts(&self, _: &Path, _: &Path, _: CopyOptions) -> Result<()> {
         Err(Error::NotImplemented { operation: "copy".to_owned(), implementer: NAME.to_owned() })
     }
+}
+
+fn unread(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    Error::Generic { store: NAME, source: Box::new(error) }
 }
 
 /// What the planner wants to know of a file. Files never change, so they have no age.
