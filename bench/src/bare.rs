@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use rdkafka::ClientConfig;
 use rdkafka::client::ClientContext;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
@@ -38,7 +39,16 @@ pub struct BareProducer {
 impl BareProducer {
     /// A producer with our settings.
     pub fn new(brokers: &str) -> anyhow::Result<Self> {
-        let inner = Producer::config(&KafkaConfig { brokers: brokers.to_owned() }, DELIVERY)
+        Self::made(&mut Producer::config(&KafkaConfig { brokers: brokers.to_owned() }, DELIVERY))
+    }
+
+    /// A producer that lets records wait for company as Kafka's own does since 4.0.
+    pub fn native(brokers: &str) -> anyhow::Result<Self> {
+        Self::made(Producer::config(&KafkaConfig { brokers: brokers.to_owned() }, DELIVERY).set("linger.ms", "5"))
+    }
+
+    fn made(config: &mut ClientConfig) -> anyhow::Result<Self> {
+        let inner = config
             // It is always full here, and a longer one would only be further from the caches.
             .set("queue.buffering.max.messages", "100000")
             .create_with_context(Deliveries::default())

@@ -18,7 +18,7 @@ const BUFFERED: &str = "tidemill_archiver_buffered_rows";
 /// Has an archiver drain a topic, and checks how many rows its table holds: every event once.
 pub async fn run(place: &Place, topic: &Topic, commit_ms: u64) -> anyhow::Result<Archived> {
     let fresh = place.fresh(topic.project).await?;
-    place.empty_warehouse()?;
+    place.empty_warehouse(&fresh).await?;
     written_back().await?;
     let ended = ended_cpu_seconds()?;
     let archiver = Archiver::start(place, &fresh, topic, commit_ms).await?;

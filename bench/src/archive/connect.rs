@@ -18,11 +18,11 @@ use crate::stream::topic::Topic;
 
 /// The sink's tasks would make them at the same time, upon which Postgres refuses one.
 const CATALOG: &str = "
-    CREATE TABLE iceberg_tables (
+    CREATE TABLE IF NOT EXISTS iceberg_tables (
         catalog_name varchar(255), table_namespace varchar(255), table_name varchar(255),
         metadata_location varchar(1000), previous_metadata_location varchar(1000), iceberg_type varchar(5),
         PRIMARY KEY (catalog_name, table_namespace, table_name));
-    CREATE TABLE iceberg_namespace_properties (
+    CREATE TABLE IF NOT EXISTS iceberg_namespace_properties (
         catalog_name varchar(255), namespace varchar(255), property_key varchar(255), property_value varchar(1000),
         PRIMARY KEY (catalog_name, namespace, property_key))";
 
@@ -41,7 +41,7 @@ pub struct Settings<'a> {
 pub async fn run(place: &Place, topic: &Topic, settings: &Settings<'_>, round: u32) -> anyhow::Result<Archived> {
     let fresh = place.fresh(topic.project).await?;
     let name = format!("bench-connect-{}-{round}-{}", std::process::id(), settings.heap);
-    place.empty_warehouse()?;
+    place.empty_warehouse(&fresh).await?;
     let folder = place.logs.join("connect");
     let _ = std::fs::remove_dir_all(&folder); // of a round before
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;

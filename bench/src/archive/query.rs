@@ -58,7 +58,7 @@ pub async fn run(options: &Options) -> anyhow::Result<bool> {
     };
     let topic = topic::fill(&place.brokers, &place.registry, PROJECT, place.partitions, shape).await?;
     let fresh = place.fresh(topic.project).await?;
-    place.empty_warehouse()?;
+    place.empty_warehouse(&fresh).await?;
     let archiver = Archiver::start(place, &fresh, &topic, COMMIT_MS).await?;
     let (held, _, _) = archiver.finish(&table(&fresh, &topic), topic.expected.events).await?;
     eprintln!("the archive holds {} rows in {} files of {} bytes", held.rows, held.files, held.bytes);

@@ -104,8 +104,9 @@ impl Place {
         format!("file://{}", self.logs.join(WAREHOUSE).display())
     }
 
-    /// Removes what an archive before has left.
-    pub fn empty_warehouse(&self) -> anyhow::Result<()> {
+    /// Removes what an archive before has left, and the tables that projects are created with: their files go, too.
+    pub async fn empty_warehouse(&self, fresh: &Fresh) -> anyhow::Result<()> {
+        sqlx::query("TRUNCATE iceberg_tables").execute(&fresh.pool).await?;
         let folder = self.logs.join(WAREHOUSE);
         match std::fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {

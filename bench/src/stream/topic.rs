@@ -50,7 +50,7 @@ impl EventProducer {
     pub async fn new(brokers: &str, registry: &str, project: &str, partitions: i32) -> anyhow::Result<Self> {
         let topic = events_topic(project);
         let id = Registry::new(registry)?.register(&format!("{topic}-value"), EVENT_SCHEMA).await?;
-        let producer = BareProducer::new(brokers)?;
+        let producer = BareProducer::native(brokers)?;
         Ok(Self { producer, encoder: Encoder::new(id), topic, partitions, value: Vec::new() })
     }
 
