@@ -74,7 +74,7 @@ use worker::{Failures, Worker};
 /// A processed record, a stray or a dead letter is delivered, or given up, within this time.
 const DELIVERY: Duration = Duration::from_secs(30);
 /// What is sent on waits this long for company. A batch that counts it is seldom that far.
-const LINGER: Duration = Duration::from_millis(10);
+const LINGER: Duration = Duration::from_millis(25);
 
 /// Runs a worker until shutdown.
 pub async fn run(

@@ -13,8 +13,9 @@ const MOST: usize = 1 << 20;
 
 /// The field's value, where the fields have more than `above` bytes together and it is shorter than they are.
 pub fn pack(fields: &[(&'static str, String)], above: Option<usize>) -> Option<Vec<u8>> {
+    let above = above?;
     let bytes: usize = fields.iter().map(|(name, value)| name.len() + value.len()).sum();
-    if bytes <= above? {
+    if bytes <= above {
         return None;
     }
     let fields: BTreeMap<&str, &str> = fields.iter().map(|(name, value)| (*name, value.as_str())).collect();

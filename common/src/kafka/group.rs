@@ -53,7 +53,7 @@ pub struct Room {
 
 impl Default for Room {
     fn default() -> Self {
-        Self { records: 20_000, bytes: 64 * 1024 * 1024, client_kib: 16_384, partition_bytes: 1024 * 1024 }
+        Self { records: 20_000, bytes: 64 * 1024 * 1024, client_kib: 8_192, partition_bytes: 512 * 1024 }
     }
 }
 

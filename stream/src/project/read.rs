@@ -3,7 +3,7 @@
 //! `OFFSET 0` keeps the planner from joining: of a table without statistics, as a new one is, it believes that half a
 //! key finds a row or two.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::postgres::PgRow;
@@ -67,6 +67,34 @@ pub async fn sessions(
             Ok(LiveSession::new(key, stamp, &session(row)?))
         })
         .collect()
+}
+
+/// Those of these sessions, all of one epoch, that are not the present state of their keys any more.
+pub async fn passed<'s>(
+    pool: &PgPool,
+    sessions: impl Iterator<Item = &'s LiveSession>,
+) -> Result<HashSet<(String, String)>, sqlx::Error> {
+    let sessions: Vec<&LiveSession> = sessions.collect();
+    let Some(first) = sessions.first() else { return Ok(HashSet::new()) };
+    let passed: Vec<i64> = sqlx::query_scalar(
+        "SELECT k.n
+         FROM unnest($1::text[], $2::text[], $3::int[], $4::bigint[]) WITH ORDINALITY
+              AS k(project, session_id, generation, version, n)
+         LEFT JOIN LATERAL (
+             SELECT version FROM session_keys
+             WHERE generation = k.generation AND project = k.project AND session_id = k.session_id OFFSET 0) v ON true
+         LEFT JOIN projects p ON p.id = k.project
+         WHERE v.version IS DISTINCT FROM k.version OR p.generation IS DISTINCT FROM k.generation
+            OR (SELECT epoch FROM timeline) <> $5",
+    )
+    .bind(sessions.iter().map(|session| &*session.key.0).collect::<Vec<_>>())
+    .bind(sessions.iter().map(|session| &*session.key.1).collect::<Vec<_>>())
+    .bind(sessions.iter().map(|session| session.stamp.generation).collect::<Vec<_>>())
+    .bind(sessions.iter().map(|session| session.stamp.version).collect::<Vec<_>>())
+    .bind(first.stamp.epoch)
+    .fetch_all(pool)
+    .await?;
+    Ok(passed.into_iter().map(|n| sessions[n as usize - 1].key.clone()).collect())
 }
 
 /// The epoch, and the live generations of these projects.

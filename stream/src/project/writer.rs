@@ -89,7 +89,7 @@ impl Writer {
     }
 
     /// Has Redis show these sessions, which are the latest that we know of. Gives those that have to be read all the
-    /// same, since they are of another epoch or generation than the present one, or were absent; and those that it
+    /// same, since they are of another epoch or generation than the present one, or were absent and have changed; and those that it
     /// cannot show.
     pub(super) async fn show(&self, mut latest: Vec<LiveSession>) -> Result<(Vec<Key>, Unwritten), ProjectError> {
         if latest.is_empty() {
@@ -106,8 +106,10 @@ impl Writer {
         let (written, mut unwritten) =
             (write::sessions(&self.redis, &present, self.compress_above).await, Unwritten::default());
         unwritten.add(written.missed, written.why, Key::Session);
+        let absent = present.iter().filter(|session| written.absent.contains(&session.key));
+        let passed = read::passed(&self.pool, absent).await?;
         let past = past.into_iter().map(|session| session.key);
-        Ok((past.chain(written.absent).map(Key::Session).collect(), unwritten))
+        Ok((past.chain(passed).map(Key::Session).collect(), unwritten))
     }
 
     /// Has Redis lose what is older than this epoch and generation under these keys, which an earlier generation had.
@@ -159,7 +161,9 @@ impl Writer {
                 let live = read::sessions(&self.pool, &keys, Utc::now()).await?;
                 let _ = hit("cache.read").await; // only to pause
                 let written = write::sessions(&self.redis, &live, self.compress_above).await;
-                keys.retain(|key| written.absent.contains(*key));
+                let absent = live.iter().filter(|session| written.absent.contains(&session.key));
+                let passed = read::passed(&self.pool, absent).await?;
+                keys.retain(|key| passed.contains(*key));
                 unwritten.add(written.missed, written.why, Key::Session);
             }
         }
@@ -181,5 +185,48 @@ impl Writer {
             }
         }
         Ok(unwritten)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::live_session::Stamp;
+    use tidemill_testkit::Stack;
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_absent_is_read_once_more_if_it_has_changed() {
+        let stack = Stack::new().await;
+        sqlx::query("INSERT INTO session_keys (generation, project, session_id, version) VALUES (0, $1, 'a', 1), (0, $1, 'b', 2)")
+            .bind(&stack.project)
+            .execute(&stack.pool)
+            .await
+            .expect("rows");
+        let epoch = sqlx::query_scalar("SELECT epoch FROM timeline").fetch_one(&stack.pool).await.expect("an epoch");
+        let writer = Writer {
+            pool: stack.pool.clone(),
+            redis: Redis::new(&stack.connections.redis_url).expect("a client"),
+            definitions: Definitions::new(stack.pool.clone(), None).expect("metrics"),
+            compress_above: None,
+        };
+        let first = |key: &str| LiveSession {
+            key: (stack.project.clone(), key.to_owned()),
+            stamp: Stamp { epoch, generation: 0, version: 1 },
+            fields: vec![("totalEvents", "1".to_owned())],
+            expires_ms: Utc::now().timestamp_millis() + 60_000,
+        };
+        let again = async |sessions| {
+            let (mut again, unwritten) = writer.show(sessions).await.expect("shown");
+            assert!(unwritten.keys.is_empty());
+            again.sort();
+            again
+                .into_iter()
+                .map(|key| key.name().rsplit(':').next().unwrap_or_default().to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(again(vec![first("a"), first("b"), first("gone")]).await, ["b", "gone"]);
+        assert_eq!(again(vec![first("b")]).await, [""; 0], "it is not absent any more");
+        let stamp = Stamp { generation: 7, ..first("a").stamp };
+        assert_eq!(again(vec![LiveSession { stamp, ..first("a") }]).await, ["a"], "of another generation");
     }
 }

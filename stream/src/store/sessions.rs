@@ -45,8 +45,8 @@ struct Writes<'a> {
 }
 
 /// Applies the events to their sessions, and adds the difference to `changes`. Keys of sessions whose users have
-/// turned out not to be new get a new version too, since what Redis shows of them has changed. With `show`, which is the epoch, what it is to show of
-/// those sessions that are the latest of their keys is said at once, and need not be read.
+/// turned out not to be new get a new version too, since what Redis shows of them has changed. With `show`, which is the
+/// epoch, what it is to show of those sessions that are the latest of their keys is said at once, and need not be read.
 pub async fn apply(
     tx: &mut PgConnection,
     generation: i32,
@@ -78,7 +78,7 @@ pub async fn apply(
         parts.extend(stored.sessions.iter().cloned().map(|session| withdrawn(session, group.project, firsts)));
         let merged = merge(parts);
         differences(&stored.sessions, &merged, |d| changes.add(group.project, d.metric, d.at, d.count, d.sum));
-        if let (Some(epoch), Some(latest)) = (show, merged.last().filter(|_| locked.latest == group.span.1)) {
+        if let (Some(epoch), Some(latest)) = (show, merged.last().filter(|last| last.last_event_at == locked.latest)) {
             let key = (group.project.to_owned(), group.key.clone().into_owned());
             touched.latest.push(LiveSession::new(key, Stamp { epoch, generation, version: locked.version }, latest));
         }
