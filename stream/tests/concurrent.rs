@@ -276,13 +276,13 @@ async fn latest(pool: &PgPool, key: &str) -> (i64, BTreeMap<String, String>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_batch_knows_what_is_to_be_shown_of_those_sessions_whose_latest_events_it_has() {
+async fn a_batch_knows_what_is_to_be_shown_of_those_sessions_that_have_their_keys_latest_events() {
     let stack = Stack::new().await;
     let mut random = Random(11);
     let mut events = traffic(1_200, &mut random);
-    events.sort_by_cached_key(|event| event.timestamp + random.below(3) as i64 * GAP);
+    events.sort_by_cached_key(|event| event.timestamp + random.below(12) as i64 * GAP);
     let (store, mut enricher) = (store(&stack.pool), enricher());
-    let (mut newest, mut shown, mut unknown) = (HashMap::<String, i64>::new(), 0, 0);
+    let (mut newest, mut shown, mut late, mut unknown) = (HashMap::<String, i64>::new(), 0, 0, 0);
     for batch in events.chunks(40) {
         let touched = {
             let events = counted(&stack.project, batch, &mut enricher);
@@ -306,9 +306,10 @@ async fn a_batch_knows_what_is_to_be_shown_of_those_sessions_whose_latest_events
         let moved = newest.iter().filter(|(key, at)| before.get(*key) != Some(at)).map(|(key, _)| key);
         assert!(moved.into_iter().all(|key| known.contains(&key)), "whose latest event is in the batch is known");
         shown += known.len();
+        late += known.iter().filter(|key| before.get(**key) == newest.get(**key)).count();
         unknown += touched.sessions.len() - known.len();
     }
-    assert!(shown > 100 && unknown > 20, "{shown} known, {unknown} not");
+    assert!(shown > 100 && late > 20 && unknown > 20, "{shown} known, {late} by late events, {unknown} not");
 }
 
 #[tokio::test(flavor = "multi_thread")]
