@@ -16,16 +16,6 @@ use crate::stream::drain::WARM_UP;
 use crate::stream::place::{Fresh, Place};
 use crate::stream::topic::Topic;
 
-/// The sink's tasks would make them at the same time, upon which Postgres refuses one.
-const CATALOG: &str = "
-    CREATE TABLE IF NOT EXISTS iceberg_tables (
-        catalog_name varchar(255), table_namespace varchar(255), table_name varchar(255),
-        metadata_location varchar(1000), previous_metadata_location varchar(1000), iceberg_type varchar(5),
-        PRIMARY KEY (catalog_name, table_namespace, table_name));
-    CREATE TABLE IF NOT EXISTS iceberg_namespace_properties (
-        catalog_name varchar(255), namespace varchar(255), property_key varchar(255), property_value varchar(1000),
-        PRIMARY KEY (catalog_name, namespace, property_key))";
-
 /// What it is told beside where everything is.
 pub struct Settings<'a> {
     /// The JVM's heap, as `-Xmx` takes it.
@@ -45,7 +35,6 @@ pub async fn run(place: &Place, topic: &Topic, settings: &Settings<'_>, round: u
     let folder = place.logs.join("connect");
     let _ = std::fs::remove_dir_all(&folder); // of a round before
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
-    sqlx::raw_sql(CATALOG).execute(&fresh.pool).await?;
     place.create_topic(&control(&name)).await?;
     written_back().await?;
     let archived = drain(place, &fresh, topic, settings, &name, &folder).await;
