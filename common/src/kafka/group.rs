@@ -156,10 +156,7 @@ impl GroupConsumer {
         let (commands, command_receiver) = std_mpsc::channel();
         let batches = Arc::<Batches>::default();
         let context = Context { events: event_sender, assigned: Mutex::default(), batches: Arc::clone(&batches) };
-        let mut config = Self::config(kafka, group, session_timeout);
-        config
-            .set("queued.max.messages.kbytes", room.client_kib.to_string())
-            .set("fetch.message.max.bytes", room.partition_bytes.to_string());
+        let config = Self::config(kafka, group, session_timeout, room);
         let consumer: BaseConsumer<Context> = config.create_with_context(context)?;
         consumer.subscribe(&[topics])?;
         let consumer = Arc::new(consumer);
@@ -179,7 +176,7 @@ impl GroupConsumer {
     }
 
     /// Its settings, for a client of the same kind.
-    pub fn config(kafka: &KafkaConfig, group: &str, session_timeout: Duration) -> ClientConfig {
+    pub fn config(kafka: &KafkaConfig, group: &str, session_timeout: Duration, room: Room) -> ClientConfig {
         let mut config = kafka.client();
         config
             .set("group.id", group)
@@ -192,7 +189,8 @@ impl GroupConsumer {
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
             .set("topic.metadata.refresh.interval.ms", super::METADATA.as_millis().to_string())
-            .set("queued.max.messages.kbytes", "16384")
+            .set("queued.max.messages.kbytes", room.client_kib.to_string())
+            .set("fetch.message.max.bytes", room.partition_bytes.to_string())
             // How long nothing is fetched once that is full. A second, the client's default, is many times what it lasts.
             .set("fetch.queue.backoff.ms", "20")
             // While records come one by one, an answer for each would keep the broker busy.

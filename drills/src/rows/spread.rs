@@ -119,11 +119,9 @@ fn command(drill: &Drill, arguments: &[&str]) -> anyhow::Result<Child> {
 /// Sends some of what was sent before once more, by new clients, which know all partitions that Kafka has: to the project's
 /// own topic, and to that of each route, whether it belongs there or not.
 async fn again(drill: &mut Drill) -> anyhow::Result<()> {
+    let sent: Vec<Event> = drill.journal.entries()?.into_iter().filter_map(|entry| entry.event).collect();
     for topic in drill.stack.project().await.topics() {
-        let entries = drill.journal.entries()?;
-        let random = &mut drill.random;
-        let some = entries.into_iter().filter_map(|entry| entry.event.filter(|_| random.random_bool(AGAIN)));
-        let some: Vec<Event> = some.collect();
+        let some: Vec<Event> = sent.iter().filter(|_| drill.random.random_bool(AGAIN)).cloned().collect();
         ensure!(!some.is_empty(), "nothing of {} was sent", events_topic(&drill.stack.project));
         drill.native(Partitioner::Murmur2)?.to(&topic).send_events(&some).await?;
     }

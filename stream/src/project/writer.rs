@@ -89,8 +89,8 @@ impl Writer {
     }
 
     /// Has Redis show these sessions, which are the latest that we know of. Gives those that have to be read all the
-    /// same, since they are of another epoch or generation than the present one, or were absent and have changed; and those that it
-    /// cannot show.
+    /// same, since they are of another epoch or generation than the present one, or were absent and have changed; and
+    /// those that it cannot show.
     pub(super) async fn show(&self, mut latest: Vec<LiveSession>) -> Result<(Vec<Key>, Unwritten), ProjectError> {
         if latest.is_empty() {
             return Ok(Default::default());
@@ -103,11 +103,8 @@ impl Writer {
         let now = Utc::now().timestamp_millis();
         latest.retain(|session| session.expires_ms > now);
         let (present, past): (Vec<_>, Vec<_>) = latest.into_iter().partition(is_present);
-        let (written, mut unwritten) =
-            (write::sessions(&self.redis, &present, self.compress_above).await, Unwritten::default());
-        unwritten.add(written.missed, written.why, Key::Session);
-        let absent = present.iter().filter(|session| written.absent.contains(&session.key));
-        let passed = read::passed(&self.pool, absent).await?;
+        let mut unwritten = Unwritten::default();
+        let passed = self.write_sessions(&present, &mut unwritten).await?;
         let past = past.into_iter().map(|session| session.key);
         Ok((past.chain(passed).map(Key::Session).collect(), unwritten))
     }
@@ -160,14 +157,23 @@ impl Writer {
             for _ in 0..2 {
                 let live = read::sessions(&self.pool, &keys, Utc::now()).await?;
                 let _ = hit("cache.read").await; // only to pause
-                let written = write::sessions(&self.redis, &live, self.compress_above).await;
-                let absent = live.iter().filter(|session| written.absent.contains(&session.key));
-                let passed = read::passed(&self.pool, absent).await?;
+                let passed = self.write_sessions(&live, &mut unwritten).await?;
                 keys.retain(|key| passed.contains(*key));
-                unwritten.add(written.missed, written.why, Key::Session);
             }
         }
         Ok(unwritten)
+    }
+
+    /// Writes these sessions, all of one epoch. Gives the keys that were absent, as [`Self::windows`] says, and have
+    /// another version by now.
+    async fn write_sessions(
+        &self,
+        sessions: &[LiveSession],
+        unwritten: &mut Unwritten,
+    ) -> Result<HashSet<(String, String)>, sqlx::Error> {
+        let written = write::sessions(&self.redis, sessions, self.compress_above).await;
+        unwritten.add(written.missed, written.why, Key::Session);
+        read::passed(&self.pool, sessions.iter().filter(|session| written.absent.contains(&session.key))).await
     }
 
     /// Carts are shown for a day.
@@ -197,11 +203,9 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn what_was_absent_is_read_once_more_if_it_has_changed() {
         let stack = Stack::new().await;
-        sqlx::query("INSERT INTO session_keys (generation, project, session_id, version) VALUES (0, $1, 'a', 1), (0, $1, 'b', 2)")
-            .bind(&stack.project)
-            .execute(&stack.pool)
-            .await
-            .expect("rows");
+        let rows = "INSERT INTO session_keys (generation, project, session_id, version)
+                    VALUES (0, $1, 'a', 1), (0, $1, 'b', 2)";
+        sqlx::query(rows).bind(&stack.project).execute(&stack.pool).await.expect("rows");
         let epoch = sqlx::query_scalar("SELECT epoch FROM timeline").fetch_one(&stack.pool).await.expect("an epoch");
         let writer = Writer {
             pool: stack.pool.clone(),
@@ -220,13 +224,11 @@ mod tests {
             assert!(unwritten.keys.is_empty());
             again.sort();
             again
-                .into_iter()
-                .map(|key| key.name().rsplit(':').next().unwrap_or_default().to_owned())
-                .collect::<Vec<_>>()
         };
-        assert_eq!(again(vec![first("a"), first("b"), first("gone")]).await, ["b", "gone"]);
-        assert_eq!(again(vec![first("b")]).await, [""; 0], "it is not absent any more");
+        let key = |key: &str| Key::Session((stack.project.clone(), key.to_owned()));
+        assert_eq!(again(vec![first("a"), first("b"), first("gone")]).await, [key("b"), key("gone")]);
+        assert_eq!(again(vec![first("b")]).await, [], "it is not absent any more");
         let stamp = Stamp { generation: 7, ..first("a").stamp };
-        assert_eq!(again(vec![LiveSession { stamp, ..first("a") }]).await, ["a"], "of another generation");
+        assert_eq!(again(vec![LiveSession { stamp, ..first("a") }]).await, [key("a")], "of another generation");
     }
 }
