@@ -49,13 +49,8 @@ pub struct Options {
 /// Makes the archive, then has both answer all queries.
 pub async fn run(options: &Options) -> anyhow::Result<bool> {
     let place = &options.place;
-    let shape = Shape {
-        records: options.rows,
-        span_ms: options.days * DAY_MS,
-        sessions: Sessions::Visits,
-        seed: options.seed,
-        countries: true,
-    };
+    let dense = Shape::dense(options.rows, Sessions::Visits, options.seed);
+    let shape = Shape { span_ms: options.days * DAY_MS, countries: true, ..dense };
     let topic = topic::fill(&place.brokers, &place.registry, PROJECT, place.partitions, shape).await?;
     let fresh = place.fresh(topic.project).await?;
     place.empty_warehouse(&fresh).await?;

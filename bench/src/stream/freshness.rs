@@ -13,18 +13,18 @@ use tidemill_common::event::EventRef;
 
 use super::place::Place;
 use super::topic::{EventProducer, now_us, play};
-use super::traffic::{Sessions, Shape, Traffic};
+use super::traffic::{Shape, Traffic};
 use crate::http::Connection;
 use crate::process::written_back;
 use crate::random::{Random, uuid};
 
 /// How long, the warm-up included.
-const SECONDS: u64 = 100;
+const SECONDS: u32 = 100;
 /// A broker that has just been started is compiling itself; until it has, it takes a core from everybody.
 const WARM_UP: Duration = Duration::from_secs(40);
 const PROBERS: u64 = 5;
 /// How long a prober waits between two questions, and at most between two events.
-const ASK: Duration = Duration::from_millis(20);
+const ASK: Duration = Duration::from_millis(50);
 const PAUSE_MS: u64 = 200;
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -49,14 +49,7 @@ pub struct Freshness {
 pub async fn measure(place: &Place, project: &str, rate: u64, seed: u64) -> anyhow::Result<Freshness> {
     let key = place.key.as_ref().context("--key is missing; run this through dev/bench")?;
     let fresh = place.fresh(project).await?;
-    let shape = Shape {
-        records: rate * SECONDS,
-        span_ms: SECONDS as u32 * 1_000,
-        sessions: Sessions::Visits,
-        seed,
-        countries: false,
-    };
-    let traffic = Traffic::new(shape);
+    let traffic = Traffic::new(Shape::steady(rate, SECONDS, seed));
     let Place { brokers, registry, partitions, .. } = place;
     let mut load = EventProducer::new(brokers, registry, project, *partitions).await?;
     let probes = RefCell::new(EventProducer::new(brokers, registry, project, *partitions).await?);
@@ -66,7 +59,7 @@ pub async fn measure(place: &Place, project: &str, rate: u64, seed: u64) -> anyh
     let begun = Instant::now();
     // Late events and copies trail behind the end; nothing is measured then.
     let probers = (0..PROBERS).map(|number| probe(number, address, key, &probes, begun));
-    let playing = tokio::time::timeout(Duration::from_secs(SECONDS), play(&mut load, &traffic));
+    let playing = tokio::time::timeout(Duration::from_secs(SECONDS.into()), play(&mut load, &traffic));
     let (played, taken) = join(playing, try_join_all(probers)).await;
     if let Ok(ended) = played {
         ended?;
@@ -97,7 +90,7 @@ async fn probe(
     let mut taken = Vec::new();
     for sent in 1.. {
         tokio::time::sleep(Duration::from_millis(random.below(PAUSE_MS))).await;
-        if begun.elapsed() > Duration::from_secs(SECONDS) {
+        if begun.elapsed() > Duration::from_secs(SECONDS.into()) {
             break;
         }
         let sending = Instant::now();

@@ -17,6 +17,8 @@ const VISIT: std::ops::RangeInclusive<u64> = 8..=58;
 /// Mean pause between two events of a visit, and the longest, in milliseconds.
 const PAUSE_MS: f64 = 9_000.0;
 const LONGEST_PAUSE_MS: f64 = 120_000.0;
+/// What a visit hardly ever exceeds; what of one lies behind that is left out of steady traffic.
+const LONGEST_VISIT_MS: f64 = 1_200_000.0;
 /// Mean delay of a late event, and the longest.
 const DELAY_MS: f64 = 30_000.0;
 const LONGEST_DELAY_MS: f64 = 600_000.0;
@@ -47,12 +49,22 @@ pub struct Shape {
     pub seed: u64,
     /// Whether properties name the visitor's country.
     pub countries: bool,
+    /// Whether visits are under way at the start and at the end, so that every second has as many records. Otherwise they
+    /// lie within the time, and most records in its middle.
+    pub steady: bool,
 }
 
 impl Shape {
     /// As dense as 3 million records in an hour.
     pub fn dense(records: u64, sessions: Sessions, seed: u64) -> Self {
-        Self { records, span_ms: (records as f64 * MS_PER_RECORD) as u32, sessions, seed, countries: false }
+        let span_ms = (records as f64 * MS_PER_RECORD) as u32;
+        Self { records, span_ms, sessions, seed, countries: false, steady: false }
+    }
+
+    /// So many records in every second.
+    pub fn steady(per_second: u64, seconds: u32, seed: u64) -> Self {
+        let (records, span_ms) = (per_second * u64::from(seconds), seconds * 1_000);
+        Self { records, span_ms, sessions: Sessions::Visits, seed, countries: false, steady: true }
     }
 }
 
@@ -142,12 +154,20 @@ fn add_visit(shape: &Shape, visit: u32, room: u64, records: &mut Vec<Arrival>) {
         times.push(time);
         time += random.exponential(PAUSE_MS).clamp(1.0, LONGEST_PAUSE_MS);
     }
-    // A visit fits into the time there is, however short that is.
-    let room_ms = f64::from(shape.span_ms) / 2.0;
-    let scale = (room_ms / time).min(1.0);
-    let start = random.below((f64::from(shape.span_ms) - time * scale).max(1.0) as u64) as f64;
+    let span_ms = f64::from(shape.span_ms);
+    let (scale, start) = if shape.steady {
+        (1.0, random.below((span_ms + LONGEST_VISIT_MS) as u64) as f64 - LONGEST_VISIT_MS)
+    } else {
+        // A visit fits into the time there is, however short that is.
+        let scale = (span_ms / 2.0 / time).min(1.0);
+        (scale, random.below((span_ms - time * scale).max(1.0) as u64) as f64)
+    };
     for (number, time) in times.into_iter().enumerate() {
-        let time_ms = (start + time * scale) as u32;
+        let time = start + time * scale;
+        if !(0.0..span_ms).contains(&time) {
+            continue;
+        }
+        let time_ms = time as u32;
         let late = random.below(EVENTS_PER_LATE_ONE) == 0;
         let delay = if late { random.exponential(DELAY_MS).clamp(1_000.0, LONGEST_DELAY_MS) } else { 0.0 };
         let at_ms = time_ms + delay as u32;
@@ -172,7 +192,7 @@ mod tests {
     use super::*;
 
     fn traffic(sessions: Sessions) -> Traffic {
-        Traffic::new(Shape { records: 200_000, span_ms: 3_600_000, sessions, seed: 7, countries: false })
+        Traffic::new(Shape { span_ms: 3_600_000, ..Shape::dense(200_000, sessions, 7) })
     }
 
     fn event(record: &Arrival) -> (u32, u16) {
@@ -227,6 +247,19 @@ mod tests {
     }
 
     #[test]
+    fn steady_traffic_has_as_many_records_in_every_second() {
+        let traffic = Traffic::new(Shape::steady(2_000, 100, 7));
+        let mut tenths = [0; 10];
+        let in_time = traffic.records.iter().filter(|record| record.at_ms < 100_000);
+        in_time.for_each(|record| tenths[record.at_ms as usize / 10_000] += 1);
+        assert!(tenths.iter().all(|records| (18_500..21_000).contains(records)), "{tenths:?}");
+        // An event in nine seconds is what a visit has, so a second has hardly two of one.
+        let second = traffic.records.iter().filter(|record| record.at_ms / 1_000 == 50);
+        let visits = second.clone().map(|record| record.visit).collect::<HashSet<_>>().len();
+        assert!(visits * 10 > second.count() * 9, "{visits}");
+    }
+
+    #[test]
     fn drawn_sessions_are_spread_over_the_whole_time() {
         let drawn = traffic(Sessions::Drawn);
         // Of a thousand records in a row, nearly every one has another session; of visits, far fewer have.
@@ -245,7 +278,7 @@ mod tests {
     #[test]
     fn a_pause_above_30_minutes_ends_a_session() {
         let at = |time_ms, number| Arrival { at_ms: time_ms, time_ms, visit: 0, number, session: 3, copy: false };
-        let shape = Shape { records: 3, span_ms: 1, sessions: Sessions::Visits, seed: 0, countries: false };
+        let shape = Shape::dense(3, Sessions::Visits, 0);
         let expected = |records: Vec<Arrival>| Traffic { shape, users: 1, records }.expected();
         assert_eq!(expected(vec![at(GAP_MS, 1), at(0, 0)]), Expected { events: 2, sessions: 1 });
         assert_eq!(expected(vec![at(GAP_MS + 1, 1), at(0, 0)]), Expected { events: 2, sessions: 2 });
@@ -253,10 +286,7 @@ mod tests {
 
     #[test]
     fn a_seed_gives_the_same_traffic_again() {
-        let of = |seed| {
-            Traffic::new(Shape { records: 1_000, span_ms: 20_000, sessions: Sessions::Visits, seed, countries: false })
-                .records
-        };
+        let of = |seed| Traffic::new(Shape::steady(50, 20, seed)).records;
         assert_eq!(of(1), of(1));
         assert_ne!(of(1), of(2));
     }
