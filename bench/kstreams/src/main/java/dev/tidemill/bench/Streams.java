@@ -2,6 +2,9 @@ package dev.tidemill.bench;
 
 import java.nio.file.Path;
 import java.time.Duration;
+import java.util.ArrayList;
+import java.util.List;
+import java.util.Map;
 import java.util.Properties;
 import java.util.concurrent.atomic.LongAdder;
 import org.apache.avro.Schema;
@@ -18,6 +21,7 @@ import org.apache.kafka.streams.Topology;
 import org.apache.kafka.streams.errors.StreamsUncaughtExceptionHandler.StreamThreadExceptionResponse;
 import org.apache.kafka.streams.kstream.Consumed;
 import org.apache.kafka.streams.kstream.Grouped;
+import org.apache.kafka.streams.kstream.KGroupedStream;
 import org.apache.kafka.streams.kstream.KStream;
 import org.apache.kafka.streams.kstream.Materialized;
 import org.apache.kafka.streams.kstream.SessionWindows;
@@ -28,15 +32,18 @@ import org.apache.kafka.streams.state.Stores;
 import org.apache.kafka.streams.state.WindowStore;
 
 /**
- * What the stream worker does, as a Kafka Streams program: copies dropped, sessions, counts per type and minute; exactly
- * once. It prints {@code warm} and {@code drained} when so many events have been counted, both ways; a line on standard
- * input then has it print what its stores hold, and end.
+ * What the stream worker does, as a Kafka Streams program: copies dropped, sessions, counts per type and minute, hour and
+ * day; exactly once. It prints {@code warm} and {@code drained} when so many events have been counted, in sessions and in
+ * windows of each size; a line on standard input then has it print what its stores hold, and end.
  *
  * <p>It does less than the worker: nothing leaves Kafka Streams (no processed topic, no database), properties are not
- * looked into, and there are no users, hours, days or unique counts.
+ * looked into, and there are no users and no unique counts.
  */
 public final class Streams {
-  private static final String COUNTS = "counts";
+  /** Stores of counts by the size of their windows, which are those of the worker's rollups. */
+  private static final Map<String, Duration> COUNTS =
+      Map.of("minutes", Duration.ofMinutes(1), "hours", Duration.ofHours(1), "days", Duration.ofDays(1));
+
   private static final String SESSIONS = "sessions";
   /** No event may be dropped for being late, as the worker drops none. */
   private static final Duration GRACE = Duration.ofHours(2);
@@ -92,26 +99,30 @@ public final class Streams {
                 Consumed.with(Serdes.String(), events)
                     .withTimestampExtractor((record, before) -> ((Event) record.value()).timestampMillis()))
             .processValues(FirstSight::new, FirstSight.STORE);
-    countPerMinute(firsts);
+    count(firsts);
     sessionise(firsts);
     return builder.build();
   }
 
-  private void countPerMinute(KStream<String, Event> firsts) {
-    firsts
-        .map((id, event) -> KeyValue.pair(event.eventType(), ONE))
-        .groupByKey(Grouped.with("types", Serdes.String(), Serdes.ByteArray()))
-        .windowedBy(TimeWindows.ofSizeAndGrace(Duration.ofMinutes(1), GRACE))
-        .aggregate(
-            () -> 0L,
-            (type, one, count) -> {
-              counted.increment();
-              return count + 1;
-            },
-            Materialized.<String, Long, WindowStore<Bytes, byte[]>>as(COUNTS)
-                .withKeySerde(Serdes.String())
-                .withValueSerde(Serdes.Long())
-                .withRetention(Duration.ofDays(1)));
+  private void count(KStream<String, Event> firsts) {
+    KGroupedStream<String, byte[]> types =
+        firsts
+            .map((id, event) -> KeyValue.pair(event.eventType(), ONE))
+            .groupByKey(Grouped.with("types", Serdes.String(), Serdes.ByteArray()));
+    COUNTS.forEach(
+        (store, size) ->
+            types
+                .windowedBy(TimeWindows.ofSizeAndGrace(size, GRACE))
+                .aggregate(
+                    () -> 0L,
+                    (type, one, count) -> {
+                      counted.increment();
+                      return count + 1;
+                    },
+                    Materialized.<String, Long, WindowStore<Bytes, byte[]>>as(store)
+                        .withKeySerde(Serdes.String())
+                        .withValueSerde(Serdes.Long())
+                        .withRetention(Duration.ofDays(2))));
   }
 
   private void sessionise(KStream<String, Event> firsts) {
@@ -132,21 +143,25 @@ public final class Streams {
   }
 
   private void await(String word, long events) throws InterruptedException {
-    while (counted.sum() < events || inSessions.sum() < events) {
+    while (counted.sum() < events * COUNTS.size() || inSessions.sum() < events) {
       Thread.sleep(20);
     }
     System.out.println(word);
   }
 
   private static String answers(KafkaStreams streams) {
-    long counted = 0;
-    try (var windows =
-        streams
-            .store(StoreQueryParameters.fromNameAndType(COUNTS, QueryableStoreTypes.<String, Long>windowStore()))
-            .all()) {
-      while (windows.hasNext()) {
-        counted += windows.next().value;
+    List<Long> counted = new ArrayList<>();
+    for (String store : COUNTS.keySet()) {
+      long events = 0;
+      try (var windows =
+          streams
+              .store(StoreQueryParameters.fromNameAndType(store, QueryableStoreTypes.<String, Long>windowStore()))
+              .all()) {
+        while (windows.hasNext()) {
+          events += windows.next().value;
+        }
       }
+      counted.add(events);
     }
     long events = 0;
     long sessions = 0;
