@@ -113,10 +113,12 @@ FROM days b JOIN days s ON s.project = b.project AND s.date = b.date AND s.metri
 WHERE b.metric_name = 'bounces' AND b.dimension_key = '';
 
 -- Every event once more, for SQL here; written where a setting asks for it. Days of receipt are partitions, which the
--- workers make and drop; with TimescaleDB they are chunks of a hypertable, compressed after two days.
+-- workers make and drop; with TimescaleDB they are chunks of a hypertable, compressed after two days. Its Apache
+-- edition cannot compress, so with that one they stay partitions.
 DO $$
 DECLARE
-    timescale boolean := EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb');
+    timescale boolean := EXISTS (SELECT FROM pg_extension WHERE extname = 'timescaledb')
+                         AND current_setting('timescaledb.license', true) = 'timescale';
 BEGIN
     EXECUTE 'CREATE TABLE raw_events (
         generation       integer NOT NULL,
@@ -134,8 +136,10 @@ BEGIN
         properties       jsonb                        -- text where jsonb cannot hold them
     )' || CASE WHEN timescale THEN '' ELSE ' PARTITION BY RANGE (append_time)' END;
     IF timescale THEN
-        EXECUTE 'SELECT create_hypertable(''raw_events'', ''append_time'', chunk_time_interval => interval ''1 day'')';
-        EXECUTE 'ALTER TABLE raw_events SET (timescaledb.compress, timescaledb.compress_segmentby = ''project'',
+        EXECUTE 'SELECT create_hypertable(''raw_events'', ''append_time'', chunk_time_interval => interval ''1 day'',
+                                          create_default_indexes => false)';
+        -- Segments that go as a whole, as those of a generation do, need not be taken apart for it.
+        EXECUTE 'ALTER TABLE raw_events SET (timescaledb.compress, timescaledb.compress_segmentby = ''project, generation'',
                                              timescaledb.compress_orderby = ''append_time'')';
         EXECUTE 'SELECT add_compression_policy(''raw_events'', interval ''2 days'')';
     END IF;

@@ -5,6 +5,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tidemill_common::projects;
 use tidemill_common::redis::{Redis, RedisFailure};
 
+use crate::store::raw_events;
 use crate::{keys, session_key};
 
 /// What was removed.
@@ -112,7 +113,7 @@ pub async fn project(db: &mut PgConnection, project: &str, mut each: impl FnMut(
     each(ledger.execute(&mut *fence).await?.rows_affected());
     fence.commit().await?;
     let tables: Vec<String> = sqlx::query_scalar(TABLES).fetch_all(&mut *db).await?;
-    for table in tables {
+    for table in tables.iter().filter(|table| *table != "raw_events") {
         // Postgres gives the name, quoted.
         let delete = format!(
             "DELETE FROM {table} WHERE project = $1 AND (tableoid, ctid) IN \
@@ -126,6 +127,7 @@ pub async fn project(db: &mut PgConnection, project: &str, mut each: impl FnMut(
             }
         }
     }
+    raw_events::delete(db, project, None, &mut each).await?;
     for table in BY_TOPIC {
         let delete = AssertSqlSafe(format!("DELETE FROM {table} WHERE split_part(topic, '.', 2) = $1"));
         each(sqlx::query(delete).bind(project).execute(&mut *db).await?.rows_affected());

@@ -12,6 +12,7 @@ use support::declare;
 use tidemill_common::event::Event;
 use tidemill_stream::metric::Definitions;
 use tidemill_stream::store::{Batch, Counted, Origin, RawEvents, SHARDS, Shards, Store};
+use tidemill_stream::{forget, replay};
 use tidemill_testkit::{Stack, event};
 
 /// 2024-03-01T00:00:00Z
@@ -24,7 +25,7 @@ fn store(stack: &Stack, shards: i32) -> Store {
 
 fn batch(stack: &Stack, events: impl IntoIterator<Item = Event>) -> Batch {
     let events =
-        events.into_iter().map(|event| Counted::new(stack.project.clone(), 0, event, Origin::default())).collect();
+        events.into_iter().map(|event| Counted::new(&*stack.project, 0, &event.as_ref(), Origin::default())).collect();
     Batch { events, ..Batch::default() }
 }
 
@@ -208,7 +209,7 @@ async fn raw_events_are_kept_by_day_of_receipt_and_dropped_by_it() {
     let counted = |days_ago: i64, offset: i64, properties: &str| {
         let append_ms = (now - chrono::TimeDelta::days(days_ago)).timestamp_millis();
         let event = Event { properties: Some(properties.to_owned()), ..event(&format!("e-{offset}"), "view", T0) };
-        Counted::new(stack.project.clone(), 0, event, Origin { partition: 1, offset, append_ms })
+        Counted::new(&*stack.project, 0, &event.as_ref(), Origin { partition: 1, offset, append_ms })
     };
     let events = vec![
         counted(0, 1, r#"{"plan":"pro","n":19.990}"#),
@@ -233,6 +234,71 @@ async fn raw_events_are_kept_by_day_of_receipt_and_dropped_by_it() {
     assert_eq!(raw_events.drop_days(&stack.pool, later).await.unwrap(), 0);
 }
 
+/// As everywhere else, but that most days are compressed.
+#[tokio::test(flavor = "multi_thread")]
+async fn in_timescaledb_raw_events_are_compressed_and_still_written_deleted_and_dropped() {
+    let Some(stack) = Stack::with_timescaledb().await else { return };
+    let raw_events = RawEvents::new(90);
+    let store = store(&stack, SHARDS).with_raw_events(Some(raw_events.clone()));
+    let now = chrono::Utc::now();
+    // Three events at a time.
+    let write = |generation: i32, user: &'static str, days_ago: i64| {
+        let append_ms = (now - chrono::TimeDelta::days(days_ago)).timestamp_millis();
+        let events = (0..3).map(|offset| {
+            let (user_id, properties) = (Some(user.to_owned()), Some(r#"{"plan":"pro"}"#.to_owned()));
+            let event = Event { user_id, properties, ..event("e", "view", T0) };
+            Counted::new(&*stack.project, generation, &event.as_ref(), Origin { partition: 1, offset, append_ms })
+        });
+        let batch = Batch { events: events.collect(), ..Batch::default() };
+        let store = &store;
+        async move { store.commit(&batch).await.unwrap().unwrap() }
+    };
+    let left = || async {
+        let sql = r#"SELECT concat_ws(' ', user_id, generation, $1 - day, count(*))
+                     FROM raw_events, LATERAL (SELECT (append_time AT TIME ZONE 'UTC')::date AS day) d
+                     WHERE properties @> '{"plan":"pro"}' GROUP BY user_id, generation, day ORDER BY 1"#;
+        sqlx::query_scalar::<_, String>(sql).bind(now.date_naive()).fetch_all(&stack.pool).await.unwrap()
+    };
+    for (generation, user, days) in [(0, "a", 0), (0, "a", 9), (0, "b", 9), (1, "b", 9), (0, "c", 9), (0, "c", 20)] {
+        write(generation, user, days).await;
+    }
+    let policy: i32 = sqlx::query_scalar(
+        "SELECT job_id FROM timescaledb_information.jobs
+         WHERE hypertable_name = 'raw_events' AND proc_name = 'policy_compression'",
+    )
+    .fetch_one(&stack.pool)
+    .await
+    .unwrap();
+    // By itself and as plain text: it has transactions of its own.
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CALL run_job({policy})"))).execute(&stack.pool).await.unwrap();
+    let compressed = "SELECT count(*) FROM timescaledb_information.chunks
+                      WHERE hypertable_name = 'raw_events' AND is_compressed";
+    assert_eq!(sqlx::query_scalar::<_, i64>(compressed).fetch_one(&stack.pool).await.unwrap(), 2);
+    write(0, "c", 9).await;
+    assert_eq!(left().await, ["a 0 0 3", "a 0 9 3", "b 0 9 3", "b 1 9 3", "c 0 20 3", "c 0 9 6"]);
+
+    // So few events never come to the default.
+    let limit = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET
+                 timescaledb.max_tuples_decompressed_per_dml_transaction = 1', current_database()); END $$";
+    sqlx::raw_sql(limit).execute(&stack.pool).await.unwrap();
+    let pool = PgPool::connect(&stack.connections.database_url).await.unwrap();
+    let db = &mut *pool.acquire().await.unwrap();
+    assert_eq!(forget::user(db, &stack.project, "a").await.unwrap().raw_events, 6);
+    let id = sqlx::query_scalar(
+        "INSERT INTO replays (project, generation, replaces, topics, begins, starts, who)
+         VALUES ($1, 1, 0, '{}', '', '{}', '') RETURNING id",
+    );
+    let id = id.bind(&stack.project).fetch_one(&pool).await.unwrap();
+    let replay = replay::find(&pool, id).await.unwrap();
+    replay::remove_aborted(&pool, &replay, |_| {}).await.unwrap();
+    assert_eq!(left().await, ["b 0 9 3", "c 0 20 3", "c 0 9 6"]);
+    let later = now + chrono::TimeDelta::days(75);
+    assert_eq!(raw_events.drop_days(&pool, later).await.unwrap(), 1);
+    assert_eq!(left().await, ["b 0 9 3", "c 0 9 6"]);
+    forget::project(db, &stack.project, |_| ()).await.unwrap();
+    assert!(left().await.is_empty());
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_make_the_same_day_at_the_same_time() {
     let stack = Stack::new().await;
@@ -241,7 +307,7 @@ async fn workers_make_the_same_day_at_the_same_time() {
         let append_ms = chrono::Utc::now().timestamp_millis();
         let events = (0..20).map(|i| {
             let origin = Origin { partition: worker, offset: i, append_ms };
-            Counted::new(stack.project.clone(), 0, event("", "view", T0), origin)
+            Counted::new(&*stack.project, 0, &event("", "view", T0).as_ref(), origin)
         });
         let batch = Batch { events: events.collect(), ..Batch::default() };
         async move { store.commit(&batch).await.unwrap().unwrap() }

@@ -11,6 +11,7 @@ mod s3;
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::io::Write;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -75,6 +76,30 @@ impl Stack {
 
     /// The same with topics that so many brokers hold.
     pub async fn replicated(replication: i32, change: impl FnOnce(&mut Connections)) -> Self {
+        Self::build(replication, "", change).await
+    }
+
+    /// The same with TimescaleDB in its database; none where Postgres has not loaded it, which is said.
+    pub async fn with_timescaledb() -> Option<Self> {
+        let url = Settings::load("test").expect("settings").connections().database_url;
+        let mut server = PgConnection::connect(&url).await.expect("Postgres; start it with dev/services start");
+        let there: bool = sqlx::query_scalar(
+            "SELECT EXISTS (SELECT FROM pg_available_extensions WHERE name = 'timescaledb')
+                    AND current_setting('shared_preload_libraries') LIKE '%timescaledb%'",
+        )
+        .fetch_one(&mut server)
+        .await
+        .expect("settings");
+        if !there {
+            // Not by a macro, which shows nothing of tests that pass.
+            let _ = writeln!(std::io::stderr(), "skipped: the server of DATABASE_URL has not loaded TimescaleDB");
+            return None;
+        }
+        Some(Self::build(1, "CREATE EXTENSION IF NOT EXISTS timescaledb", |_| {}).await)
+    }
+
+    /// `first` is run in the new database, before its migrations.
+    async fn build(replication: i32, first: &'static str, change: impl FnOnce(&mut Connections)) -> Self {
         let mut connections = Settings::load("test").expect("settings").connections();
         change(&mut connections);
         let server_url = connections.database_url.clone();
@@ -88,6 +113,7 @@ impl Stack {
         std::fs::create_dir_all(&warehouse).expect("a folder for the warehouse");
         connections.warehouse_url = format!("file://{}", warehouse.display());
         let pool = postgres::pool(&connections.database_url, 20).expect("pool");
+        pool.execute(first).await.expect(first);
         postgres::MIGRATIONS.run(&pool).await.expect("migrations");
         let producer = Producer::new(&connections.kafka, Duration::from_secs(20)).expect("producer");
         let registry = Registry::new(&connections.registry_url).expect("registry URL");

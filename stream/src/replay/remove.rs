@@ -4,6 +4,7 @@
 use sqlx::PgPool;
 
 use super::{Replay, ReplayError, archive, refused};
+use crate::store::raw_events;
 
 /// Rows that are deleted at once.
 const MOST: i64 = 10_000;
@@ -81,19 +82,10 @@ async fn remove(pool: &PgPool, project: &str, generation: i32, mut shown: impl F
             }
         }
     }
-    // Its days are tables of their own, in which rows are not named alike.
-    let days: Vec<(chrono::DateTime<chrono::Utc>,)> = sqlx::query_as(
-        "SELECT DISTINCT date_trunc('day', append_time, 'UTC') FROM raw_events WHERE generation = $1 AND project = $2",
-    )
-    .bind(generation)
-    .bind(project)
-    .fetch_all(pool)
-    .await?;
-    for (day,) in days {
-        let step = "DELETE FROM raw_events WHERE generation = $1 AND project = $2
-                       AND append_time >= $3 AND append_time < $3 + interval '1 day'";
-        removed += sqlx::query(step).bind(generation).bind(project).bind(day).execute(pool).await?.rows_affected();
+    raw_events::delete(&mut *pool.acquire().await?, project, Some(generation), |rows| {
+        removed += rows;
         shown(removed);
-    }
+    })
+    .await?;
     Ok(removed)
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use serde_json::Value;
-use sqlx::{PgConnection, PgPool};
+use sqlx::{Connection, PgConnection, PgPool};
 use tokio_util::sync::CancellationToken;
 
 use super::Counted;
@@ -66,18 +66,18 @@ impl RawEvents {
                        occurred_at, received_at, properties)",
         )
         .bind(events.iter().map(|counted| counted.generation).collect::<Vec<_>>())
-        .bind(events.iter().map(|counted| counted.project.as_str()).collect::<Vec<_>>())
+        .bind(events.iter().map(|counted| &*counted.project).collect::<Vec<_>>())
         .bind(events.iter().map(|counted| appended(counted)).collect::<Vec<_>>())
         .bind(events.iter().map(|counted| counted.origin.partition).collect::<Vec<_>>())
         .bind(events.iter().map(|counted| counted.origin.offset).collect::<Vec<_>>())
-        .bind(text(|counted| Some(&counted.event.event_id)))
-        .bind(text(|counted| Some(&counted.event.event_type)))
-        .bind(text(|counted| counted.event.event_action.as_deref()))
-        .bind(text(|counted| counted.event.user_id.as_deref()))
-        .bind(text(|counted| counted.event.session_id.as_deref()))
-        .bind(events.iter().map(|counted| utc(counted.event.timestamp)).collect::<Vec<_>>())
-        .bind(events.iter().map(|counted| counted.event.received_at.map(utc)).collect::<Vec<_>>())
-        .bind(events.iter().map(|counted| counted.event.properties.as_deref().map(storable)).collect::<Vec<_>>())
+        .bind(text(|counted| Some(counted.event().event_id)))
+        .bind(text(|counted| Some(counted.event().event_type)))
+        .bind(text(|counted| counted.event().event_action))
+        .bind(text(|counted| counted.event().user_id))
+        .bind(text(|counted| counted.event().session_id))
+        .bind(events.iter().map(|counted| utc(counted.event().timestamp)).collect::<Vec<_>>())
+        .bind(events.iter().map(|counted| counted.event().received_at.map(utc)).collect::<Vec<_>>())
+        .bind(events.iter().map(|counted| counted.event().properties.map(storable)).collect::<Vec<_>>())
         .execute(tx)
         .await?;
         Ok(())
@@ -111,6 +111,43 @@ impl RawEvents {
     fn prepared(&self) -> std::sync::MutexGuard<'_, BTreeSet<NaiveDate>> {
         self.prepared.lock().expect("no holder panics")
     }
+}
+
+/// Deletes a project's events, of one generation or of all, a day at a time: days are tables of their own, in which rows
+/// are not named alike. Calls `each` with how many have gone.
+pub async fn delete(
+    db: &mut PgConnection,
+    project: &str,
+    generation: Option<i32>,
+    mut each: impl FnMut(u64),
+) -> Result<(), sqlx::Error> {
+    let days: Vec<DateTime<Utc>> = sqlx::query_scalar(
+        "SELECT DISTINCT date_trunc('day', append_time, 'UTC') FROM raw_events
+         WHERE project = $1 AND ($2 IS NULL OR generation = $2)",
+    )
+    .bind(project)
+    .bind(generation)
+    .fetch_all(&mut *db)
+    .await?;
+    for day in days {
+        let mut tx = db.begin().await?;
+        unlimited(&mut tx).await?;
+        let step = "DELETE FROM raw_events WHERE project = $1 AND ($2 IS NULL OR generation = $2)
+                       AND append_time >= $3 AND append_time < $3 + interval '1 day'";
+        // A plan for any values would take the whole day's segments apart, everybody's.
+        let step = sqlx::query(step).persistent(false).bind(project).bind(generation).bind(day);
+        let rows = step.execute(&mut *tx).await?.rows_affected();
+        tx.commit().await?;
+        each(rows);
+    }
+    Ok(())
+}
+
+/// Lets a transaction delete any number of events. TimescaleDB takes apart what it has compressed to delete from it, by
+/// itself only up to a limit; elsewhere nobody reads this setting.
+pub async fn unlimited(tx: &mut PgConnection) -> Result<(), sqlx::Error> {
+    let setting = "SELECT set_config('timescaledb.max_tuples_decompressed_per_dml_transaction', '0', true)";
+    sqlx::query(setting).execute(tx).await.map(drop)
 }
 
 fn appended(counted: &Counted) -> DateTime<Utc> {
