@@ -30,7 +30,7 @@ async fn count(api: &Api, batches: impl IntoIterator<Item = Vec<Event>>) {
     for events in batches {
         let events: Vec<Counted> = events
             .into_iter()
-            .map(|event| Counted::new(api.stack.project.clone(), 0, event, Origin::default()))
+            .map(|event| Counted::new(&*api.stack.project, 0, &event.as_ref(), Origin::default()))
             .collect();
         let mut taken = Vec::new();
         for _ in 0..shard_of(&events) {
@@ -45,7 +45,7 @@ async fn count(api: &Api, batches: impl IntoIterator<Item = Vec<Event>>) {
 
 /// Some shard, so that windows have several rows.
 fn shard_of(events: &[Counted]) -> usize {
-    events.first().map_or(0, |first| first.event.timestamp as usize % 3)
+    events.first().map_or(0, |first| first.event().timestamp as usize % 3)
 }
 
 fn with(at: i64, user: &str, properties: Value) -> Event {

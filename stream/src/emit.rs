@@ -35,6 +35,9 @@ pub const ATTEMPTS: &str = "attempts";
 /// Header of dead letters: when it was refused, RFC 3339. It differs between copies of one dead letter.
 pub const TIME: &str = "time";
 
+/// Headers of where a record first stood.
+const SOURCE: [&str; 3] = [SOURCE_PARTITION, SOURCE_OFFSET, SOURCE_APPEND_TIME];
+
 /// A record to send, owning its bytes.
 #[derive(Debug)]
 pub struct Emission {
@@ -42,6 +45,8 @@ pub struct Emission {
     partition: i32,
     key: Option<Vec<u8>>,
     value: Vec<u8>,
+    /// Where the record first stood, which its first headers say.
+    first: Option<Origin>,
     headers: Vec<(&'static str, String)>,
 }
 
@@ -76,7 +81,8 @@ impl Emitter {
             partition: record.partition % project.partitions,
             key: Some(event.event().event_id.as_bytes().to_vec()),
             value: encode(encoder, event, traits),
-            headers: origin(record.into()),
+            first: Some(record.into()),
+            headers: Vec::new(),
         })
     }
 }
@@ -105,10 +111,10 @@ pub fn stray(record: &Record, (topic, partition): (String, i32)) -> Emission {
         let value = record.header(name)?;
         Some((name, String::from_utf8_lossy(value).into_owned()))
     };
-    let first: Vec<_> = [SOURCE_PARTITION, SOURCE_OFFSET, SOURCE_APPEND_TIME].into_iter().filter_map(kept).collect();
-    let mut headers = if first.is_empty() { origin(record.into()) } else { first };
+    let mut headers: Vec<_> = SOURCE.into_iter().filter_map(kept).collect();
+    let first = headers.is_empty().then(|| record.into());
     headers.extend(kept(REDRIVE_OF));
-    Emission { topic: topic.into(), partition, key: record.key.clone(), value: record.value.clone(), headers }
+    Emission { topic: topic.into(), partition, key: record.key.clone(), value: record.value.clone(), first, headers }
 }
 
 /// A dead letter: the record as it came (but for one that is too large), with why, when, how often and from where: it
@@ -125,34 +131,33 @@ pub fn dead_letter(
         Some(key) => home_partition(key, project.dlq_partitions),
         None => record.partition % project.dlq_partitions,
     };
-    let mut headers = origin(first);
-    headers.push((SOURCE_TOPIC, record.topic.to_string()));
-    headers.push((STAGE, rejection.stage.to_owned()));
-    headers.push((REASON, rejection.reason.to_owned()));
-    headers.push((DETAIL, rejection.detail.clone()));
-    headers.push((ATTEMPTS, attempts.to_string()));
-    headers.push((TIME, now.to_rfc3339_opts(SecondsFormat::Millis, true)));
+    let headers = vec![
+        (SOURCE_TOPIC, record.topic.to_string()),
+        (STAGE, rejection.stage.to_owned()),
+        (REASON, rejection.reason.to_owned()),
+        (DETAIL, rejection.detail.clone()),
+        (ATTEMPTS, attempts.to_string()),
+        (TIME, now.to_rfc3339_opts(SecondsFormat::Millis, true)),
+    ];
     // What is too large to be sent on still stands at its origin.
     let fits = rejection.reason != TOO_LARGE;
     let (key, value) = if fits { (record.key.clone(), record.value.clone()) } else { (None, Vec::new()) };
-    Emission { topic: dlq_topic(&project.id).into(), partition, key, value, headers }
+    Emission { topic: dlq_topic(&project.id).into(), partition, key, value, first: Some(first), headers }
 }
 
 impl Emission {
     /// Sends it.
     pub async fn send(self, producer: &Producer, sending: &mut Sending) -> Result<(), KafkaError> {
-        let Self { topic, partition, key, value, headers } = &self;
-        let headers = headers.iter().map(|(name, value)| (*name, &**value)).collect();
+        let Self { topic, partition, key, value, first, headers: others } = &self;
+        let first = first.map(|Origin { partition, offset, append_ms }| [partition.into(), offset, append_ms]);
+        let mut texts = [itoa::Buffer::new(); 3];
+        let mut headers = Vec::with_capacity(SOURCE.len() + others.len());
+        for ((name, number), text) in SOURCE.into_iter().zip(first.into_iter().flatten()).zip(&mut texts) {
+            headers.push((name, text.format::<i64>(number)));
+        }
+        headers.extend(others.iter().map(|(name, value)| (*name, &**value)));
         sending.add(producer, &Outgoing { topic, partition: *partition, key: key.as_deref(), value, headers }).await
     }
-}
-
-fn origin(origin: Origin) -> Vec<(&'static str, String)> {
-    vec![
-        (SOURCE_PARTITION, origin.partition.to_string()),
-        (SOURCE_OFFSET, origin.offset.to_string()),
-        (SOURCE_APPEND_TIME, origin.append_ms.to_string()),
-    ]
 }
 
 #[cfg(test)]

@@ -51,6 +51,8 @@ pub async fn user(db: &mut PgConnection, project: &str, user: &str) -> Result<Re
     run(db, "DELETE FROM cart_events WHERE project = $1 AND session_id = $2", &[project, key]).await?;
     let sessions = run(db, SESSIONS, &[project, user, key]).await?;
     run(db, "DELETE FROM session_keys WHERE project = $1 AND session_id = $2", &[project, key]).await?;
+    run(db, "UPDATE timeline SET forgotten = forgotten + 1", &[]).await?;
+    raw_events::unlimited(db).await?;
     let raw_events = run(db, "DELETE FROM raw_events WHERE project = $1 AND user_id = $2", &[project, user]).await?;
     transaction.commit().await?;
     Ok(Removed { raw_events, sessions, first_seen })

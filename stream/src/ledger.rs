@@ -51,6 +51,8 @@ pub struct Advance {
 pub struct Standing {
     /// Which history this is ([`crate::timeline`]).
     pub epoch: i64,
+    /// How often a user was forgotten in it.
+    pub forgotten: i64,
     /// The positions of those that the ledger knows.
     pub positions: HashMap<Place, Position>,
 }
@@ -139,9 +141,9 @@ const REBUILD: &str = "AND NOT EXISTS (
     JOIN projects p ON p.id = split_part(u.topic, '.', 2) AND p.generation = u.generation)";
 
 /// Moves all partitions on, if every one of them still stands where its batch starts, in a generation of this side;
-/// else changes nothing and says false. The rows stay locked until the transaction ends. For the live side the
+/// else changes nothing and says nothing. Else says where they stood. The rows stay locked until the transaction ends. For the live side the
 /// generations have to be held ([`crate::generation::begin`]).
-pub async fn advance(tx: &mut PgConnection, side: Side, steps: &[Advance]) -> Result<Option<i64>, sqlx::Error> {
+pub async fn advance(tx: &mut PgConnection, side: Side, steps: &[Advance]) -> Result<Option<Standing>, sqlx::Error> {
     let columns = Columns::of(steps.iter().map(|step| &step.place));
     let which = match side {
         Side::Live => LIVE,
@@ -169,7 +171,7 @@ pub async fn advance(tx: &mut PgConnection, side: Side, steps: &[Advance]) -> Re
     .bind(steps.iter().map(|step| step.as_of).collect::<Vec<_>>())
     .execute(tx)
     .await?;
-    Ok(Some(found.epoch))
+    Ok(Some(found))
 }
 
 /// When the last record was appended that is counted, in milliseconds since 1970.
@@ -251,8 +253,8 @@ async fn standing(
 ) -> Result<Standing, sqlx::Error> {
     let sql = format!(
         "SELECT l.topic, l.partition, l.topic_incarnation, l.generation, l.next_offset, l.projected_offset,
-                (SELECT epoch FROM timeline)
-         FROM ledger l
+                t.epoch, t.forgotten
+         FROM timeline t CROSS JOIN ledger l
          JOIN unnest($2::text[], $3::int[], $4::text[], $5::int[]) AS w(topic, partition, incarnation, generation)
            ON l.topic = w.topic AND l.partition = w.partition
           AND l.topic_incarnation = w.incarnation AND l.generation = w.generation
@@ -276,7 +278,7 @@ async fn standing(
             generation: row.try_get(3)?,
         };
         standing.positions.insert(place, Position { next: row.try_get(4)?, projected: row.try_get(5)? });
-        standing.epoch = row.try_get(6)?;
+        (standing.epoch, standing.forgotten) = (row.try_get(6)?, row.try_get(7)?);
     }
     Ok(standing)
 }

@@ -1,6 +1,7 @@
 //! The stream worker: a consumer group that turns the log into sessions and metrics, exactly once in effect.
 
 mod apply;
+mod batch_map;
 pub mod cache;
 mod config;
 pub mod decimal;
@@ -13,6 +14,7 @@ pub mod forget;
 mod generation;
 pub mod histogram;
 pub mod hot;
+mod kept;
 pub mod keys;
 pub mod lag;
 pub mod ledger;

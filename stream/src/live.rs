@@ -39,6 +39,8 @@ pub struct Live {
     pub place: Place,
     /// Its project.
     pub project: Arc<Project>,
+    /// The project's name, for its events.
+    pub project_id: Arc<str>,
     /// How its events are spread.
     pub layout: Arc<Layout>,
     /// The end of the last batch that went through.
@@ -160,7 +162,8 @@ impl Preparer {
         for (at, (place, project, layout, position)) in live {
             let Some(seen) = stores.remove(&at) else { continue };
             let Position { next, projected } = position;
-            let live = Live { place, project, layout, next, read: next, held: false, projected, seen };
+            let project_id = project.id.as_str().into();
+            let live = Live { place, project, project_id, layout, next, read: next, held: false, projected, seen };
             prepared.live.insert(at, live);
         }
         Ok(prepared)
@@ -264,15 +267,14 @@ impl Preparer {
             let (mut changes, mut guard) = (Changes::new(0, Arc::clone(&definitions)), Guard::default());
             let stores = filler.fill(fills, &shutdown, |record, event| {
                 let Some(project) = project_of(&record.topic) else { return };
-                let event = &event.to_event();
-                changes.count_event(project, Subject::new(event, &LazyFields::default()), &mut guard);
-                let key = |id: &String| (project.to_owned(), id.clone());
+                changes.count_event(project, Subject::new(*event, &LazyFields::default()), &mut guard);
+                let key = |id: &str| (project.to_owned(), id.to_owned());
                 let session = session_key::of(event).map(|key| (project.to_owned(), key.into_owned()));
-                if CART_EVENTS.contains(&event.event_type.as_str()) {
+                if CART_EVENTS.contains(&event.event_type) {
                     touched.carts.extend(session.clone());
                 }
                 touched.sessions.extend(session);
-                touched.users.extend(event.user_id.as_ref().map(key));
+                touched.users.extend(event.user_id.map(key));
             });
             let windows = changes.settle().into_iter().map(|(key, _)| key);
             touched.windows = windows.filter(|key| key.has_copy(&definitions)).collect();

@@ -8,7 +8,6 @@ use std::sync::OnceLock;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
-use tidemill_common::event::Event;
 
 use crate::decimal::Decimal;
 
@@ -57,9 +56,9 @@ impl Fields {
 }
 
 impl LazyFields {
-    /// The properties of the event that these are kept beside.
-    pub fn of<'a>(&self, event: &'a Event) -> Properties<'a, '_> {
-        let text = event.properties.as_deref().unwrap_or_default();
+    /// With the properties that these are kept beside.
+    pub fn of<'a>(&self, properties: Option<&'a str>) -> Properties<'a, '_> {
+        let text = properties.unwrap_or_default();
         self.0.get_or_init(|| Fields::read(text)).of(text)
     }
 }

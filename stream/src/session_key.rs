@@ -6,15 +6,15 @@
 
 use std::borrow::Cow;
 
-use tidemill_common::event::Event;
+use tidemill_common::event::EventRef;
 
 /// What the key of a user begins with.
 pub const MARK: char = '\u{1}';
 const USER: &str = "\u{1}u";
 
 /// The key of the session that an event belongs to; none for one with neither a session nor a user.
-pub fn of(event: &Event) -> Option<Cow<'_, str>> {
-    match (&event.session_id, &event.user_id) {
+pub fn of<'a>(event: &EventRef<'a>) -> Option<Cow<'a, str>> {
+    match (event.session_id, event.user_id) {
         (Some(session_id), _) => Some(of_session(session_id)),
         (None, Some(user_id)) => Some(Cow::Owned(of_user(user_id))),
         (None, None) => None,

@@ -1,6 +1,7 @@
 //! What becomes of each record of a batch: a stray, a dead letter, a copy, or a first sight that counts.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
@@ -193,7 +194,7 @@ impl Sorter {
         live: &mut Live,
         sorted: &mut Sorted,
     ) -> Result<(), Transient> {
-        let Live { place, project, seen, .. } = live;
+        let Live { place, project, project_id, seen, .. } = live;
         self.mixes.note(record, || if let Verdict::Valid(decoded) = &verdict { Some(decoded.event()) } else { None });
         match verdict {
             Verdict::Valid(decoded) => {
@@ -201,7 +202,8 @@ impl Sorter {
                 let first = seen.sight(fingerprint(event.event_id), record.offset, record.append_ms)?;
                 let counts = first && !existed("existence", event.event_id);
                 if counts {
-                    let counted = counted(&mut self.enricher, &project.id, place.generation, record.into(), &event);
+                    let counted =
+                        counted(&mut self.enricher, Arc::clone(project_id), place.generation, record.into(), &event);
                     let processed = self.emitter.processed(project, record, &decoded, &counted.traits).await?;
                     sorted.emissions.push(processed);
                     sorted.events.push(counted);
@@ -301,14 +303,12 @@ impl Sorter {
 /// A first sight, with what else it says.
 pub(crate) fn counted(
     enricher: &mut Enricher,
-    project: &str,
+    project: Arc<str>,
     generation: i32,
     origin: Origin,
     event: &EventRef<'_>,
 ) -> Counted {
-    // What the enricher alone reads need not be kept.
-    let kept = EventRef { client_address: None, user_agent: None, ..*event }.to_event();
-    let mut counted = Counted::new(project.to_owned(), generation, kept, origin);
+    let mut counted = Counted::new(project, generation, event, origin);
     counted.traits = enricher.traits(event, &counted.properties());
     counted
 }

@@ -7,12 +7,14 @@ use std::time::{Duration, Instant};
 
 use sqlx::{PgPool, Row};
 use tidemill_common::event::Event;
+use tidemill_common::names;
 use tidemill_stream::decimal::Decimal;
 use tidemill_stream::enrich::{Country, Device, Enricher, Source};
 use tidemill_stream::fold::carts::{Cart, CartEvent};
+use tidemill_stream::ledger::{self, Advance, Place};
 use tidemill_stream::metric::Definitions;
-use tidemill_stream::session_key;
 use tidemill_stream::store::{Batch, Counted, Origin, SHARDS, Shards, Store, carts};
+use tidemill_stream::{forget, session_key};
 use tidemill_testkit::{Stack, event, eventually};
 
 /// 2024-03-01T00:00:00Z
@@ -66,8 +68,8 @@ fn traffic(count: usize, random: &mut Random) -> Vec<Event> {
 
 fn counted(project: &str, events: &[Event], enricher: &mut Enricher) -> Vec<Counted> {
     let one = |event: &Event| {
-        let mut counted = Counted::new(project.to_owned(), 0, event.clone(), Origin::default());
-        counted.traits = enricher.traits(&counted.event.as_ref(), &counted.properties());
+        let mut counted = Counted::new(project, 0, &event.as_ref(), Origin::default());
+        counted.traits = enricher.traits(&event.as_ref(), &counted.properties());
         counted
     };
     events.iter().map(one).collect()
@@ -88,12 +90,12 @@ type Rows = BTreeMap<(String, i64), Values>;
 type Values = (i64, [i64; 3], Option<Decimal>, bool, [Option<String>; 5]);
 
 fn page(counted: &Counted) -> Option<String> {
-    let json: serde_json::Value = serde_json::from_str(counted.event.properties.as_deref()?).unwrap();
+    let json: serde_json::Value = serde_json::from_str(counted.event().properties?).unwrap();
     Some(json["page"].as_str()?.to_owned())
 }
 
 fn is_page_view(counted: &Counted) -> bool {
-    page(counted).is_some() || counted.event.event_type == "page_view"
+    page(counted).is_some() || counted.event().event_type == "page_view"
 }
 
 /// From the definitions, one question after the other.
@@ -101,31 +103,31 @@ fn oracle(all: &[Counted]) -> Rows {
     let mut firsts = HashMap::<&str, i64>::new();
     let mut keys = BTreeMap::<String, Vec<&Counted>>::new();
     for counted in all {
-        let event = &counted.event;
-        if let Some(user) = event.user_id.as_deref() {
+        let event = counted.event();
+        if let Some(user) = event.user_id {
             let first = firsts.entry(user).or_insert(event.timestamp);
             *first = event.timestamp.min(*first);
         }
-        if let Some(key) = session_key::of(event) {
+        if let Some(key) = session_key::of(&event) {
             keys.entry(key.into_owned()).or_default().push(counted);
         }
     }
     let mut rows = Rows::new();
     for (key, mut events) in keys {
-        events.sort_by_key(|counted| counted.event.timestamp);
-        for run in events.chunk_by(|a, b| b.event.timestamp - a.event.timestamp <= GAP) {
+        events.sort_by_key(|counted| counted.event().timestamp);
+        for run in events.chunk_by(|a, b| b.event().timestamp - a.event().timestamp <= GAP) {
             let named = |of: &dyn Fn(&Counted) -> Option<String>| {
-                let mut found: Vec<_> = run.iter().filter_map(|c| Some((c.event.timestamp, of(c)?))).collect();
+                let mut found: Vec<_> = run.iter().filter_map(|c| Some((c.event().timestamp, of(c)?))).collect();
                 found.sort();
                 (found.first().cloned(), found.last().cloned())
             };
             let count = |is: &dyn Fn(&Counted) -> bool| run.iter().filter(|counted| is(counted)).count() as i64;
-            let user = named(&|c| c.event.user_id.clone()).0;
+            let user = named(&|c| c.event().user_id.map(str::to_owned)).0;
             let revenues: Vec<Decimal> = run.iter().filter_map(|c| c.traits.revenue).collect();
             let value = |found: Option<(i64, String)>| found.map(|(_, value)| value);
             let row = (
-                run[run.len() - 1].event.timestamp,
-                [run.len() as i64, count(&is_page_view), count(&|c| c.event.event_type == "purchase")],
+                run[run.len() - 1].event().timestamp,
+                [run.len() as i64, count(&is_page_view), count(&|c| c.event().event_type == "purchase")],
                 (!revenues.is_empty()).then(|| revenues.iter().copied().sum()),
                 user.as_ref().is_some_and(|(at, user)| firsts[user.as_str()] == *at),
                 [
@@ -136,7 +138,7 @@ fn oracle(all: &[Counted]) -> Rows {
                     value(named(&|c| c.traits.device.map(|device| Device::as_str(device).to_owned())).0),
                 ],
             );
-            rows.insert((key.clone(), run[0].event.timestamp), row);
+            rows.insert((key.clone(), run[0].event().timestamp), row);
         }
     }
     rows
@@ -178,7 +180,7 @@ async fn metrics(pool: &PgPool) -> BTreeMap<String, (i64, Decimal)> {
 fn expected_metrics(rows: &Rows, all: &[Counted]) -> BTreeMap<String, (i64, Decimal)> {
     let number = |is: &dyn Fn(&Values) -> bool| (rows.values().filter(|row| is(row)).count() as i64, Decimal::ZERO);
     // Those of neither session nor user count, too.
-    let purchases = all.iter().filter(|counted| counted.event.event_type == "purchase").count() as i64;
+    let purchases = all.iter().filter(|counted| counted.event().event_type == "purchase").count() as i64;
     let revenue = all.iter().filter_map(|counted| counted.traits.revenue).sum();
     BTreeMap::from([
         ("page_views".to_owned(), (all.iter().filter(|counted| is_page_view(counted)).count() as i64, Decimal::ZERO)),
@@ -193,8 +195,8 @@ fn expected_metrics(rows: &Rows, all: &[Counted]) -> BTreeMap<String, (i64, Deci
 async fn assert_carts(stack: &Stack, all: &[Counted]) {
     let mut events = HashMap::<&str, Vec<CartEvent<'_>>>::new();
     for counted in all {
-        let Some(session_id) = counted.event.session_id.as_deref() else { continue };
-        events.entry(session_id).or_default().extend(CartEvent::of(&counted.event, &counted.properties()));
+        let Some(session_id) = counted.event().session_id else { continue };
+        events.entry(session_id).or_default().extend(CartEvent::of(&counted.event(), &counted.properties()));
     }
     let keys: Vec<(&str, &str)> = events.keys().map(|session_id| (&*stack.project, *session_id)).collect();
     let found = carts::load(&stack.pool, &keys).await.unwrap();
@@ -290,7 +292,7 @@ async fn a_batch_knows_what_is_to_be_shown_of_those_sessions_that_have_their_key
         };
         let before = newest.clone();
         for event in batch {
-            let Some(key) = session_key::of(event) else { continue };
+            let Some(key) = session_key::of(&event.as_ref()) else { continue };
             let newest = newest.entry(key.into_owned()).or_default();
             *newest = event.timestamp.max(*newest);
         }
@@ -310,6 +312,33 @@ async fn a_batch_knows_what_is_to_be_shown_of_those_sessions_that_have_their_key
         unknown += touched.sessions.len() - known.len();
     }
     assert!(shown > 100 && late > 20 && unknown > 20, "{shown} known, {late} by late events, {unknown} not");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_known_is_not_new_until_he_is_forgotten() {
+    let stack = Stack::new().await;
+    let place =
+        Place { topic: names::events_topic(&stack.project), partition: 0, incarnation: "i".to_owned(), generation: 0 };
+    ledger::open(&stack.pool, std::slice::from_ref(&place)).await.unwrap();
+    let store = store(&stack.pool);
+    let new_users = async |offset: i64| {
+        let mut event = event(&format!("e-{offset}"), "view", T0 + offset);
+        event.user_id = Some("ann".to_owned());
+        let events = counted(&stack.project, &[event], &mut enricher());
+        let (place, as_of) = (place.clone(), chrono::Utc::now());
+        let step = Advance { place, start: offset, next: offset + 1, projected: 0, as_of };
+        let batch = Batch { steps: vec![step], events, ..Batch::default() };
+        store.commit(&batch).await.unwrap().expect("it stands there").users
+    };
+    let ann = [(stack.project.clone(), "ann".to_owned())];
+    assert_eq!(new_users(0).await, ann);
+    for offset in 1..4 {
+        assert_eq!(new_users(offset).await, [], "{offset}");
+    }
+    let mut connection = stack.pool.acquire().await.unwrap();
+    forget::user(&mut connection, &stack.project, "ann").await.unwrap();
+    assert_eq!(new_users(4).await, ann);
+    assert_eq!(new_users(5).await, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]

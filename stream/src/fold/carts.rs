@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use tidemill_common::event::Event;
+use tidemill_common::event::EventRef;
 
 use crate::decimal::Decimal;
 use crate::properties::{Properties, storable};
@@ -62,15 +62,15 @@ impl<'a> CartEvent<'a> {
     /// What an event does to its session's cart. `add_to_cart` and `remove_from_cart` name an item (the first there
     /// is of `productId`, `itemId`, `sku`, `variant`, `product`, `item` and `name`), a whole `quantity` (else it is 1)
     /// and perhaps a `price`; `purchase` empties it. One that names no item, or no sensible quantity, does nothing.
-    pub fn of(event: &'a Event, properties: &Properties<'a, '_>) -> Option<Self> {
-        let sign = match event.event_type.as_str() {
+    pub fn of(event: &EventRef<'a>, properties: &Properties<'a, '_>) -> Option<Self> {
+        let sign = match event.event_type {
             "add_to_cart" => 1,
             "remove_from_cart" => -1,
             "purchase" => 0,
             _ => return None,
         };
         let mut change =
-            Self { at: event.timestamp, event_id: (&*event.event_id).into(), item: None, quantity: 0, price: None };
+            Self { at: event.timestamp, event_id: event.event_id.into(), item: None, quantity: 0, price: None };
         if sign != 0 {
             let name = |name: &&str| properties.get(name)?.label().filter(|name| !name.is_empty());
             change.item = Some(storable(ITEM.iter().find_map(name)?, MAX_ITEM));
@@ -159,6 +159,8 @@ pub mod hash {
 
 #[cfg(test)]
 mod tests {
+    use tidemill_common::event::Event;
+
     use super::*;
     use crate::properties::Fields;
     use proptest::prelude::*;
@@ -171,7 +173,7 @@ mod tests {
     fn read(event_type: &str, json: &str) -> Option<(Option<String>, i64, Option<String>)> {
         let event = Event::new("e", event_type, 0);
         let fields = Fields::read(json);
-        let change = CartEvent::of(&event, &fields.of(json))?;
+        let change = CartEvent::of(&event.as_ref(), &fields.of(json))?;
         Some((change.item.map(Cow::into_owned), change.quantity, change.price.map(|price| price.to_string())))
     }
 

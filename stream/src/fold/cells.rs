@@ -3,10 +3,10 @@
 //! An event is counted once per series, in its minute. Hours, days, and the total over all event types are sums
 //! of minutes, so they are added up once per batch and not once per event.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::rollups::{RollupKey, Series};
+use crate::batch_map::BatchMap;
 use crate::decimal::Decimal;
 use crate::histogram::Histogram;
 use crate::sketch::Coupon;
@@ -33,8 +33,8 @@ pub struct Change {
 #[derive(Debug, Default)]
 pub struct Cells {
     series: Vec<Interned>,
-    numbers: HashMap<Arc<Series>, u32>,
-    minutes: HashMap<(u32, i64), Change>,
+    numbers: BatchMap<Arc<Series>, u32>,
+    minutes: BatchMap<(u32, i64), Change>,
 }
 
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl Cells {
 
     /// The changes of all windows that change, in the order of their rows.
     pub fn roll_up(self) -> Vec<(RollupKey, Change)> {
-        let mut windows = HashMap::<(u32, Granularity, i64), Change>::new();
+        let mut windows = BatchMap::<(u32, Granularity, i64), Change>::default();
         for ((number, minute), mut change) in self.minutes {
             change.settle();
             let own = &self.series[number as usize];

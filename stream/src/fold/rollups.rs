@@ -1,12 +1,12 @@
 //! Metric changes per window.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::cells::Cells;
 pub use super::cells::Change;
 use super::guard::{Guard, Scope};
 use super::sessions::{named_page, views_page};
+use crate::batch_map::BatchMap;
 use crate::decimal::Decimal;
 use crate::metric::{self, Aggregation, Compiled, MAX_VALUES, Observation, Snapshot, Subject};
 use crate::sketch::UserSketch;
@@ -53,10 +53,10 @@ struct Project {
     name: Arc<str>,
     /// The series of all events.
     events: u32,
-    types: HashMap<Box<str>, usize>,
+    types: BatchMap<Box<str>, usize>,
     of_types: Vec<OfType>,
     /// Metrics that are not declared, and without dimensions.
-    plain: HashMap<&'static str, u32>,
+    plain: BatchMap<&'static str, u32>,
     declared: Vec<Declared>,
 }
 
@@ -72,7 +72,7 @@ struct OfType {
 struct Declared {
     metric: Arc<Compiled>,
     total: u32,
-    dimensions: Vec<HashMap<Box<str>, Placed>>,
+    dimensions: Vec<BatchMap<Box<str>, Placed>>,
 }
 
 /// Where a dimension's value counts, by day: under its own name or with the others.
@@ -127,19 +127,19 @@ impl Changes {
             day: Granularity::Day.window(event.timestamp),
             minute: Granularity::Minute.window(event.timestamp),
         };
-        let of_type = types.get(event.event_type.as_str()).copied().unwrap_or_else(|| {
-            types.insert(event.event_type.as_str().into(), of_types.len());
-            of_types.push(OfType::new(&event.event_type, declared));
+        let of_type = types.get(event.event_type).copied().unwrap_or_else(|| {
+            types.insert(event.event_type.into(), of_types.len());
+            of_types.push(OfType::new(event.event_type, declared));
             of_types.len() - 1
         });
         let of_type = &mut of_types[of_type];
         if of_type.counts.day != at.day {
-            let series = Series::new(name, &metric::EVENTS.into(), metric::EVENT_TYPE, &event.event_type);
+            let series = Series::new(name, &metric::EVENTS.into(), metric::EVENT_TYPE, event.event_type);
             of_type.counts = at.place(series, MAX_VALUES, |_| true, Some(*events));
         }
         let change = at.change(of_type.counts.series);
         change.count += 1;
-        change.unique.extend(event.user_id.as_deref().map(UserSketch::coupon));
+        change.unique.extend(event.user_id.map(UserSketch::coupon));
         if of_type.is_page || named_page(&subject.properties()).is_some() {
             let series = plain_series(at.cells, plain, name, metric::PAGE_VIEWS);
             at.change(series).count += 1;
@@ -177,7 +177,7 @@ impl Changes {
         let declared = |metric: &Arc<Compiled>| {
             let series = Series { aggregation: metric.aggregation(), ..Series::new(&name, &metric.name, "", "") };
             let total = cells.intern(series, |granularity| metric.keeps(granularity), None);
-            let dimensions = metric.dimensions.iter().map(|_| HashMap::new()).collect();
+            let dimensions = metric.dimensions.iter().map(|_| BatchMap::default()).collect();
             Declared { metric: Arc::clone(metric), total, dimensions }
         };
         let declared = self.definitions.project(&name).all().map(declared).collect();
@@ -283,7 +283,7 @@ impl Series {
 
 fn plain_series(
     cells: &mut Cells,
-    plain: &mut HashMap<&'static str, u32>,
+    plain: &mut BatchMap<&'static str, u32>,
     project: &Arc<str>,
     name: &'static str,
 ) -> u32 {

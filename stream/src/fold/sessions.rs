@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 
-use tidemill_common::event::Event;
+use tidemill_common::event::EventRef;
 
 use crate::decimal::Decimal;
 use crate::enrich::Traits;
@@ -79,7 +79,7 @@ pub struct Difference {
 
 impl<'a> Session<'a> {
     /// The session of a single event. Whether its user is new is not known from it.
-    pub fn of(event: &'a Event, properties: &Properties<'a, '_>, traits: &'a Traits) -> Self {
+    pub fn of(event: &EventRef<'a>, properties: &Properties<'a, '_>, traits: &'a Traits) -> Self {
         let page = page(event, properties);
         let at = |value: Cow<'a, str>| At { at: event.timestamp, value };
         let name = |value: &'a str| at(Cow::Borrowed(value));
@@ -92,7 +92,7 @@ impl<'a> Session<'a> {
             page_views,
             conversions: i64::from(traits.conversion),
             revenue: traits.revenue,
-            user: event.user_id.as_deref().map(name),
+            user: event.user_id.map(name),
             is_new: false,
             entry: page.clone(),
             page,
@@ -194,7 +194,7 @@ pub fn differences(before: &[Session<'_>], after: &[Session<'_>], mut each: impl
 }
 
 /// What an event counts for that has neither a session nor a user: conversions are counted all the same.
-pub fn alone(event: &Event, traits: &Traits, mut each: impl FnMut(Difference)) {
+pub fn alone(event: &EventRef<'_>, traits: &Traits, mut each: impl FnMut(Difference)) {
     if traits.conversion {
         let sum = traits.revenue.unwrap_or_default();
         each(Difference { metric: metric::CONVERSIONS, at: event.timestamp, count: 1, sum: Decimal::ZERO });
@@ -203,10 +203,10 @@ pub fn alone(event: &Event, traits: &Traits, mut each: impl FnMut(Difference)) {
 }
 
 /// The name of the page that an event shows: none, or one without a name (`Some(None)`).
-fn page<'a>(event: &Event, properties: &Properties<'a, '_>) -> Option<Option<Cow<'a, str>>> {
+fn page<'a>(event: &EventRef<'_>, properties: &Properties<'a, '_>) -> Option<Option<Cow<'a, str>>> {
     let text = |name: &str| properties.get(name)?.text();
     let named = named_page(properties);
-    let shown = (named.is_some() || views_page(&event.event_type))
+    let shown = (named.is_some() || views_page(event.event_type))
         .then(|| named.or_else(|| text("path")).or_else(|| text("url")));
     shown.map(|name| name.map(|name| storable(name, MAX_PAGE)))
 }
@@ -224,6 +224,8 @@ pub(super) fn named_page<'a>(properties: &Properties<'a, '_>) -> Option<Cow<'a, 
 #[cfg(test)]
 mod tests {
     use std::collections::{BTreeMap, HashMap};
+
+    use tidemill_common::event::Event;
 
     use super::*;
 
@@ -246,7 +248,7 @@ mod tests {
 
     fn part<'a>(event: &'a Event, traits: &'a Traits) -> Session<'a> {
         let text = event.properties.as_deref().unwrap_or_default();
-        Session::of(event, &Fields::read(text).of(text), traits)
+        Session::of(&event.as_ref(), &Fields::read(text).of(text), traits)
     }
 
     const NONE: Traits = Traits { device: None, source: None, country: None, conversion: false, revenue: None };

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::Value;
-use tidemill_common::event::Event;
+use tidemill_common::event::EventRef;
 
 use super::declaration::{Aggregation, Condition, Declaration};
 use super::dimension::{Dimension, together};
@@ -39,7 +39,7 @@ pub struct Compiled {
 #[derive(Debug, Clone, Copy)]
 pub struct Subject<'a> {
     /// The event.
-    pub event: &'a Event,
+    pub event: EventRef<'a>,
     /// Where its properties' fields stand.
     pub fields: &'a LazyFields,
     /// What is known of it beside what it says.
@@ -57,13 +57,13 @@ pub struct Enriched<'a> {
 
 impl<'a> Subject<'a> {
     /// An event of which nothing is known but what it says.
-    pub fn new(event: &'a Event, fields: &'a LazyFields) -> Self {
+    pub fn new(event: EventRef<'a>, fields: &'a LazyFields) -> Self {
         Self { event, fields, enriched: Enriched::default() }
     }
 
     /// The event's properties.
     pub fn properties(&self) -> Properties<'a, 'a> {
-        self.fields.of(self.event)
+        self.fields.of(self.event.properties)
     }
 }
 
@@ -211,9 +211,9 @@ impl Source {
         let property = |name: &str| subject.properties().get(name)?.label();
         match self {
             Self::Nothing => None,
-            Self::EventType => Some(Cow::Borrowed(&subject.event.event_type)),
-            Self::UserId => subject.event.user_id.as_deref().map(Cow::Borrowed),
-            Self::SessionId => subject.event.session_id.as_deref().map(Cow::Borrowed),
+            Self::EventType => Some(Cow::Borrowed(subject.event.event_type)),
+            Self::UserId => subject.event.user_id.map(Cow::Borrowed),
+            Self::SessionId => subject.event.session_id.map(Cow::Borrowed),
             Self::Enriched(known, name) => known(subject.enriched).map(Cow::Borrowed).or_else(|| property(name)),
             Self::Property(name) => property(name),
         }
@@ -290,6 +290,8 @@ impl Literal {
 
 #[cfg(test)]
 mod tests {
+    use tidemill_common::event::Event;
+
     use super::*;
     use serde_json::json;
 
@@ -304,7 +306,7 @@ mod tests {
     fn observed(metric: &Compiled, properties: &str) -> Option<String> {
         let event = event(properties);
         let fields = LazyFields::default();
-        metric.observe(Subject::new(&event, &fields)).map(|seen| match seen {
+        metric.observe(Subject::new(event.as_ref(), &fields)).map(|seen| match seen {
             Observation::Event => "event".to_owned(),
             Observation::Number(number) => number.to_string(),
             Observation::Text(text) => text.into_owned(),
@@ -351,7 +353,7 @@ mod tests {
         let metric = metric(json!({"name": "a", "dimensions": ["eventType", "plan"]}));
         let label = |dimension: usize, properties: &str| {
             let (event, fields) = (event(properties), LazyFields::default());
-            metric.label(dimension, Subject::new(&event, &fields)).into_owned()
+            metric.label(dimension, Subject::new(event.as_ref(), &fields)).into_owned()
         };
         assert_eq!(label(0, "{}"), "buy");
         assert_eq!(label(1, "{}"), "");
@@ -364,7 +366,7 @@ mod tests {
     fn a_combination_has_all_its_values() {
         let metric = metric(json!({"name": "a", "dimensions": ["plan", ["eventType", "plan", "country"]]}));
         let (event, fields) = (event(r#"{"plan": "a,b"}"#), LazyFields::default());
-        let subject = Subject::new(&event, &fields);
+        let subject = Subject::new(event.as_ref(), &fields);
         assert_eq!((&*metric.label(0, subject), &*metric.label(1, subject)), ("a,b", r#"["buy","a,b",""]"#));
         assert_eq!(&*metric.dimensions[1], "eventType,plan,country");
     }
@@ -374,7 +376,7 @@ mod tests {
         let metric = metric(json!({"name": "a", "dimensions": ["country", "deviceType"]}));
         let (event, fields) = (event(r#"{"country":"FR","deviceType":"watch"}"#), LazyFields::default());
         let enriched = Enriched { country: Some("DE"), ..Enriched::default() };
-        let subject = Subject { enriched, ..Subject::new(&event, &fields) };
+        let subject = Subject { enriched, ..Subject::new(event.as_ref(), &fields) };
         assert_eq!((&*metric.label(0, subject), &*metric.label(1, subject)), ("DE", "watch"));
     }
 

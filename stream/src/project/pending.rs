@@ -99,9 +99,14 @@ impl Pending {
         }
     }
 
-    /// Takes the oldest keys of the round, `most` of them. They have to come back as windows do.
+    /// Takes the oldest keys of the round, `most` of them. They have to come back as windows do. What has touched them
+    /// since the round began is written along with them.
     pub fn take_step(&mut self, most: usize) -> Vec<(Key, u64)> {
-        self.round.split_off(self.round.len().saturating_sub(most))
+        let step = self.round.split_off(self.round.len().saturating_sub(most));
+        for (key, _) in &step {
+            self.others.remove(key);
+        }
+        step
     }
 
     /// Whether windows wait.
@@ -291,6 +296,19 @@ mod tests {
         assert!(!pending.in_round());
         assert_eq!(ids(&take(&mut pending)), ["a"]);
         assert_eq!(pending.written()[&place()], 40);
+    }
+
+    #[test]
+    fn what_waits_in_a_round_is_written_once_however_often_it_is_touched() {
+        let mut pending = Pending::default();
+        note(&mut pending, &["a"], 10);
+        pending.begin_round();
+        note(&mut pending, &["a", "b"], 20);
+        assert_eq!(ids(&pending.take_step(5)), ["a"]);
+        assert_eq!(pending.written()[&place()], 10, "b waits");
+        assert_eq!(ids(&take(&mut pending)), ["b"]);
+        assert_eq!(pending.written()[&place()], 20);
+        assert!(pending.is_empty());
     }
 
     #[test]

@@ -22,8 +22,9 @@ pub async fn apply(
 ) -> Result<(), sqlx::Error> {
     let mut changes = Vec::new();
     for counted in events {
-        let Some(session_id) = &counted.event.session_id else { continue };
-        let Some(change) = CartEvent::of(&counted.event, &counted.properties()) else { continue };
+        let event = counted.event();
+        let Some(session_id) = event.session_id else { continue };
+        let Some(change) = CartEvent::of(&event, &counted.properties()) else { continue };
         changes.push((&*counted.project, session_key::of_session(session_id), change));
     }
     if changes.is_empty() {

@@ -6,7 +6,8 @@
 
 pub mod carts;
 mod dead_letters;
-mod raw_events;
+mod known;
+pub(crate) mod raw_events;
 mod redrives;
 mod rollups;
 pub(crate) mod sessions;
@@ -18,7 +19,7 @@ use std::sync::{Arc, Mutex};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgConnection, PgPool};
-use tidemill_common::event::Event;
+use tidemill_common::event::EventRef;
 use tidemill_common::failpoint::{hit, mutant};
 use tidemill_common::kafka::Record;
 use tidemill_common::names::project_of;
@@ -29,10 +30,12 @@ pub use redrives::{Outcome, Redrive};
 pub use shards::{SHARDS, Shards};
 pub use users::live_sessions;
 
+use self::known::Known;
 use crate::enrich::Traits;
 use crate::fold::guard::Guard;
 use crate::fold::rollups::{Changes, RollupKey};
 use crate::generation;
+use crate::kept::KeptEvent;
 use crate::ledger::{self, Advance, Side};
 use crate::live_session::LiveSession;
 use crate::metric::{self, Definitions, Enriched, Snapshot, Subject};
@@ -49,6 +52,7 @@ pub struct Store {
     definitions: Definitions,
     shards: Shards,
     guard: Mutex<Guard>,
+    known: Mutex<Known>,
     raw_events: Option<RawEvents>,
     publisher: Option<Publisher>,
     side: Side,
@@ -58,13 +62,12 @@ pub struct Store {
 #[derive(Debug)]
 pub struct Counted {
     /// Its project.
-    pub project: String,
+    pub project: Arc<str>,
     /// The generation in which it counts.
     pub generation: i32,
-    /// The event.
-    pub event: Event,
+    pub(crate) event: KeptEvent,
     /// Where its properties' fields stand; see [`Self::properties`].
-    pub fields: LazyFields,
+    fields: LazyFields,
     /// What else it says.
     pub traits: Traits,
     /// Where it stands in the log.
@@ -90,8 +93,14 @@ impl From<&Record> for Origin {
 
 impl Counted {
     /// A first sight.
-    pub fn new(project: String, generation: i32, event: Event, origin: Origin) -> Self {
+    pub fn new(project: impl Into<Arc<str>>, generation: i32, event: &EventRef<'_>, origin: Origin) -> Self {
+        let (project, event) = (project.into(), KeptEvent::new(event));
         Self { project, generation, event, fields: LazyFields::default(), traits: Traits::default(), origin }
+    }
+
+    /// The event, without what only enrichment reads.
+    pub fn event(&self) -> EventRef<'_> {
+        self.event.as_ref()
     }
 
     /// The event as metrics see it.
@@ -102,12 +111,12 @@ impl Counted {
             traffic_source: source.map(|source| source.as_str()),
             country: country.as_ref().map(|country| country.as_str()),
         };
-        Subject { enriched, ..Subject::new(&self.event, &self.fields) }
+        Subject { enriched, ..Subject::new(self.event(), &self.fields) }
     }
 
     /// The event's properties, which are read once, whoever asks.
     pub fn properties(&self) -> Properties<'_, '_> {
-        self.fields.of(&self.event)
+        self.fields.of(self.event.properties())
     }
 }
 
@@ -149,7 +158,8 @@ pub struct Touched {
 impl Store {
     /// Writes to this database what these metrics ask for.
     pub fn new(pool: PgPool, definitions: Definitions, shards: Shards) -> Self {
-        Self { pool, definitions, shards, guard: Mutex::default(), raw_events: None, publisher: None, side: Side::Live }
+        let (guard, known, side) = (Mutex::default(), Mutex::default(), Side::Live);
+        Self { pool, definitions, shards, guard, known, raw_events: None, publisher: None, side }
     }
 
     /// Keeps every event, too.
@@ -180,7 +190,8 @@ impl Store {
         }
         let mut tx = self.pool.begin().await?;
         generation::begin(&mut tx, &self.held(batch)).await?;
-        let Some(epoch) = ledger::advance(&mut tx, self.side, &batch.steps).await? else { return Ok(None) };
+        let Some(found) = ledger::advance(&mut tx, self.side, &batch.steps).await? else { return Ok(None) };
+        self.known.lock().expect("no holder panics").enter((found.epoch, found.forgotten));
         hit("stream.advanced").await?;
         if mutant("commit-first") {
             tx.commit().await?;
@@ -191,7 +202,7 @@ impl Store {
         }
         let mut touched = Touched::default();
         // Of what is behind, much will have changed again before it is shown.
-        let show = (self.side == Side::Live && !batch.is_behind(Utc::now())).then_some(epoch);
+        let show = (self.side == Side::Live && !batch.is_behind(Utc::now())).then_some(found.epoch);
         // Generations stand side by side, so each is a batch of its own to the tables below.
         for (generation, events) in by_generation(&batch.events) {
             self.apply(&mut tx, generation, show, &events, &definitions, &mut touched).await?;
@@ -226,7 +237,7 @@ impl Store {
         definitions: &Arc<Snapshot>,
         touched: &mut Touched,
     ) -> Result<(), sqlx::Error> {
-        let firsts = users::apply(tx, generation, events, touched).await?;
+        let firsts = users::apply(tx, generation, &self.known, events, touched).await?;
         let mut changes = self.count(generation, events, definitions);
         sessions::apply(tx, generation, show, events, &firsts, &mut changes, touched).await?;
         carts::apply(tx, generation, events, touched).await?;
@@ -267,8 +278,8 @@ mod tests {
 
     #[test]
     fn metrics_see_what_was_found_out() {
-        let event = Event::new("e", "view", 0);
-        let mut counted = Counted::new("p".into(), 0, event, Origin::default());
+        let event = EventRef { event_id: "e", event_type: "view", ..EventRef::default() };
+        let mut counted = Counted::new("p", 0, &event, Origin::default());
         let seen = |counted: &Counted| {
             let Enriched { device_type, traffic_source, country } = counted.subject().enriched;
             [device_type, traffic_source, country].map(|name| name.map(str::to_owned))

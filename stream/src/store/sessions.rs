@@ -1,7 +1,6 @@
 //! Sessions: their keys are locked, what is within reach is loaded, merged in memory, and written back.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::postgres::PgRow;
@@ -9,6 +8,7 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::users::{Firsts, SessionKey};
 use super::{Counted, Touched};
+use crate::batch_map::BatchMap;
 use crate::decimal::Decimal;
 use crate::fold::rollups::Changes;
 use crate::fold::sessions::{At, GAP, Session, add, alone, differences, merge, slot};
@@ -16,11 +16,14 @@ use crate::live_session::{LiveSession, Stamp};
 use crate::session_key;
 use crate::time::utc;
 
+/// Keys whose sessions are in memory at a time.
+const KEYS: usize = 10_000;
+
 /// What a batch has of one key.
 struct Group<'a> {
     project: &'a str,
     key: Cow<'a, str>,
-    parts: Vec<Session<'a>>,
+    events: Vec<&'a Counted>,
     /// The time in which stored sessions are of interest, but for the reach of [`GAP`].
     span: (i64, i64),
 }
@@ -56,12 +59,25 @@ pub async fn apply(
     changes: &mut Changes,
     touched: &mut Touched,
 ) -> Result<(), sqlx::Error> {
-    let mut groups = groups(events, &firsts.renewed, changes);
-    if groups.is_empty() {
-        return Ok(());
+    let groups = groups(events, &firsts.renewed, changes);
+    // They are in the order of locks, so their parts are, too.
+    for groups in groups.chunks(KEYS) {
+        apply_to(tx, generation, show, groups, firsts, changes, touched).await?;
     }
-    let locked = lock(tx, generation, &groups).await?;
-    let rows = load(tx, generation, &groups).await?;
+    Ok(())
+}
+
+async fn apply_to(
+    tx: &mut PgConnection,
+    generation: i32,
+    show: Option<i64>,
+    groups: &[Group<'_>],
+    firsts: &Firsts<'_>,
+    changes: &mut Changes,
+    touched: &mut Touched,
+) -> Result<(), sqlx::Error> {
+    let locked = lock(tx, generation, groups).await?;
+    let rows = load(tx, generation, groups).await?;
     let mut stored: Vec<Stored<'_>> = Vec::new();
     stored.resize_with(groups.len(), Stored::default);
     for row in &rows {
@@ -72,8 +88,8 @@ pub async fn apply(
         places.insert(place, row.try_get(20)?);
     }
     let mut writes = Writes::default();
-    for ((group, stored), locked) in groups.iter_mut().zip(&stored).zip(locked) {
-        let mut parts = std::mem::take(&mut group.parts);
+    for ((group, stored), locked) in groups.iter().zip(&stored).zip(locked) {
+        let mut parts = group.parts();
         parts.iter_mut().for_each(|part| part.is_new = names_first(part, group.project, firsts));
         parts.extend(stored.sessions.iter().cloned().map(|session| withdrawn(session, group.project, firsts)));
         let merged = merge(parts);
@@ -128,33 +144,39 @@ fn withdrawn<'a>(mut session: Session<'a>, project: &str, firsts: &Firsts<'_>) -
     session
 }
 
-/// The batch's own sessions by key, in the order of locks: merging them first keeps what is loaded and compared
-/// small. Events without a key are counted at once.
+impl<'a> Group<'a> {
+    /// The batch's own sessions of the key. Merging them first keeps what is compared small.
+    fn parts(&self) -> Vec<Session<'a>> {
+        let mut parts = Vec::new();
+        for counted in &self.events {
+            add(&mut parts, Session::of(&counted.event(), &counted.properties(), &counted.traits));
+        }
+        parts
+    }
+}
+
+/// The batch's events by key, in the order of locks. Events without a key are counted at once.
 fn groups<'a>(events: &[&'a Counted], renewed: &'a [(SessionKey, i64)], changes: &mut Changes) -> Vec<Group<'a>> {
-    let mut places = HashMap::<(&str, Cow<'a, str>), usize>::new();
+    let mut places = BatchMap::<(&str, Cow<'a, str>), usize>::default();
     let mut groups = Vec::<Group<'a>>::new();
-    let mut group = |project: &'a str, key: Cow<'a, str>, at: i64| -> usize {
+    let mut put = |project: &'a str, key: Cow<'a, str>, at: i64, event: Option<&'a Counted>| {
         let place = *places.entry((project, key)).or_insert_with_key(|(project, key)| {
-            groups.push(Group { project, key: key.clone(), parts: Vec::new(), span: (at, at) });
+            groups.push(Group { project, key: key.clone(), events: Vec::new(), span: (at, at) });
             groups.len() - 1
         });
-        let span = &mut groups[place].span;
+        let Group { events, span, .. } = &mut groups[place];
+        events.extend(event);
         *span = (span.0.min(at), span.1.max(at));
-        place
     };
-    let mut placed = Vec::with_capacity(events.len());
     for counted in events {
-        let event = &counted.event;
-        match session_key::of(event) {
-            Some(key) => placed.push((group(&counted.project, key, event.timestamp), counted)),
-            None => alone(event, &counted.traits, |d| changes.add(&counted.project, d.metric, d.at, d.count, d.sum)),
+        let event = counted.event();
+        match session_key::of(&event) {
+            Some(key) => put(&counted.project, key, event.timestamp, Some(counted)),
+            None => alone(&event, &counted.traits, |d| changes.add(&counted.project, d.metric, d.at, d.count, d.sum)),
         }
     }
     for ((project, key), moment) in renewed {
-        group(project, Cow::Borrowed(key), *moment);
-    }
-    for (place, counted) in placed {
-        add(&mut groups[place].parts, Session::of(&counted.event, &counted.properties(), &counted.traits));
+        put(project, Cow::Borrowed(key), *moment, None);
     }
     groups.sort_unstable_by(|a, b| (a.project, &a.key).cmp(&(b.project, &b.key)));
     groups

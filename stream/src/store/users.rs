@@ -1,11 +1,13 @@
 //! Users: when each was first seen.
 
-use std::collections::HashMap;
+use std::sync::Mutex;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::{PgConnection, PgPool, Row};
 
+use super::known::Known;
 use super::{Counted, Touched};
+use crate::batch_map::BatchMap;
 use crate::fold::sessions::GAP;
 use crate::time::utc;
 
@@ -18,7 +20,7 @@ pub type SessionKey = (String, String);
 /// Users whose first event is in the batch, and when that is, in microseconds.
 #[derive(Debug, Default)]
 pub struct Firsts<'a> {
-    at: HashMap<User<'a>, i64>,
+    at: BatchMap<User<'a>, i64>,
     /// Sessions that their users were new in, and are not any more, with the moment at which they were.
     pub renewed: Vec<(SessionKey, i64)>,
 }
@@ -40,10 +42,11 @@ impl Firsts<'_> {
 pub async fn apply<'a>(
     tx: &mut PgConnection,
     generation: i32,
+    known: &Mutex<Known>,
     events: &[&'a Counted],
     touched: &mut Touched,
 ) -> Result<Firsts<'a>, sqlx::Error> {
-    let mut earliest = unknown(tx, generation, earliest(events)).await?;
+    let mut earliest = unknown(tx, generation, known, earliest(events)).await?;
     if earliest.is_empty() {
         return Ok(Firsts::default());
     }
@@ -82,25 +85,30 @@ pub async fn apply<'a>(
 
 /// When each user is first seen in the batch.
 fn earliest<'a>(events: &[&'a Counted]) -> Vec<(User<'a>, i64)> {
-    let mut earliest = HashMap::<User<'a>, i64>::new();
+    let mut earliest = BatchMap::<User<'a>, i64>::default();
     for counted in events {
-        let Some(user_id) = &counted.event.user_id else { continue };
-        let at = counted.event.timestamp;
+        let (Some(user_id), at) = (counted.event.user_id(), counted.event.timestamp()) else { continue };
         earliest.entry((&counted.project, user_id)).and_modify(|first| *first = at.min(*first)).or_insert(at);
     }
     earliest.into_iter().collect()
 }
 
-/// Those who were not seen before that time, by what is committed.
+/// Those who were not seen before that time, by what is committed. The others are known from then on.
 async fn unknown<'a>(
     tx: &mut PgConnection,
     generation: i32,
-    users: Vec<(User<'a>, i64)>,
+    known: &Mutex<Known>,
+    mut users: Vec<(User<'a>, i64)>,
 ) -> Result<Vec<(User<'a>, i64)>, sqlx::Error> {
+    let known = || known.lock().expect("no holder panics");
+    {
+        let mut known = known();
+        users.retain(|(user, at)| !known.was_seen_before(generation, *user, *at));
+    }
     if users.is_empty() {
         return Ok(users);
     }
-    let places: Vec<i64> = sqlx::query_scalar(
+    let mut places: Vec<i64> = sqlx::query_scalar(
         "SELECT k.n FROM unnest($2::text[], $3::text[], $4::timestamptz[]) WITH ORDINALITY AS k(project, user_id, at, n)
          LEFT JOIN LATERAL (
              SELECT first_event_at FROM users
@@ -113,7 +121,16 @@ async fn unknown<'a>(
     .bind(users.iter().map(|(_, at)| utc(*at)).collect::<Vec<_>>())
     .fetch_all(tx)
     .await?;
-    Ok(places.into_iter().map(|n| users[n as usize - 1]).collect())
+    places.sort_unstable();
+    let (mut unknown, mut known) = (Vec::with_capacity(places.len()), known());
+    for ((user, at), n) in users.into_iter().zip(1..) {
+        if places.binary_search(&n).is_ok() {
+            unknown.push((user, at));
+        } else {
+            known.note(generation, user, at);
+        }
+    }
+    Ok(unknown)
 }
 
 /// The sessions in which these users were new at these moments.
