@@ -2,6 +2,5 @@
 
 use std::collections::HashMap;
 
-/// A map that lives for a batch. Its hash is quick and seeded, and since nobody sees what comes of it, nobody can find keys
-/// that meet.
-pub type BatchMap<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+/// A map that lives for a batch. Its hash is quick, and keyed, since clients choose what stands in it.
+pub type BatchMap<K, V> = HashMap<K, V, ahash::RandomState>;

@@ -51,9 +51,10 @@ pub async fn user(db: &mut PgConnection, project: &str, user: &str) -> Result<Re
     run(db, "DELETE FROM cart_events WHERE project = $1 AND session_id = $2", &[project, key]).await?;
     let sessions = run(db, SESSIONS, &[project, user, key]).await?;
     run(db, "DELETE FROM session_keys WHERE project = $1 AND session_id = $2", &[project, key]).await?;
-    run(db, "UPDATE timeline SET forgotten = forgotten + 1", &[]).await?;
     raw_events::unlimited(db).await?;
     let raw_events = run(db, "DELETE FROM raw_events WHERE project = $1 AND user_id = $2", &[project, user]).await?;
+    // Last, since it holds up whoever else writes to this row.
+    run(db, "UPDATE timeline SET forgotten = forgotten + 1", &[]).await?;
     transaction.commit().await?;
     Ok(Removed { raw_events, sessions, first_seen })
 }
@@ -85,7 +86,7 @@ const TABLES: &str = "
     ORDER BY 1";
 /// Tables whose rows name a topic of a project, in the second part of its name, but not the project.
 const BY_TOPIC: [&str; 4] = ["gaps", "hot_partitions", "ledger", "redrives"];
-/// Rows that go in one transaction.
+/// Rows that go in one transaction, but for raw events, of which a day does.
 const CHUNK: i64 = 20_000;
 
 /// How many rows of a project [`project`] would remove, by table; those that have none are left out.

@@ -46,13 +46,20 @@ pub struct Advance {
     pub as_of: DateTime<Utc>,
 }
 
+/// The past on which a transaction builds: what was learnt in another one need not hold in it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct History {
+    /// That of [`crate::timeline`].
+    pub epoch: i64,
+    /// How often a user was forgotten.
+    pub forgotten: i64,
+}
+
 /// What the ledger says of some partitions, all of it at one moment.
 #[derive(Debug, Clone, Default)]
 pub struct Standing {
     /// Which history this is ([`crate::timeline`]).
     pub epoch: i64,
-    /// How often a user was forgotten in it.
-    pub forgotten: i64,
     /// The positions of those that the ledger knows.
     pub positions: HashMap<Place, Position>,
 }
@@ -140,10 +147,10 @@ const REBUILD: &str = "AND NOT EXISTS (
     SELECT FROM unnest($2::text[], $5::int[]) AS u(topic, generation)
     JOIN projects p ON p.id = split_part(u.topic, '.', 2) AND p.generation = u.generation)";
 
-/// Moves all partitions on, if every one of them still stands where its batch starts, in a generation of this side;
-/// else changes nothing and says nothing. Else says where they stood. The rows stay locked until the transaction ends. For the live side the
-/// generations have to be held ([`crate::generation::begin`]).
-pub async fn advance(tx: &mut PgConnection, side: Side, steps: &[Advance]) -> Result<Option<Standing>, sqlx::Error> {
+/// If every one of them still stands where its batch starts, in a generation of this side: moves all partitions on, and
+/// says on which history this builds. Else changes nothing. The rows stay locked until the transaction ends. For the live
+/// side the generations have to be held ([`crate::generation::begin`]).
+pub async fn advance(tx: &mut PgConnection, side: Side, steps: &[Advance]) -> Result<Option<History>, sqlx::Error> {
     let columns = Columns::of(steps.iter().map(|step| &step.place));
     let which = match side {
         Side::Live => LIVE,
@@ -154,12 +161,14 @@ pub async fn advance(tx: &mut PgConnection, side: Side, steps: &[Advance]) -> Re
     if !steps.iter().all(stands) && !mutant("no-fencing") {
         return Ok(None);
     }
-    sqlx::query(
+    // In this statement, since the one before may have waited for its locks.
+    let forgotten: Vec<i64> = sqlx::query_scalar(
         "UPDATE ledger l SET next_offset = w.next, projected_offset = w.projected, as_of = w.as_of
          FROM unnest($2::text[], $3::int[], $4::text[], $5::int[], $6::bigint[], $7::bigint[], $8::timestamptz[])
               AS w(topic, partition, incarnation, generation, next, projected, as_of)
          WHERE l.view = $1 AND l.topic = w.topic AND l.partition = w.partition
-           AND l.topic_incarnation = w.incarnation AND l.generation = w.generation",
+           AND l.topic_incarnation = w.incarnation AND l.generation = w.generation
+         RETURNING (SELECT forgotten FROM timeline)",
     )
     .bind(VIEW)
     .bind(&columns.topics)
@@ -169,9 +178,10 @@ pub async fn advance(tx: &mut PgConnection, side: Side, steps: &[Advance]) -> Re
     .bind(steps.iter().map(|step| step.next).collect::<Vec<_>>())
     .bind(steps.iter().map(|step| step.projected).collect::<Vec<_>>())
     .bind(steps.iter().map(|step| step.as_of).collect::<Vec<_>>())
-    .execute(tx)
+    .fetch_all(tx)
     .await?;
-    Ok(Some(found))
+    let forgotten = forgotten.first().copied().unwrap_or_default();
+    Ok(Some(History { epoch: found.epoch, forgotten }))
 }
 
 /// When the last record was appended that is counted, in milliseconds since 1970.
@@ -253,8 +263,8 @@ async fn standing(
 ) -> Result<Standing, sqlx::Error> {
     let sql = format!(
         "SELECT l.topic, l.partition, l.topic_incarnation, l.generation, l.next_offset, l.projected_offset,
-                t.epoch, t.forgotten
-         FROM timeline t CROSS JOIN ledger l
+                (SELECT epoch FROM timeline)
+         FROM ledger l
          JOIN unnest($2::text[], $3::int[], $4::text[], $5::int[]) AS w(topic, partition, incarnation, generation)
            ON l.topic = w.topic AND l.partition = w.partition
           AND l.topic_incarnation = w.incarnation AND l.generation = w.generation
@@ -278,7 +288,7 @@ async fn standing(
             generation: row.try_get(3)?,
         };
         standing.positions.insert(place, Position { next: row.try_get(4)?, projected: row.try_get(5)? });
-        (standing.epoch, standing.forgotten) = (row.try_get(6)?, row.try_get(7)?);
+        standing.epoch = row.try_get(6)?;
     }
     Ok(standing)
 }

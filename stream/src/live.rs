@@ -39,7 +39,7 @@ pub struct Live {
     pub place: Place,
     /// Its project.
     pub project: Arc<Project>,
-    /// The project's name, for its events.
+    /// The project's id, for its events.
     pub project_id: Arc<str>,
     /// How its events are spread.
     pub layout: Arc<Layout>,

@@ -98,11 +98,7 @@ mod tests {
     }
 
     fn standing(epoch: i64, next: i64) -> Standing {
-        Standing {
-            epoch,
-            positions: HashMap::from([(place(0), Position { next, projected: 0 })]),
-            ..Standing::default()
-        }
+        Standing { epoch, positions: HashMap::from([(place(0), Position { next, projected: 0 })]) }
     }
 
     #[test]

@@ -73,7 +73,7 @@ impl Projection {
             }
             // The set may be gone as a whole: nothing says how much of it is missing.
             (Key::User((project, _)), _) => self.forget([project.clone()]),
-            _ => self.pending.note(std::iter::once(key.clone()), Vec::new()),
+            _ => self.note_again(key.clone()),
         }
         Ok(())
     }

@@ -102,9 +102,10 @@ impl Pending {
     /// Takes the oldest keys of the round, `most` of them. They have to come back as windows do. What has touched them
     /// since the round began is written along with them.
     pub fn take_step(&mut self, most: usize) -> Vec<(Key, u64)> {
-        let step = self.round.split_off(self.round.len().saturating_sub(most));
-        for (key, _) in &step {
-            self.others.remove(key);
+        let mut step = self.round.split_off(self.round.len().saturating_sub(most));
+        for (key, number) in &mut step {
+            // What was parked has waited for longer than the round.
+            *number = self.others.remove(key).map_or(*number, |other| other.min(*number));
         }
         step
     }
@@ -309,6 +310,21 @@ mod tests {
         assert_eq!(ids(&take(&mut pending)), ["b"]);
         assert_eq!(pending.written()[&place()], 20);
         assert!(pending.is_empty());
+    }
+
+    #[test]
+    fn what_comes_back_during_a_round_still_waits_for_its_first_batch() {
+        let mut pending = Pending::default();
+        note(&mut pending, &["a"], 10);
+        let away = take(&mut pending);
+        pending.park(away);
+        note(&mut pending, &["a"], 20);
+        pending.begin_round();
+        pending.unpark(|_| true);
+        let step = pending.take_step(5);
+        assert_eq!(step.len(), 1);
+        pending.park(step);
+        assert_eq!(pending.written(), Positions::new());
     }
 
     #[test]

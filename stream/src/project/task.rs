@@ -206,6 +206,14 @@ impl Projection {
         metrics::gauge!("tidemill_stream_unprojected_keys").set(self.pending.len() as f64);
     }
 
+    /// Has a key projected as Postgres has it, whatever is known of it.
+    pub(super) fn note_again(&mut self, key: Key) {
+        if let Key::Session(session) = &key {
+            self.latest.remove(session);
+        }
+        self.pending.note(std::iter::once(key), Vec::new());
+    }
+
     /// Anything of these projects may be missing in Redis, and only we know.
     pub(super) fn forget(&mut self, projects: impl IntoIterator<Item = String>) {
         for project in projects {

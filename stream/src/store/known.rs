@@ -3,14 +3,16 @@
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
+use crate::ledger::History;
+
 /// Users that are kept at least, if so many have been seen; at most twice as many, some 40 bytes each.
 const MOST: usize = 100_000;
 
 /// What is known. Users are told apart by 128 bits that nobody can foresee.
 #[derive(Debug, Default)]
 pub struct Known {
-    /// The timeline's epoch and how often a user was forgotten: in another history others are known.
-    history: (i64, i64),
+    /// That in which it was learnt.
+    history: History,
     hashers: [RandomState; 2],
     /// By user, a time in microseconds before which he was first seen.
     young: HashMap<u128, i64>,
@@ -19,15 +21,21 @@ pub struct Known {
 }
 
 impl Known {
-    /// Forgets all, unless this is the history that it is of.
-    pub fn enter(&mut self, history: (i64, i64)) {
+    /// What is known in this history: nothing, if it is another one. Asked for each time, since transactions of two
+    /// histories may use it in turn.
+    pub fn of(&mut self, history: History) -> &mut Self {
         if self.history != history {
             *self = Self { history, ..Self::default() };
         }
+        self
     }
 
-    /// Whether a user is known to have been seen before that time.
-    pub fn was_seen_before(&mut self, generation: i32, (project, user_id): (&str, &str), at: i64) -> bool {
+    /// Keeps the users who are not known to have been seen before their time.
+    pub fn retain_unknown(&mut self, generation: i32, users: &mut Vec<((&str, &str), i64)>) {
+        users.retain(|(user, at)| !self.was_seen_before(generation, *user, *at));
+    }
+
+    fn was_seen_before(&mut self, generation: i32, (project, user_id): (&str, &str), at: i64) -> bool {
         let user = self.user(generation, project, user_id);
         if let Some(before) = self.young.get(&user) {
             return *before <= at;
@@ -81,13 +89,14 @@ mod tests {
     #[test]
     fn another_history_knows_nothing() {
         let mut known = Known::default();
-        known.enter((3, 0));
-        for other in [(4, 0), (4, 1)] {
-            known.note(0, ANN, 10);
-            known.enter(known.history);
-            assert!(known.was_seen_before(0, ANN, 10));
-            known.enter(other);
-            assert!(!known.was_seen_before(0, ANN, 10), "{other:?}");
+        let histories = [(3, 0), (4, 0), (4, 1)].map(|(epoch, forgotten)| History { epoch, forgotten });
+        for (history, other) in histories.into_iter().zip(histories.into_iter().skip(1)) {
+            known.of(history).note(0, ANN, 10);
+            assert!(known.of(history).was_seen_before(0, ANN, 10));
+            assert!(!known.of(other).was_seen_before(0, ANN, 10), "{other:?}");
+            // One that began before notes what it has learnt.
+            known.of(history).note(0, ANN, 10);
+            assert!(!known.of(other).was_seen_before(0, ANN, 10), "{other:?}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! The transaction of a batch: ledger compare-and-set, keys locked, then folded, then written.
+//! The transaction of a batch: ledger compare-and-set; keys locked, folded and written, sessions some thousands at a time.
 //!
 //! Locks are taken in one order everywhere (generations, ledger, dead letters, users, session keys with what hangs on
 //! them, rollups; each sorted, inserts too), so workers wait for each other but never in a ring. Of the rollups a whole
@@ -36,7 +36,7 @@ use crate::fold::guard::Guard;
 use crate::fold::rollups::{Changes, RollupKey};
 use crate::generation;
 use crate::kept::KeptEvent;
-use crate::ledger::{self, Advance, Side};
+use crate::ledger::{self, Advance, History, Side};
 use crate::live_session::LiveSession;
 use crate::metric::{self, Definitions, Enriched, Snapshot, Subject};
 use crate::properties::{LazyFields, Properties};
@@ -190,8 +190,7 @@ impl Store {
         }
         let mut tx = self.pool.begin().await?;
         generation::begin(&mut tx, &self.held(batch)).await?;
-        let Some(found) = ledger::advance(&mut tx, self.side, &batch.steps).await? else { return Ok(None) };
-        self.known.lock().expect("no holder panics").enter((found.epoch, found.forgotten));
+        let Some(history) = ledger::advance(&mut tx, self.side, &batch.steps).await? else { return Ok(None) };
         hit("stream.advanced").await?;
         if mutant("commit-first") {
             tx.commit().await?;
@@ -202,10 +201,10 @@ impl Store {
         }
         let mut touched = Touched::default();
         // Of what is behind, much will have changed again before it is shown.
-        let show = (self.side == Side::Live && !batch.is_behind(Utc::now())).then_some(found.epoch);
+        let show = (self.side == Side::Live && !batch.is_behind(Utc::now())).then_some(history.epoch);
         // Generations stand side by side, so each is a batch of its own to the tables below.
         for (generation, events) in by_generation(&batch.events) {
-            self.apply(&mut tx, generation, show, &events, &definitions, &mut touched).await?;
+            self.apply(&mut tx, history, generation, show, &events, &definitions, &mut touched).await?;
         }
         if let Some(raw_events) = &self.raw_events {
             raw_events.insert(&mut tx, &batch.events).await?;
@@ -231,13 +230,14 @@ impl Store {
     async fn apply(
         &self,
         tx: &mut PgConnection,
+        history: History,
         generation: i32,
         show: Option<i64>,
         events: &[&Counted],
         definitions: &Arc<Snapshot>,
         touched: &mut Touched,
     ) -> Result<(), sqlx::Error> {
-        let firsts = users::apply(tx, generation, &self.known, events, touched).await?;
+        let firsts = users::apply(tx, generation, (&self.known, history), events, touched).await?;
         let mut changes = self.count(generation, events, definitions);
         sessions::apply(tx, generation, show, events, &firsts, &mut changes, touched).await?;
         carts::apply(tx, generation, events, touched).await?;

@@ -9,6 +9,7 @@ use super::known::Known;
 use super::{Counted, Touched};
 use crate::batch_map::BatchMap;
 use crate::fold::sessions::GAP;
+use crate::ledger::History;
 use crate::time::utc;
 
 /// Project and user id.
@@ -38,15 +39,15 @@ impl Firsts<'_> {
 }
 
 /// Notes who is seen earlier than known. That only ever moves back, so whoever is known to have been seen before is
-/// read and left alone; the others' rows are locked, in order.
+/// left alone; the others are asked for, and the rows of those who are new or earlier locked, in order.
 pub async fn apply<'a>(
     tx: &mut PgConnection,
     generation: i32,
-    known: &Mutex<Known>,
+    memory: (&Mutex<Known>, History),
     events: &[&'a Counted],
     touched: &mut Touched,
 ) -> Result<Firsts<'a>, sqlx::Error> {
-    let mut earliest = unknown(tx, generation, known, earliest(events)).await?;
+    let mut earliest = unknown(tx, generation, memory, earliest(events)).await?;
     if earliest.is_empty() {
         return Ok(Firsts::default());
     }
@@ -97,14 +98,10 @@ fn earliest<'a>(events: &[&'a Counted]) -> Vec<(User<'a>, i64)> {
 async fn unknown<'a>(
     tx: &mut PgConnection,
     generation: i32,
-    known: &Mutex<Known>,
+    (known, history): (&Mutex<Known>, History),
     mut users: Vec<(User<'a>, i64)>,
 ) -> Result<Vec<(User<'a>, i64)>, sqlx::Error> {
-    let known = || known.lock().expect("no holder panics");
-    {
-        let mut known = known();
-        users.retain(|(user, at)| !known.was_seen_before(generation, *user, *at));
-    }
+    known.lock().expect("no holder panics").of(history).retain_unknown(generation, &mut users);
     if users.is_empty() {
         return Ok(users);
     }
@@ -122,7 +119,9 @@ async fn unknown<'a>(
     .fetch_all(tx)
     .await?;
     places.sort_unstable();
-    let (mut unknown, mut known) = (Vec::with_capacity(places.len()), known());
+    let mut unknown = Vec::with_capacity(places.len());
+    let mut known = known.lock().expect("no holder panics");
+    let known = known.of(history);
     for ((user, at), n) in users.into_iter().zip(1..) {
         if places.binary_search(&n).is_ok() {
             unknown.push((user, at));
