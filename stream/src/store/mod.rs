@@ -18,7 +18,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sqlx::{PgConnection, PgPool};
+use sqlx::PgPool;
 use tidemill_common::event::EventRef;
 use tidemill_common::failpoint::{hit, mutant};
 use tidemill_common::kafka::Record;
@@ -36,7 +36,7 @@ use crate::fold::guard::Guard;
 use crate::fold::rollups::{Changes, RollupKey};
 use crate::generation;
 use crate::kept::KeptEvent;
-use crate::ledger::{self, Advance, History, Side};
+use crate::ledger::{self, Advance, Side};
 use crate::live_session::LiveSession;
 use crate::metric::{self, Definitions, Enriched, Snapshot, Subject};
 use crate::properties::{LazyFields, Properties};
@@ -204,7 +204,13 @@ impl Store {
         let show = (self.side == Side::Live && !batch.is_behind(Utc::now())).then_some(history.epoch);
         // Generations stand side by side, so each is a batch of its own to the tables below.
         for (generation, events) in by_generation(&batch.events) {
-            self.apply(&mut tx, history, generation, show, &events, &definitions, &mut touched).await?;
+            let firsts = users::apply(&mut tx, generation, (&self.known, history), &events, &mut touched).await?;
+            let mut changes = self.count(generation, &events, &definitions);
+            sessions::apply(&mut tx, generation, show, &events, &firsts, &mut changes, &mut touched).await?;
+            carts::apply(&mut tx, generation, &events, &mut touched).await?;
+            let rows = changes.settle();
+            rollups::apply(&mut tx, generation, &self.shards, &rows).await?;
+            touched.windows.extend(rows.into_iter().map(|(key, _)| key));
         }
         if let Some(raw_events) = &self.raw_events {
             raw_events.insert(&mut tx, &batch.events).await?;
@@ -225,26 +231,6 @@ impl Store {
         let of_batch = batch.steps.iter().filter_map(|step| project_of(&step.place.topic));
         let sorted: BTreeSet<&str> = of_batch.filter(|_| self.side == Side::Live).collect();
         sorted.into_iter().collect()
-    }
-
-    async fn apply(
-        &self,
-        tx: &mut PgConnection,
-        history: History,
-        generation: i32,
-        show: Option<i64>,
-        events: &[&Counted],
-        definitions: &Arc<Snapshot>,
-        touched: &mut Touched,
-    ) -> Result<(), sqlx::Error> {
-        let firsts = users::apply(tx, generation, (&self.known, history), events, touched).await?;
-        let mut changes = self.count(generation, events, definitions);
-        sessions::apply(tx, generation, show, events, &firsts, &mut changes, touched).await?;
-        carts::apply(tx, generation, events, touched).await?;
-        let rows = changes.settle();
-        rollups::apply(tx, generation, &self.shards, &rows).await?;
-        touched.windows.extend(rows.into_iter().map(|(key, _)| key));
-        Ok(())
     }
 
     fn count(&self, generation: i32, events: &[&Counted], definitions: &Arc<Snapshot>) -> Changes {
