@@ -65,7 +65,8 @@ pub struct Counted {
     pub project: Arc<str>,
     /// The generation in which it counts.
     pub generation: i32,
-    pub(crate) event: KeptEvent,
+    /// The event; see [`Self::event`].
+    pub(crate) kept: KeptEvent,
     /// Where its properties' fields stand; see [`Self::properties`].
     fields: LazyFields,
     /// What else it says.
@@ -94,13 +95,13 @@ impl From<&Record> for Origin {
 impl Counted {
     /// A first sight.
     pub fn new(project: impl Into<Arc<str>>, generation: i32, event: &EventRef<'_>, origin: Origin) -> Self {
-        let (project, event) = (project.into(), KeptEvent::new(event));
-        Self { project, generation, event, fields: LazyFields::default(), traits: Traits::default(), origin }
+        let (project, kept) = (project.into(), KeptEvent::new(event));
+        Self { project, generation, kept, fields: LazyFields::default(), traits: Traits::default(), origin }
     }
 
     /// The event, without what only enrichment reads.
     pub fn event(&self) -> EventRef<'_> {
-        self.event.as_ref()
+        self.kept.as_ref()
     }
 
     /// The event as metrics see it.
@@ -116,7 +117,7 @@ impl Counted {
 
     /// The event's properties, which are read once, whoever asks.
     pub fn properties(&self) -> Properties<'_, '_> {
-        self.fields.of(self.event.properties())
+        self.fields.of(self.kept.properties())
     }
 }
 
