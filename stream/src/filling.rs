@@ -66,11 +66,7 @@ impl Filling {
         hit("stream.polled").await?;
         self.since.get_or_insert_with(Instant::now);
         let taken = sorter.sort(records, live, &mut self.sorted).await?;
-        let judged =
-            |(project, layout): &(Arc<str>, i32)| **project == *live.project.id && *layout == live.layout.version;
-        if !self.judged.iter().any(judged) {
-            self.judged.insert((live.project.id.as_str().into(), live.layout.version));
-        }
+        self.judged.insert((Arc::clone(&live.project_id), live.layout.version));
         let waiting = self.sorted.emissions.len();
         if waiting >= PARCEL || (waiting > 0 && self.posted.is_none_or(|at| at.elapsed() >= PARCEL_TIME)) {
             let emissions = std::mem::take(&mut self.sorted.emissions);

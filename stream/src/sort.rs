@@ -303,7 +303,7 @@ impl Sorter {
 /// A first sight, with what else it says.
 pub(crate) fn counted(
     enricher: &mut Enricher,
-    project: Arc<str>,
+    project: impl Into<Arc<str>>,
     generation: i32,
     origin: Origin,
     event: &EventRef<'_>,

@@ -76,7 +76,7 @@ impl Stack {
 
     /// The same with topics that so many brokers hold.
     pub async fn replicated(replication: i32, change: impl FnOnce(&mut Connections)) -> Self {
-        Self::build(replication, "", change).await
+        Self::build(replication, None, change).await
     }
 
     /// The same with TimescaleDB in its database; none where Postgres has not loaded it, which is said.
@@ -95,11 +95,11 @@ impl Stack {
             let _ = writeln!(std::io::stderr(), "skipped: the server of DATABASE_URL has not loaded TimescaleDB");
             return None;
         }
-        Some(Self::build(1, "CREATE EXTENSION IF NOT EXISTS timescaledb", |_| {}).await)
+        Some(Self::build(1, Some("CREATE EXTENSION IF NOT EXISTS timescaledb"), |_| {}).await)
     }
 
     /// `first` is run in the new database, before its migrations.
-    async fn build(replication: i32, first: &'static str, change: impl FnOnce(&mut Connections)) -> Self {
+    async fn build(replication: i32, first: Option<&'static str>, change: impl FnOnce(&mut Connections)) -> Self {
         let mut connections = Settings::load("test").expect("settings").connections();
         change(&mut connections);
         let server_url = connections.database_url.clone();
@@ -113,7 +113,9 @@ impl Stack {
         std::fs::create_dir_all(&warehouse).expect("a folder for the warehouse");
         connections.warehouse_url = format!("file://{}", warehouse.display());
         let pool = postgres::pool(&connections.database_url, 20).expect("pool");
-        pool.execute(first).await.expect(first);
+        if let Some(first) = first {
+            pool.execute(first).await.expect(first);
+        }
         postgres::MIGRATIONS.run(&pool).await.expect("migrations");
         let producer = Producer::new(&connections.kafka, Duration::from_secs(20)).expect("producer");
         let registry = Registry::new(&connections.registry_url).expect("registry URL");

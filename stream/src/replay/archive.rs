@@ -154,7 +154,7 @@ impl Archive {
             .filter(|(_, origin)| starts.get(&origin.partition).is_some_and(|start| origin.offset < *start));
         let events = before
             .map(|(event, origin)| {
-                counted(&mut self.enricher, replay.project.as_str().into(), replay.generation, origin, &event.as_ref())
+                counted(&mut self.enricher, replay.project.as_str(), replay.generation, origin, &event.as_ref())
             })
             .collect();
         let batch = Batch { steps: vec![step], events, ..Batch::default() };

@@ -257,13 +257,7 @@ impl Worker {
                     let sighted = ours.seen.sight(fingerprint(event.event_id), record.offset, record.append_ms);
                     if sighted.map_err(Transient::from)? {
                         let generation = ours.place.generation;
-                        batch.events.push(counted(
-                            &mut self.enricher,
-                            id.as_str().into(),
-                            generation,
-                            record.into(),
-                            &event,
-                        ));
+                        batch.events.push(counted(&mut self.enricher, id.as_str(), generation, record.into(), &event));
                     }
                 }
                 Verdict::Stray { .. } => {}

@@ -8,6 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, NaiveDate, TimeDelta, Utc};
 use serde_json::Value;
 use sqlx::{Connection, PgConnection, PgPool};
+use tidemill_common::event::EventRef;
 use tokio_util::sync::CancellationToken;
 
 use super::Counted;
@@ -54,7 +55,7 @@ impl RawEvents {
         if events.is_empty() {
             return Ok(());
         }
-        let text = |get: fn(&Counted) -> Option<&str>| events.iter().map(|counted| get(counted)).collect::<Vec<_>>();
+        let seen: Vec<EventRef<'_>> = events.iter().map(|counted| counted.event()).collect();
         sqlx::query(
             "INSERT INTO raw_events (generation, project, append_time, kafka_partition, kafka_offset, event_id,
                  event_type, event_action, user_id, session_id, occurred_at, received_at, properties)
@@ -70,14 +71,14 @@ impl RawEvents {
         .bind(events.iter().map(|counted| appended(counted)).collect::<Vec<_>>())
         .bind(events.iter().map(|counted| counted.origin.partition).collect::<Vec<_>>())
         .bind(events.iter().map(|counted| counted.origin.offset).collect::<Vec<_>>())
-        .bind(text(|counted| Some(counted.event().event_id)))
-        .bind(text(|counted| Some(counted.event().event_type)))
-        .bind(text(|counted| counted.event().event_action))
-        .bind(text(|counted| counted.event().user_id))
-        .bind(text(|counted| counted.event().session_id))
-        .bind(events.iter().map(|counted| utc(counted.event().timestamp)).collect::<Vec<_>>())
-        .bind(events.iter().map(|counted| counted.event().received_at.map(utc)).collect::<Vec<_>>())
-        .bind(events.iter().map(|counted| counted.event().properties.map(storable)).collect::<Vec<_>>())
+        .bind(seen.iter().map(|event| event.event_id).collect::<Vec<_>>())
+        .bind(seen.iter().map(|event| event.event_type).collect::<Vec<_>>())
+        .bind(seen.iter().map(|event| event.event_action).collect::<Vec<_>>())
+        .bind(seen.iter().map(|event| event.user_id).collect::<Vec<_>>())
+        .bind(seen.iter().map(|event| event.session_id).collect::<Vec<_>>())
+        .bind(seen.iter().map(|event| utc(event.timestamp)).collect::<Vec<_>>())
+        .bind(seen.iter().map(|event| event.received_at.map(utc)).collect::<Vec<_>>())
+        .bind(seen.iter().map(|event| event.properties.map(storable)).collect::<Vec<_>>())
         .execute(tx)
         .await?;
         Ok(())

@@ -119,11 +119,12 @@ async fn unknown<'a>(
     .fetch_all(tx)
     .await?;
     places.sort_unstable();
+    let mut places = places.into_iter().peekable();
     let mut unknown = Vec::with_capacity(places.len());
     let mut known = known.lock().expect("no holder panics");
     let known = known.of(history);
     for ((user, at), n) in users.into_iter().zip(1..) {
-        if places.binary_search(&n).is_ok() {
+        if places.next_if_eq(&n).is_some() {
             unknown.push((user, at));
         } else {
             known.note(generation, user, at);
