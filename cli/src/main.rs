@@ -11,6 +11,7 @@ mod keys;
 mod lag;
 mod limits;
 mod loadgen;
+mod memory;
 mod migrate;
 mod output;
 mod position;
@@ -38,10 +39,6 @@ use crate::consent::Declined;
 use crate::output::{Output, told};
 use crate::services::Service;
 use crate::topics::Differs;
-
-/// The services' memory stays flat under load with it, and small allocations cost half.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// What operators' commands log: their errors are told in one line, clients' chatter is not needed.
 const OPERATOR_LOG: &str = "error,rdkafka=off,librdkafka=off";

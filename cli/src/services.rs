@@ -9,6 +9,7 @@ use tidemill_common::telemetry::{self, start_logging};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::memory;
 use crate::signals::Signals;
 
 /// What the services' help says of signals and settings.
@@ -88,7 +89,10 @@ async fn start(
     let (section, connections) = (service.name(), settings.connections());
     match service {
         Service::Ingest => tidemill_ingest::run(settings.section(section)?, connections, listener, shutdown).await,
-        Service::Stream => tidemill_stream::run(settings.section(section)?, connections, listener, shutdown).await,
+        Service::Stream => {
+            memory::keep();
+            tidemill_stream::run(settings.section(section)?, connections, listener, shutdown).await
+        }
         Service::Archiver => tidemill_archiver::run(settings.section(section)?, connections, listener, shutdown).await,
         Service::Query => tidemill_query::run(settings.section(section)?, connections, listener, shutdown).await,
     }

@@ -70,13 +70,11 @@ impl Encoder {
         value
     }
 
-    /// The framed value of an event in the envelope's layout, with room for `more` bytes behind it.
-    pub fn frame(&self, datum: &[u8], more: usize) -> Vec<u8> {
-        let mut value = Vec::with_capacity(FRAME + datum.len() + more);
-        value.push(0);
-        value.extend_from_slice(&self.id.to_be_bytes());
-        value.extend_from_slice(datum);
-        value
+    /// Appends the framed value of an event in the envelope's layout.
+    pub fn frame_into(&self, datum: &[u8], out: &mut Vec<u8>) {
+        out.push(0);
+        out.extend_from_slice(&self.id.to_be_bytes());
+        out.extend_from_slice(datum);
     }
 
     /// Appends the framed value of an event.

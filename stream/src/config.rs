@@ -18,6 +18,8 @@ pub struct Config {
     pub topics: String,
     /// Most records in a batch. One takes what came while the one before was applied.
     pub batch_size: usize,
+    /// So many bytes of them make it full, too; a record more may come.
+    pub batch_bytes: usize,
     /// How long a batch waits for more while nothing else is applied, in milliseconds.
     pub batch_wait_ms: u64,
     /// After this long without a heartbeat Kafka gives a worker's partitions to others, in milliseconds.
@@ -88,7 +90,8 @@ impl Default for Config {
         Self {
             group: STREAM_GROUP.to_owned(),
             topics: EVENT_TOPICS.to_owned(),
-            batch_size: 50_000,
+            batch_size: 100_000,
+            batch_bytes: 48 * 1024 * 1024,
             batch_wait_ms: 100,
             session_timeout_ms: 10_000,
             unknown_schema_wait_ms: 60_000,

@@ -38,13 +38,24 @@ pub const TIME: &str = "time";
 /// Headers of where a record first stood.
 const SOURCE: [&str; 3] = [SOURCE_PARTITION, SOURCE_OFFSET, SOURCE_APPEND_TIME];
 
-/// A record to send, owning its bytes.
+/// Records to send. Their keys and values stand one behind the other, since there are many of them.
+#[derive(Debug, Default)]
+pub struct Emissions {
+    list: Vec<Emission>,
+    bytes: Vec<u8>,
+}
+
+/// Where a record to send stands, and what is not bytes of it.
 #[derive(Debug)]
-pub struct Emission {
+struct Emission {
     topic: Arc<str>,
     partition: i32,
-    key: Option<Vec<u8>>,
-    value: Vec<u8>,
+    /// Its key begins here, if it has one,
+    key: Option<usize>,
+    /// its value here,
+    value: usize,
+    /// and it ends here.
+    end: usize,
     /// Where the record first stood, which its first headers say.
     first: Option<Origin>,
     headers: Vec<(&'static str, String)>,
@@ -69,29 +80,27 @@ impl Emitter {
         record: &Record,
         event: &Decoded<'_>,
         traits: &Traits,
-    ) -> Result<Emission, RegistryError> {
+        emissions: &mut Emissions,
+    ) -> Result<(), RegistryError> {
         if !self.known.contains_key(&project.id) {
             let topic = processed_topic(&project.id);
             let id = self.registry.register(&format!("{topic}-value"), PROCESSED_SCHEMA).await?;
             self.known.insert(project.id.clone(), (topic.into(), Encoder::new(id)));
         }
         let (topic, encoder) = &self.known[&project.id];
-        Ok(Emission {
-            topic: Arc::clone(topic),
-            partition: record.partition % project.partitions,
-            key: Some(event.event().event_id.as_bytes().to_vec()),
-            value: encode(encoder, event, traits),
-            first: Some(record.into()),
-            headers: Vec::new(),
-        })
+        let (key, partition) = (event.event().event_id.as_bytes(), record.partition % project.partitions);
+        emissions.add(Arc::clone(topic), partition, Some(key), Some(record.into()), Vec::new(), |value| {
+            encode(encoder, event, traits, value);
+        });
+        Ok(())
     }
 }
 
-/// The framed value under [`PROCESSED_SCHEMA`]: the event as it came, and behind it what was found out.
-fn encode(encoder: &Encoder, event: &Decoded<'_>, traits: &Traits) -> Vec<u8> {
+/// Appends the framed value under [`PROCESSED_SCHEMA`]: the event as it came, and behind it what was found out.
+fn encode(encoder: &Encoder, event: &Decoded<'_>, traits: &Traits, value: &mut Vec<u8>) {
     let country = traits.country.as_ref().map(|country| country.as_str());
     let names = [traits.device.map(|device| device.as_str()), traits.source.map(|source| source.as_str()), country];
-    let mut value = encoder.frame(&event.datum(), names.iter().map(|name| 2 + name.map_or(0, str::len)).sum());
+    encoder.frame_into(&event.datum(), value);
     for name in names {
         let Some(name) = name else {
             value.push(0); // the union's branch: null
@@ -101,12 +110,11 @@ fn encode(encoder: &Encoder, event: &Decoded<'_>, traits: &Traits) -> Vec<u8> {
         value.extend([2, (name.len() as u8) << 1]);
         value.extend_from_slice(name.as_bytes());
     }
-    value
 }
 
-/// A stray, sent to where all copies of its eventId meet. One that was sent before keeps its first origin, and one that
+/// Adds a stray, sent to where all copies of its eventId meet. One that was sent before keeps its first origin, and one that
 /// is sent through again stays so.
-pub fn stray(record: &Record, (topic, partition): (String, i32)) -> Emission {
+pub fn stray(record: &Record, (topic, partition): (String, i32), emissions: &mut Emissions) {
     let kept = |name: &'static str| {
         let value = record.header(name)?;
         Some((name, String::from_utf8_lossy(value).into_owned()))
@@ -114,10 +122,10 @@ pub fn stray(record: &Record, (topic, partition): (String, i32)) -> Emission {
     let mut headers: Vec<_> = SOURCE.into_iter().filter_map(kept).collect();
     let first = headers.is_empty().then(|| record.into());
     headers.extend(kept(REDRIVE_OF));
-    Emission { topic: topic.into(), partition, key: record.key.clone(), value: record.value.clone(), first, headers }
+    emissions.copy(topic, partition, (record.key.as_deref(), &record.value), first, headers);
 }
 
-/// A dead letter: the record as it came (but for one that is too large), with why, when, how often and from where: it
+/// Adds a dead letter: the record as it came (but for one that is too large), with why, when, how often and from where: it
 /// was refused `first` there.
 pub fn dead_letter(
     project: &Project,
@@ -126,7 +134,8 @@ pub fn dead_letter(
     attempts: i32,
     rejection: &Rejection,
     now: DateTime<Utc>,
-) -> Emission {
+    emissions: &mut Emissions,
+) {
     let partition = match &record.key {
         Some(key) => home_partition(key, project.dlq_partitions),
         None => record.partition % project.dlq_partitions,
@@ -141,14 +150,73 @@ pub fn dead_letter(
     ];
     // What is too large to be sent on still stands at its origin.
     let fits = rejection.reason != TOO_LARGE;
-    let (key, value) = if fits { (record.key.clone(), record.value.clone()) } else { (None, Vec::new()) };
-    Emission { topic: dlq_topic(&project.id).into(), partition, key, value, first: Some(first), headers }
+    let bytes = if fits { (record.key.as_deref(), &*record.value) } else { (None, [].as_slice()) };
+    emissions.copy(dlq_topic(&project.id), partition, bytes, Some(first), headers);
+}
+
+impl Emissions {
+    /// As many as these: so there is room for what comes next.
+    pub fn room_for_as_many(&self) -> Self {
+        Self { list: Vec::with_capacity(self.list.len()), bytes: Vec::with_capacity(self.bytes.len()) }
+    }
+
+    fn add(
+        &mut self,
+        topic: Arc<str>,
+        partition: i32,
+        key: Option<&[u8]>,
+        first: Option<Origin>,
+        headers: Vec<(&'static str, String)>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) {
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(key.unwrap_or_default());
+        let value = self.bytes.len();
+        write(&mut self.bytes);
+        let (key, end) = (key.map(|_| start), self.bytes.len());
+        self.list.push(Emission { topic, partition, key, value, end, first, headers });
+    }
+
+    fn copy(
+        &mut self,
+        topic: String,
+        partition: i32,
+        (key, value): (Option<&[u8]>, &[u8]),
+        first: Option<Origin>,
+        headers: Vec<(&'static str, String)>,
+    ) {
+        self.add(topic.into(), partition, key, first, headers, |bytes| bytes.extend_from_slice(value));
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.list.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Forgets all but the first so many.
+    pub fn truncate(&mut self, len: usize) {
+        self.list.truncate(len);
+        self.bytes.truncate(self.list.last().map_or(0, |last| last.end));
+    }
+
+    /// Sends them all.
+    pub async fn send(&self, producer: &Producer, sending: &mut Sending) -> Result<(), KafkaError> {
+        for emission in &self.list {
+            emission.send(&self.bytes, producer, sending).await?;
+        }
+        Ok(())
+    }
 }
 
 impl Emission {
-    /// Sends it.
-    pub async fn send(self, producer: &Producer, sending: &mut Sending) -> Result<(), KafkaError> {
-        let Self { topic, partition, key, value, first, headers: others } = &self;
+    async fn send(&self, bytes: &[u8], producer: &Producer, sending: &mut Sending) -> Result<(), KafkaError> {
+        let Self { topic, partition, key, value, end, first, headers: others } = self;
+        let (key, value) = (key.map(|start| &bytes[start..*value]), &bytes[*value..*end]);
         let first = first.map(|Origin { partition, offset, append_ms }| [partition.into(), offset, append_ms]);
         let mut texts = [itoa::Buffer::new(); 3];
         let mut headers = Vec::with_capacity(SOURCE.len() + others.len());
@@ -156,7 +224,7 @@ impl Emission {
             headers.push((name, text.format::<i64>(number)));
         }
         headers.extend(others.iter().map(|(name, value)| (*name, &**value)));
-        sending.add(producer, &Outgoing { topic, partition: *partition, key: key.as_deref(), value, headers }).await
+        sending.add(producer, &Outgoing { topic, partition: *partition, key, value, headers }).await
     }
 }
 
@@ -201,7 +269,8 @@ mod tests {
         };
         for (traits, names) in [(some, [Some("bot"), Some("campaign"), Some("NL")]), (Traits::default(), [None; 3])] {
             let event = event();
-            let value = encode(&Encoder::new(7), &Decoded::Other(event.clone()), &traits);
+            let mut value = Vec::new();
+            encode(&Encoder::new(7), &Decoded::Other(event.clone()), &traits, &mut value);
             let mut datum = &value[5..];
             let reader = GenericDatumReader::builder(&schema).build().expect("a reader");
             let read: Processed = reader.read_deser(&mut datum).expect("readable");

@@ -5,20 +5,24 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::DateTime;
+use chrono::{DateTime, Utc};
 use tidemill_common::failpoint::hit;
-use tidemill_common::kafka::{Record, TopicPartition};
+use tidemill_common::kafka::{Record, TopicPartition, size};
 
+use crate::config::Config;
 use crate::ledger::Advance;
 use crate::live::Live;
 use crate::outbox::{Closed, Judged, Outbox, Post};
 use crate::sort::{Sorted, Sorter, Transient};
 use crate::state::State;
-use crate::store::{Batch, Counted};
+use crate::store::{BEHIND, Batch, Counted};
 
 /// So many records that are to be sent on go together, or what has come within this time: each parcel costs a question.
 const PARCEL: usize = 1_000;
 const PARCEL_TIME: Duration = Duration::from_millis(20);
+
+/// What is behind waits so long for a full batch, while there is more to read: it takes much less for an event.
+const CATCHING_UP: Duration = Duration::from_secs(1);
 
 /// What has come since the last batch was closed.
 #[derive(Default)]
@@ -31,7 +35,9 @@ pub struct Filling {
     steps: BTreeMap<TopicPartition, Advance>,
     held: Vec<TopicPartition>,
     records: usize,
+    bytes: usize,
     since: Option<Instant>,
+    newest_ms: i64,
     /// The emptied list of a batch before, for the next one: it is large.
     spare: Vec<Counted>,
 }
@@ -69,7 +75,8 @@ impl Filling {
         self.judged.insert((Arc::clone(&live.project_id), live.layout.version));
         let waiting = self.sorted.emissions.len();
         if waiting >= PARCEL || (waiting > 0 && self.posted.is_none_or(|at| at.elapsed() >= PARCEL_TIME)) {
-            let emissions = std::mem::take(&mut self.sorted.emissions);
+            let next = self.sorted.emissions.room_for_as_many();
+            let emissions = std::mem::replace(&mut self.sorted.emissions, next);
             self.outbox.get_or_insert_with(|| post.outbox()).add(emissions, self.judged.clone());
             self.posted = Some(Instant::now());
         }
@@ -80,6 +87,8 @@ impl Filling {
         if let Some(last) = records[..taken].last() {
             self.step(at, live, last);
             self.records += taken;
+            self.bytes += size(&records[..taken]);
+            self.newest_ms = self.newest_ms.max(last.append_ms);
         }
         Ok(())
     }
@@ -103,14 +112,16 @@ impl Filling {
         !self.sorted.redrives.is_empty()
     }
 
-    /// Whether it holds this many records.
-    pub fn full(&self, size: usize) -> bool {
-        self.records >= size
+    /// Whether it holds as much as a batch may.
+    pub fn full(&self, config: &Config) -> bool {
+        self.records >= config.batch_size || self.bytes >= config.batch_bytes
     }
 
     /// When it has waited long enough; none while it is empty.
-    pub fn due(&self, wait: Duration) -> Option<Instant> {
-        self.since.map(|since| since + wait)
+    pub fn due(&self, config: &Config, now: DateTime<Utc>) -> Option<Instant> {
+        let wait = config.batch_wait();
+        let behind = DateTime::from_timestamp_millis(self.newest_ms).is_some_and(|newest| newest < now - BEHIND);
+        self.since.map(|since| since + if behind { wait.max(CATCHING_UP) } else { wait })
     }
 
     /// Takes back what a batch was in.
@@ -133,5 +144,33 @@ impl Filling {
         };
         let steps = steps.into_iter().map(with_projected).collect();
         Filled { outbox: outbox.close(), batch: Batch { steps, events, dead_letters, redrives }, copies, strays, held }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_is_full_of_records_or_of_their_bytes() {
+        let config = Config { batch_size: 3, batch_bytes: 100, ..Config::default() };
+        let full = |records, bytes| Filling { records, bytes, ..Filling::default() }.full(&config);
+        assert_eq!([full(2, 99), full(3, 3), full(1, 100)], [false, true, true]);
+    }
+
+    #[test]
+    fn what_is_behind_waits_for_more() {
+        let config = Config { batch_wait_ms: 100, ..Config::default() };
+        let (since, now) = (Instant::now(), Utc::now());
+        let waits = |age_ms: i64, config: &Config| {
+            let newest_ms = now.timestamp_millis() - age_ms;
+            let filling = Filling { since: Some(since), newest_ms, ..Filling::default() };
+            filling.due(config, now).map(|due| due - since)
+        };
+        assert_eq!(waits(4_000, &config), Some(Duration::from_millis(100)));
+        assert_eq!(waits(6_000, &config), Some(CATCHING_UP));
+        let patient = Config { batch_wait_ms: 3_000, ..config };
+        assert_eq!(waits(6_000, &patient), Some(Duration::from_secs(3)), "never for less than it is told to");
+        assert_eq!(Filling::default().due(&patient, now), None);
     }
 }

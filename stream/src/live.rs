@@ -20,7 +20,7 @@ use crate::fold::rollups::Changes;
 use crate::ledger::{self, Place, Position};
 use crate::metric::{Definitions, Subject};
 use crate::project::list;
-use crate::properties::LazyFields;
+use crate::properties::Fields;
 use crate::session_key;
 use crate::sort::Transient;
 use crate::store::{self, Touched};
@@ -262,12 +262,15 @@ impl Preparer {
         let (filler, shutdown) = (self.filler.clone(), self.shutdown.clone());
         let definitions = self.definitions.current().await?;
         let read = move || {
-            let mut touched = Touched::default();
+            let (mut touched, mut fields) = (Touched::default(), Fields::default());
             // Only which windows change is of interest here, so one generation stands for all.
             let (mut changes, mut guard) = (Changes::new(0, Arc::clone(&definitions)), Guard::default());
             let stores = filler.fill(fills, &shutdown, |record, event| {
                 let Some(project) = project_of(&record.topic) else { return };
-                changes.count_event(project, Subject::new(*event, &LazyFields::default()), &mut guard);
+                let text = event.properties.unwrap_or_default();
+                fields.clear();
+                fields.add(text);
+                changes.count_event(project, Subject::new(*event, fields.of(text)), &mut guard);
                 let key = |id: &str| (project.to_owned(), id.to_owned());
                 let session = session_key::of(event).map(|key| (project.to_owned(), key.into_owned()));
                 if CART_EVENTS.contains(&event.event_type) {

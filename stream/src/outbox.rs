@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::apply::{COMMIT, within};
-use crate::emit::Emission;
+use crate::emit::Emissions;
 use crate::sort::Transient;
 
 /// Projects, and the layouts that records were judged by.
@@ -32,7 +32,7 @@ pub struct Post {
 
 /// A batch's. Dropping it ends the sending.
 pub struct Outbox {
-    parcels: mpsc::UnboundedSender<(Vec<Emission>, Judged)>,
+    parcels: mpsc::UnboundedSender<(Emissions, Judged)>,
     task: AbortOnDropHandle<Result<bool, Transient>>,
 }
 
@@ -46,15 +46,13 @@ impl Post {
         Outbox { parcels, task: AbortOnDropHandle::new(tokio::spawn(self.clone().send(received))) }
     }
 
-    async fn send(self, mut parcels: mpsc::UnboundedReceiver<(Vec<Emission>, Judged)>) -> Result<bool, Transient> {
+    async fn send(self, mut parcels: mpsc::UnboundedReceiver<(Emissions, Judged)>) -> Result<bool, Transient> {
         let mut sending = Sending::default();
         while let Some((emissions, judged)) = parcels.recv().await {
             if !self.holds(&judged).await? {
                 return Ok(false);
             }
-            for emission in emissions {
-                emission.send(&self.producer, &mut sending).await?;
-            }
+            emissions.send(&self.producer, &mut sending).await?;
         }
         sending.done().await?;
         Ok(true)
@@ -72,7 +70,7 @@ impl Post {
 
 impl Outbox {
     /// Sends these once all that was judged so far is known to be judged by the layouts that hold.
-    pub fn add(&self, emissions: Vec<Emission>, judged: Judged) {
+    pub fn add(&self, emissions: Emissions, judged: Judged) {
         // Where the task has ended, it says why in the end.
         let _ = self.parcels.send((emissions, judged));
     }

@@ -4,34 +4,36 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
-use std::sync::OnceLock;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use crate::decimal::Decimal;
 
-/// Where the fields of a JSON object stand in its text. It owns nothing of the text, so that it can be kept
-/// beside it.
+/// Where the fields of JSON objects stand, each in its object's text. They own nothing of the texts, so that they can be
+/// kept beside them.
 #[derive(Debug, Clone, Default)]
-pub struct Fields(Vec<(Name, Range<u32>)>);
-
-#[derive(Debug, Clone)]
-enum Name {
-    Plain(Range<u32>),
-    /// Written with escapes.
-    Unescaped(Box<str>),
+pub struct Fields {
+    list: Vec<Field>,
+    /// Names that are written with escapes, without them.
+    unescaped: String,
 }
 
-/// The fields of an event's properties, read when somebody first asks, and only then.
-#[derive(Debug, Clone, Default)]
-pub struct LazyFields(OnceLock<Fields>);
+/// Where a field stands in a text; a name behind the text's end stands among the unescaped ones.
+#[derive(Debug, Clone, Copy)]
+struct Field {
+    name: u32,
+    name_length: u32,
+    value: u32,
+    value_length: u32,
+}
 
 /// The properties of an event.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct Properties<'a, 'f> {
     text: &'a str,
-    fields: &'f Fields,
+    fields: &'f [Field],
+    unescaped: &'f str,
 }
 
 /// A JSON value as it is written.
@@ -39,27 +41,39 @@ pub struct Properties<'a, 'f> {
 pub struct Json<'a>(&'a str);
 
 impl Fields {
-    /// Reads an object. What is none has no fields.
+    /// Those of one object.
     pub fn read(text: &str) -> Self {
         let mut fields = Self::default();
-        let mut json = serde_json::Deserializer::from_str(text);
-        if u32::try_from(text.len()).is_err() || json.deserialize_map(Reader { text, fields: &mut fields }).is_err() {
-            return Self::default();
-        }
+        fields.add(text);
         fields
+    }
+
+    /// Reads one more object; gives the places of its fields among all of them. What is none has no fields.
+    pub fn add(&mut self, text: &str) -> Range<u32> {
+        let (start, names) = (self.list.len(), self.unescaped.len());
+        let mut json = serde_json::Deserializer::from_str(text);
+        let short = u32::try_from(2 * text.len() + names).is_ok(); // names without escapes are no longer than with them
+        if !short || json.deserialize_map(Reader { text, fields: self }).is_err() {
+            self.list.truncate(start);
+            self.unescaped.truncate(names);
+        }
+        start as u32..self.list.len() as u32
     }
 
     /// With the text that they were read from.
     pub fn of<'a>(&self, text: &'a str) -> Properties<'a, '_> {
-        Properties { text, fields: self }
+        self.part(0..self.list.len() as u32, text)
     }
-}
 
-impl LazyFields {
-    /// With the properties that these are kept beside.
-    pub fn of<'a>(&self, properties: Option<&'a str>) -> Properties<'a, '_> {
-        let text = properties.unwrap_or_default();
-        self.0.get_or_init(|| Fields::read(text)).of(text)
+    /// Those of one of the objects, with its text.
+    pub fn part<'a>(&self, at: Range<u32>, text: &'a str) -> Properties<'a, '_> {
+        Properties { text, fields: &self.list[at.start as usize..at.end as usize], unescaped: &self.unescaped }
+    }
+
+    /// None again; their room is kept.
+    pub fn clear(&mut self) {
+        self.list.clear();
+        self.unescaped.clear();
     }
 }
 
@@ -74,17 +88,21 @@ impl<'a> Properties<'a, '_> {
     }
 
     fn field(&self, name: &str) -> Option<Json<'a>> {
-        let is = |field: &Name| match field {
-            Name::Plain(at) => self.slice(at) == name,
-            Name::Unescaped(text) => **text == *name,
-        };
-        let (_, value) = self.fields.0.iter().rev().find(|(field, _)| is(field))?;
-        Some(Json(self.slice(value)))
+        let is = |field: &&Field| field.name_length as usize == name.len() && self.name(field) == name;
+        let field = self.fields.iter().rev().find(is)?;
+        Some(Json(slice(self.text, field.value, field.value_length)))
     }
 
-    fn slice(&self, at: &Range<u32>) -> &'a str {
-        &self.text[at.start as usize..at.end as usize]
+    fn name(&self, field: &Field) -> &str {
+        match field.name.checked_sub(self.text.len() as u32) {
+            None => slice(self.text, field.name, field.name_length),
+            Some(start) => slice(self.unescaped, start, field.name_length),
+        }
     }
+}
+
+fn slice(text: &str, start: u32, length: u32) -> &str {
+    &text[start as usize..(start + length) as usize]
 }
 
 impl<'a> Json<'a> {
@@ -151,14 +169,6 @@ struct Reader<'f, 't> {
     fields: &'f mut Fields,
 }
 
-impl Reader<'_, '_> {
-    /// Where a part of the text stands in it.
-    fn place(&self, part: &str) -> Range<u32> {
-        let start = (part.as_ptr() as usize - self.text.as_ptr() as usize) as u32;
-        start..start + part.len() as u32
-    }
-}
-
 impl<'de> Visitor<'de> for Reader<'_, 'de> {
     type Value = ();
 
@@ -167,13 +177,18 @@ impl<'de> Visitor<'de> for Reader<'_, 'de> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
-        while let Some((key, value)) = map.next_entry::<Key<'de>, &'de RawValue>()? {
-            let name = match key.0 {
-                Cow::Borrowed(name) => Name::Plain(self.place(name)),
-                Cow::Owned(name) => Name::Unescaped(name.into()),
+        let Self { text, fields: Fields { list, unescaped } } = self;
+        let place = |part: &str| (part.as_ptr() as usize - text.as_ptr() as usize) as u32;
+        while let Some((Key(name), value)) = map.next_entry::<Key<'de>, &'de RawValue>()? {
+            let start = match &name {
+                Cow::Borrowed(name) => place(name),
+                Cow::Owned(name) => {
+                    unescaped.push_str(name);
+                    (text.len() + unescaped.len() - name.len()) as u32
+                }
             };
-            let value = self.place(value.get());
-            self.fields.0.push((name, value));
+            let (value, value_length) = (place(value.get()), value.get().len() as u32);
+            list.push(Field { name: start, name_length: name.len() as u32, value, value_length });
         }
         Ok(())
     }
@@ -221,6 +236,25 @@ mod tests {
         assert_eq!(get(json, "c"), None);
         assert_eq!(get("[1]", "a"), None);
         assert_eq!(get("{\"a\":", "a"), None);
+    }
+
+    #[test]
+    fn fields_of_several_objects_stand_together() {
+        let texts =
+            [r#"{"\u0061": 1, "b": 2}"#, "nothing", r#"{"\u0062": 3, "a": 4, "\u00e4": 5}"#, r#"{"\u0063": 6, "d""#];
+        let mut fields = Fields::default();
+        let places = texts.map(|text| fields.add(text));
+        for name in ["a", "b", "c", "d", "ä"] {
+            for (text, at) in texts.iter().zip(&places) {
+                assert_eq!(
+                    fields.part(at.clone(), text).get(name),
+                    Fields::read(text).of(text).get(name),
+                    "{name} in {text}"
+                );
+            }
+        }
+        assert_eq!(fields.part(places[2].clone(), texts[2]).get("b"), Some(Json("3")));
+        assert!(places[3].is_empty(), "half an object is none");
     }
 
     #[test]

@@ -8,7 +8,6 @@ use chrono::{DateTime, Utc};
 use rdkafka::error::KafkaError;
 use tidemill_common::codec::{DecodeError, Decoder, schema_id};
 use tidemill_common::dead_letters::digest;
-use tidemill_common::event::EventRef;
 use tidemill_common::failpoint::{Injected, existed};
 use tidemill_common::home::Layout;
 use tidemill_common::kafka::Record;
@@ -17,13 +16,14 @@ use tidemill_common::registry::RegistryError;
 use tidemill_common::seen::{FillError, SeenError, fingerprint};
 use tidemill_common::verdict::{Rejection, Verdict, fits, judge};
 
-use crate::emit::{self, Emission, Emitter};
+use crate::emit::{self, Emissions, Emitter};
 use crate::enrich::Enricher;
 use crate::hot::Mixes;
+use crate::kept::Keeping;
 use crate::letters::{Letter, Letters, Redriven};
 use crate::live::Live;
 use crate::poison::{Limit, Poison};
-use crate::store::{Counted, DeadLetter, Origin, Outcome, Redrive};
+use crate::store::{Counted, DeadLetter, Outcome, Redrive};
 
 /// Pause between two questions for an unknown schema.
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -72,7 +72,7 @@ pub struct Sorted {
     /// What became of records that were sent through again.
     pub redrives: Vec<Redrive>,
     /// What is to be sent on.
-    pub emissions: Vec<Emission>,
+    pub emissions: Emissions,
     /// Copies seen.
     pub copies: u64,
     /// Strays sent home.
@@ -114,6 +114,7 @@ pub struct Sorter {
     decoder: Decoder,
     emitter: Emitter,
     enricher: Enricher,
+    keeping: Keeping,
     unknown_wait: Duration,
     unknown: HashMap<u32, Unknown>,
     mixes: Mixes,
@@ -137,8 +138,8 @@ impl Sorter {
         limit: Limit,
         mixes: Mixes,
     ) -> Self {
-        let (poison, unknown) = (Poison::new(limit), HashMap::new());
-        Self { poison, letters, decoder, emitter, enricher, unknown_wait, unknown, mixes }
+        let (poison, keeping, unknown) = (Poison::new(limit), Keeping::default(), HashMap::new());
+        Self { poison, letters, decoder, emitter, enricher, keeping, unknown_wait, unknown, mixes }
     }
 
     /// Sorts the records of a live partition, in order; gives how many. It stops before a record whose schema is not
@@ -146,7 +147,9 @@ impl Sorter {
     /// others do not.
     pub async fn sort(&mut self, records: &[Record], live: &mut Live, sorted: &mut Sorted) -> Result<usize, Transient> {
         let before = sorted.mark();
+        self.keeping.clear();
         let taken = self.sort_all(records, live, sorted).await?;
+        self.keeping.take(Arc::clone(&live.project_id), live.place.generation, &mut sorted.events);
         let Some(first) = records.first() else { return Ok(0) };
         let refused = &sorted.dead_letters[before.dead_letters..];
         let reason = refused.last().map_or("", |letter| letter.reason);
@@ -194,7 +197,7 @@ impl Sorter {
         live: &mut Live,
         sorted: &mut Sorted,
     ) -> Result<(), Transient> {
-        let Live { place, project, project_id, seen, .. } = live;
+        let Live { project, seen, .. } = live;
         self.mixes.note(record, || if let Verdict::Valid(decoded) = &verdict { Some(decoded.event()) } else { None });
         match verdict {
             Verdict::Valid(decoded) => {
@@ -202,11 +205,9 @@ impl Sorter {
                 let first = seen.sight(fingerprint(event.event_id), record.offset, record.append_ms)?;
                 let counts = first && !existed("existence", event.event_id);
                 if counts {
-                    let counted =
-                        counted(&mut self.enricher, Arc::clone(project_id), place.generation, record.into(), &event);
-                    let processed = self.emitter.processed(project, record, &decoded, &counted.traits).await?;
-                    sorted.emissions.push(processed);
-                    sorted.events.push(counted);
+                    let enricher = &mut self.enricher;
+                    let traits = self.keeping.keep(&event, record.into(), |fields| enricher.traits(&event, fields));
+                    self.emitter.processed(project, record, &decoded, traits, &mut sorted.emissions).await?;
                 } else {
                     sorted.copies += 1;
                 }
@@ -218,7 +219,7 @@ impl Sorter {
             // Its letter waits for it at home.
             Verdict::Stray { home } => {
                 sorted.strays += 1;
-                sorted.emissions.push(emit::stray(record, project.place(home)));
+                emit::stray(record, project.place(home), &mut sorted.emissions);
             }
             Verdict::Rejected(rejection) => self.refuse(record, rejection, letter, live, sorted),
         }
@@ -236,10 +237,10 @@ impl Sorter {
         let Live { place, project, .. } = live;
         if let Some(letter) = letter {
             let (first, attempts) = (letter.first, letter.attempts + 1);
-            sorted.emissions.push(emit::dead_letter(project, record, first, attempts, &rejection, Utc::now()));
+            emit::dead_letter(project, record, first, attempts, &rejection, Utc::now(), &mut sorted.emissions);
             return self.decide(record, letter, Outcome::Refused(rejection), live, sorted);
         }
-        sorted.emissions.push(emit::dead_letter(project, record, record.into(), 1, &rejection, Utc::now()));
+        emit::dead_letter(project, record, record.into(), 1, &rejection, Utc::now(), &mut sorted.emissions);
         sorted.dead_letters.push(DeadLetter {
             project: project.id.clone(),
             topic: events_topic(&project.id),
@@ -298,17 +299,4 @@ impl Sorter {
     fn give_up(&self, id: u32, since: Instant) -> Option<Verdict<'static>> {
         (since.elapsed() >= self.unknown_wait).then(|| Verdict::Rejected(Rejection::unknown_schema(id)))
     }
-}
-
-/// A first sight, with what else it says.
-pub(crate) fn counted(
-    enricher: &mut Enricher,
-    project: impl Into<Arc<str>>,
-    generation: i32,
-    origin: Origin,
-    event: &EventRef<'_>,
-) -> Counted {
-    let mut counted = Counted::new(project, generation, event, origin);
-    counted.traits = enricher.traits(event, &counted.properties());
-    counted
 }

@@ -84,7 +84,7 @@ impl Worker {
         topics.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let shutdown = self.shutdown.clone();
         let ended = loop {
-            let room = !self.filling.full(self.config.batch_size);
+            let room = !self.filling.full(&self.config);
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => break Ok(()),
@@ -92,7 +92,7 @@ impl Worker {
                     Ok(ended) => self.settle(ended).await,
                     Err(error) => break Err(error),
                 },
-                () = at(self.filling.due(self.config.batch_wait())), if self.under_way.is_none() => self.apply(),
+                () = at(self.filling.due(&self.config, Utc::now())), if self.under_way.is_none() => self.apply(),
                 _ = tick.tick() => {
                     self.show_positions();
                     self.state.tick();
@@ -104,7 +104,7 @@ impl Worker {
                     None => break Ok(()),
                 },
             }
-            if self.filling.full(self.config.batch_size) {
+            if self.filling.full(&self.config) {
                 self.apply();
             }
             self.go_live().await;

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
 
+use bytes::{Bytes, BytesMut};
 use rdkafka::ClientConfig;
 use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::RDKafkaLogLevel;
@@ -38,24 +39,13 @@ const IN_HAND: Duration = Duration::from_secs(3);
 /// A stall this short is waited out, since pausing throws away what the client has fetched ahead.
 const SHORT_STALL: Duration = Duration::from_secs(1);
 
-/// How much may wait for the worker; above it fetching stops until half of it is gone.
-#[derive(Debug, Clone, Copy)]
-pub struct Room {
-    /// So many records,
-    pub records: usize,
-    /// or bytes of them.
-    pub bytes: usize,
-    /// And so many KiB in Kafka's client, at the most twice.
-    pub client_kib: usize,
-    /// A partition's share of one answer, in bytes. A longer record comes all the same.
-    pub partition_bytes: usize,
-}
-
-impl Default for Room {
-    fn default() -> Self {
-        Self { records: 20_000, bytes: 64 * 1024 * 1024, client_kib: 8_192, partition_bytes: 512 * 1024 }
-    }
-}
+/// So many records may wait for the worker, or so many bytes of them; above, fetching stops until half of it is gone.
+const WAITING: usize = 8_192;
+const WAITING_BYTES: usize = 8 * 1024 * 1024;
+/// And so many KiB in Kafka's client, at the most twice.
+const CLIENT_KIB: usize = 6_144;
+/// A partition's share of one answer, in bytes. A longer record comes all the same.
+const PARTITION_BYTES: usize = 512 * 1024;
 
 /// What the consumer tells its worker.
 #[derive(Debug)]
@@ -89,21 +79,19 @@ pub struct GroupConsumer {
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
+#[derive(Default)]
 struct Queued {
-    room: Room,
     records: AtomicUsize,
     bytes: AtomicUsize,
 }
 
 impl Queued {
     fn full(&self) -> bool {
-        self.records.load(Ordering::Relaxed) >= self.room.records
-            || self.bytes.load(Ordering::Relaxed) >= self.room.bytes
+        self.records.load(Ordering::Relaxed) >= WAITING || self.bytes.load(Ordering::Relaxed) >= WAITING_BYTES
     }
 
     fn half_empty(&self) -> bool {
-        self.records.load(Ordering::Relaxed) < self.room.records / 2
-            && self.bytes.load(Ordering::Relaxed) < self.room.bytes / 2
+        self.records.load(Ordering::Relaxed) < WAITING / 2 && self.bytes.load(Ordering::Relaxed) < WAITING_BYTES / 2
     }
 }
 
@@ -141,27 +129,16 @@ impl Drop for InHand {
 impl GroupConsumer {
     /// Joins `group` for the topics that match the regular expression `topics`.
     pub fn join(kafka: &KafkaConfig, group: &str, topics: &str, session_timeout: Duration) -> KafkaResult<Self> {
-        Self::join_with(kafka, group, topics, session_timeout, Room::default())
-    }
-
-    /// The same with another room.
-    pub fn join_with(
-        kafka: &KafkaConfig,
-        group: &str,
-        topics: &str,
-        session_timeout: Duration,
-        room: Room,
-    ) -> KafkaResult<Self> {
         let (event_sender, events) = mpsc::unbounded_channel();
         let (commands, command_receiver) = std_mpsc::channel();
         let batches = Arc::<Batches>::default();
         let context = Context { events: event_sender, assigned: Mutex::default(), batches: Arc::clone(&batches) };
-        let config = Self::config(kafka, group, session_timeout, room);
+        let config = Self::config(kafka, group, session_timeout);
         let consumer: BaseConsumer<Context> = config.create_with_context(context)?;
         consumer.subscribe(&[topics])?;
         let consumer = Arc::new(consumer);
         look_after(kafka, &consumer, |consumer| consumer.client());
-        let queued = Arc::new(Queued { room, records: AtomicUsize::new(0), bytes: AtomicUsize::new(0) });
+        let queued = Arc::<Queued>::default();
         let poller = Poller {
             consumer,
             commands: command_receiver,
@@ -176,7 +153,7 @@ impl GroupConsumer {
     }
 
     /// Its settings, for a client of the same kind.
-    pub fn config(kafka: &KafkaConfig, group: &str, session_timeout: Duration, room: Room) -> ClientConfig {
+    pub fn config(kafka: &KafkaConfig, group: &str, session_timeout: Duration) -> ClientConfig {
         let mut config = kafka.client();
         config
             .set("group.id", group)
@@ -189,8 +166,8 @@ impl GroupConsumer {
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
             .set("topic.metadata.refresh.interval.ms", super::METADATA.as_millis().to_string())
-            .set("queued.max.messages.kbytes", room.client_kib.to_string())
-            .set("fetch.message.max.bytes", room.partition_bytes.to_string())
+            .set("queued.max.messages.kbytes", CLIENT_KIB.to_string())
+            .set("fetch.message.max.bytes", PARTITION_BYTES.to_string())
             // How long nothing is fetched once that is full. A second, the client's default, is many times what it lasts.
             .set("fetch.queue.backoff.ms", "20")
             // While records come one by one, an answer for each would keep the broker busy.
@@ -347,6 +324,8 @@ impl Poller {
     /// What the client has at once is handed over together, so that the worker is woken once for it.
     fn run(mut self) {
         let mut chunk: Option<Chunk> = None;
+        // Keys and values lie one behind the other; memory for each would cost as much as copying it.
+        let mut bytes = BytesMut::new();
         loop {
             let more = chunk.as_ref().is_some_and(|chunk| chunk.records.len() < CHUNK && chunk.bytes < CHUNK_BYTES);
             if !more {
@@ -357,7 +336,7 @@ impl Poller {
                 self.throttle();
             }
             match self.consumer.poll(if more { Duration::ZERO } else { POLL }) {
-                Some(Ok(message)) => self.collect(&mut chunk, &message),
+                Some(Ok(message)) => self.collect(&mut chunk, &message, &mut bytes),
                 Some(Err(error)) => self.report(error),
                 None => self.hand_over(chunk.take()),
             }
@@ -431,7 +410,7 @@ impl Poller {
         act(&self.consumer, &self.consumer.context().started()).is_ok()
     }
 
-    fn collect(&self, chunk: &mut Option<Chunk>, message: &BorrowedMessage<'_>) {
+    fn collect(&self, chunk: &mut Option<Chunk>, message: &BorrowedMessage<'_>, memory: &mut BytesMut) {
         let of = |at: &TopicPartition| at.partition == message.partition() && *at.topic == *message.topic();
         if !chunk.as_ref().is_some_and(|chunk| of(&chunk.at)) {
             self.hand_over(chunk.take());
@@ -441,7 +420,7 @@ impl Poller {
         if message.offset() >= started.next {
             started.next = message.offset() + 1;
             *bytes += message.payload_len();
-            records.push(Record::new(Arc::clone(&at.topic), message));
+            records.push(Record::of(Arc::clone(&at.topic), message, |bytes| copied(memory, bytes)));
         } // or it was fetched before the partition was started
     }
 
@@ -478,8 +457,14 @@ impl Poller {
     }
 }
 
-fn size(records: &[Record]) -> usize {
-    records.iter().map(|record| record.value.len() + record.key.as_ref().map_or(0, Vec::len)).sum()
+/// Bytes of their keys and values.
+pub fn size(records: &[Record]) -> usize {
+    records.iter().map(|record| record.value.len() + record.key.as_ref().map_or(0, Bytes::len)).sum()
+}
+
+fn copied(into: &mut BytesMut, bytes: &[u8]) -> Bytes {
+    into.extend_from_slice(bytes);
+    into.split().freeze()
 }
 
 fn partitions_of(list: &TopicPartitionList) -> Vec<TopicPartition> {

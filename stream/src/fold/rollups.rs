@@ -140,7 +140,7 @@ impl Changes {
         let change = at.change(of_type.counts.series);
         change.count += 1;
         change.unique.extend(event.user_id.map(UserSketch::coupon));
-        if of_type.is_page || named_page(&subject.properties()).is_some() {
+        if of_type.is_page || named_page(&subject.properties).is_some() {
             let series = plain_series(at.cells, plain, name, metric::PAGE_VIEWS);
             at.change(series).count += 1;
         }

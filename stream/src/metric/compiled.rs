@@ -10,7 +10,7 @@ use tidemill_common::event::EventRef;
 use super::declaration::{Aggregation, Condition, Declaration};
 use super::dimension::{Dimension, together};
 use crate::decimal::Decimal;
-use crate::properties::{Json, LazyFields, Properties, storable};
+use crate::properties::{Json, Properties, storable};
 use crate::window::Granularity;
 
 /// Longest value of a dimension that is kept, in characters.
@@ -40,8 +40,8 @@ pub struct Compiled {
 pub struct Subject<'a> {
     /// The event.
     pub event: EventRef<'a>,
-    /// Where its properties' fields stand.
-    pub fields: &'a LazyFields,
+    /// Its properties.
+    pub properties: Properties<'a, 'a>,
     /// What is known of it beside what it says.
     pub enriched: Enriched<'a>,
 }
@@ -57,13 +57,8 @@ pub struct Enriched<'a> {
 
 impl<'a> Subject<'a> {
     /// An event of which nothing is known but what it says.
-    pub fn new(event: EventRef<'a>, fields: &'a LazyFields) -> Self {
-        Self { event, fields, enriched: Enriched::default() }
-    }
-
-    /// The event's properties.
-    pub fn properties(&self) -> Properties<'a, 'a> {
-        self.fields.of(self.event.properties)
+    pub fn new(event: EventRef<'a>, properties: Properties<'a, 'a>) -> Self {
+        Self { event, properties, enriched: Enriched::default() }
     }
 }
 
@@ -164,7 +159,7 @@ impl Compiled {
     /// What an event of a type that it takes adds, if anything: conditions may not hold, or the field may be
     /// missing or no number.
     pub fn observe<'a>(&self, subject: Subject<'a>) -> Option<Observation<'a>> {
-        if !self.tests.iter().all(|test| test.holds(subject.properties().get(&test.property))) {
+        if !self.tests.iter().all(|test| test.holds(subject.properties.get(&test.property))) {
             return None;
         }
         match self.aggregation() {
@@ -172,7 +167,7 @@ impl Compiled {
             Aggregation::Unique => self.field.text(subject).map(Observation::Text),
             _ => match &self.field {
                 Source::Property(name) | Source::Enriched(_, name) => {
-                    subject.properties().get(name)?.number().map(Observation::Number)
+                    subject.properties.get(name)?.number().map(Observation::Number)
                 }
                 _ => None,
             },
@@ -208,7 +203,7 @@ impl Source {
     }
 
     fn text<'a>(&self, subject: Subject<'a>) -> Option<Cow<'a, str>> {
-        let property = |name: &str| subject.properties().get(name)?.label();
+        let property = |name: &str| subject.properties.get(name)?.label();
         match self {
             Self::Nothing => None,
             Self::EventType => Some(Cow::Borrowed(subject.event.event_type)),
@@ -293,6 +288,7 @@ mod tests {
     use tidemill_common::event::Event;
 
     use super::*;
+    use crate::properties::Fields;
     use serde_json::json;
 
     fn event(properties: &str) -> Event {
@@ -304,9 +300,8 @@ mod tests {
     }
 
     fn observed(metric: &Compiled, properties: &str) -> Option<String> {
-        let event = event(properties);
-        let fields = LazyFields::default();
-        metric.observe(Subject::new(event.as_ref(), &fields)).map(|seen| match seen {
+        let (event, fields) = (event(properties), Fields::read(properties));
+        metric.observe(Subject::new(event.as_ref(), fields.of(properties))).map(|seen| match seen {
             Observation::Event => "event".to_owned(),
             Observation::Number(number) => number.to_string(),
             Observation::Text(text) => text.into_owned(),
@@ -352,8 +347,8 @@ mod tests {
     fn labels_can_be_stored() {
         let metric = metric(json!({"name": "a", "dimensions": ["eventType", "plan"]}));
         let label = |dimension: usize, properties: &str| {
-            let (event, fields) = (event(properties), LazyFields::default());
-            metric.label(dimension, Subject::new(event.as_ref(), &fields)).into_owned()
+            let (event, fields) = (event(properties), Fields::read(properties));
+            metric.label(dimension, Subject::new(event.as_ref(), fields.of(properties))).into_owned()
         };
         assert_eq!(label(0, "{}"), "buy");
         assert_eq!(label(1, "{}"), "");
@@ -365,8 +360,9 @@ mod tests {
     #[test]
     fn a_combination_has_all_its_values() {
         let metric = metric(json!({"name": "a", "dimensions": ["plan", ["eventType", "plan", "country"]]}));
-        let (event, fields) = (event(r#"{"plan": "a,b"}"#), LazyFields::default());
-        let subject = Subject::new(event.as_ref(), &fields);
+        let properties = r#"{"plan": "a,b"}"#;
+        let (event, fields) = (event(properties), Fields::read(properties));
+        let subject = Subject::new(event.as_ref(), fields.of(properties));
         assert_eq!((&*metric.label(0, subject), &*metric.label(1, subject)), ("a,b", r#"["buy","a,b",""]"#));
         assert_eq!(&*metric.dimensions[1], "eventType,plan,country");
     }
@@ -374,9 +370,10 @@ mod tests {
     #[test]
     fn what_enrichment_has_found_counts_first() {
         let metric = metric(json!({"name": "a", "dimensions": ["country", "deviceType"]}));
-        let (event, fields) = (event(r#"{"country":"FR","deviceType":"watch"}"#), LazyFields::default());
+        let properties = r#"{"country":"FR","deviceType":"watch"}"#;
+        let (event, fields) = (event(properties), Fields::read(properties));
         let enriched = Enriched { country: Some("DE"), ..Enriched::default() };
-        let subject = Subject { enriched, ..Subject::new(event.as_ref(), &fields) };
+        let subject = Subject { enriched, ..Subject::new(event.as_ref(), fields.of(properties)) };
         assert_eq!((&*metric.label(0, subject), &*metric.label(1, subject)), ("DE", "watch"));
     }
 

@@ -17,8 +17,9 @@ use tokio_util::sync::CancellationToken;
 use super::{Replay, ReplayError};
 use crate::apply::{COMMIT, within};
 use crate::enrich::Enricher;
+use crate::kept::Keeping;
 use crate::ledger::{self, Advance, Place};
-use crate::sort::{Transient, counted};
+use crate::sort::Transient;
 use crate::store::{Batch, Origin, Store};
 
 /// While another worker is at it, and after a failure.
@@ -152,11 +153,12 @@ impl Archive {
         let before = rows
             .into_iter()
             .filter(|(_, origin)| starts.get(&origin.partition).is_some_and(|start| origin.offset < *start));
-        let events = before
-            .map(|(event, origin)| {
-                counted(&mut self.enricher, replay.project.as_str(), replay.generation, origin, &event.as_ref())
-            })
-            .collect();
+        let (mut keeping, mut events) = (Keeping::default(), Vec::new());
+        for (event, origin) in before {
+            let event = event.as_ref();
+            keeping.keep(&event, origin, |properties| self.enricher.traits(&event, properties));
+        }
+        keeping.take(replay.project.as_str().into(), replay.generation, &mut events);
         let batch = Batch { steps: vec![step], events, ..Batch::default() };
         if within(COMMIT, self.store.commit(&batch)).await?.is_none() {
             return Ok(false);

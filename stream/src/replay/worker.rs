@@ -13,7 +13,6 @@ use tidemill_common::failpoint::hit;
 use tidemill_common::http::Health;
 use tidemill_common::kafka::{GroupConsumer, GroupEvent, History, Record, TopicPartition};
 use tidemill_common::postgres;
-use tidemill_common::projects::Project;
 use tidemill_common::registry::Registry;
 use tidemill_common::seen::{Checkpoints, Filler, Limits, SeenStore, SeenStores, fingerprint};
 use tidemill_common::verdict::{Verdict, judge};
@@ -25,9 +24,10 @@ use super::rebuild::Setup;
 use super::{Replay, ReplayError, find};
 use crate::apply::{COMMIT, within};
 use crate::enrich::Enricher;
+use crate::kept::Keeping;
 use crate::ledger::Advance;
 use crate::metric::Definitions;
-use crate::sort::{Transient, counted};
+use crate::sort::Transient;
 use crate::store::{Batch, RawEvents, SHARDS, Shards, Store};
 
 /// While there is nothing to do, and after a failure.
@@ -239,7 +239,8 @@ impl Worker {
     /// What counts of these records. Strays count at home; what is no dead letter and is refused now, since this code
     /// judges otherwise, does not count either.
     async fn sort(&mut self, records: &[Record], stretches: &[Stretch]) -> Result<Batch, ReplayError> {
-        let (mut batch, mut refused, mut newest) = (Batch::default(), 0, HashMap::new());
+        let (mut batch, mut refused) = (Batch::default(), 0);
+        let (mut kept, mut newest) = (HashMap::new(), HashMap::new());
         let stretches: HashMap<&TopicPartition, &Stretch> = stretches.iter().map(|each| (&each.at, each)).collect();
         for record in records {
             let at = record.topic_partition();
@@ -248,21 +249,24 @@ impl Worker {
             if stretch.dead.contains(&record.offset) {
                 continue;
             }
-            let Project { id, dedupe_window_ms, .. } = &*ours.project;
             // An unknown schema is an error here: the live workers knew it.
-            let verdict = judge(&self.log.filler.decoder, record, &ours.layout, *dedupe_window_ms).await;
+            let verdict = judge(&self.log.filler.decoder, record, &ours.layout, ours.project.dedupe_window_ms).await;
             match verdict.map_err(Transient::from)? {
                 Verdict::Valid(decoded) => {
                     let event = decoded.event();
                     let sighted = ours.seen.sight(fingerprint(event.event_id), record.offset, record.append_ms);
                     if sighted.map_err(Transient::from)? {
-                        let generation = ours.place.generation;
-                        batch.events.push(counted(&mut self.enricher, id.as_str(), generation, record.into(), &event));
+                        let keeping = kept.entry(at).or_insert_with(Keeping::default);
+                        keeping.keep(&event, record.into(), |properties| self.enricher.traits(&event, properties));
                     }
                 }
                 Verdict::Stray { .. } => {}
                 Verdict::Rejected(_) => refused += 1,
             }
+        }
+        for (at, mut keeping) in kept {
+            let Some(Ours { project, place, .. }) = self.ours.get(&at) else { continue };
+            keeping.take(project.id.as_str().into(), place.generation, &mut batch.events);
         }
         if refused > 0 {
             tracing::error!(refused, replay = self.replay.id, "records that were counted are refused now");

@@ -25,7 +25,7 @@ pub async fn apply(
         let event = counted.event();
         let Some(session_id) = event.session_id else { continue };
         let Some(change) = CartEvent::of(&event, &counted.properties()) else { continue };
-        changes.push((&*counted.project, session_key::of_session(session_id), change));
+        changes.push((&**counted.project(), session_key::of_session(session_id), change));
     }
     if changes.is_empty() {
         return Ok(());

@@ -19,11 +19,11 @@ use std::sync::{Arc, Mutex};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgPool;
-use tidemill_common::event::EventRef;
 use tidemill_common::failpoint::{hit, mutant};
 use tidemill_common::kafka::Record;
 use tidemill_common::names::project_of;
 
+pub use crate::kept::Counted;
 pub use dead_letters::DeadLetter;
 pub use raw_events::RawEvents;
 pub use redrives::{Outcome, Redrive};
@@ -31,19 +31,16 @@ pub use shards::{SHARDS, Shards};
 pub use users::live_sessions;
 
 use self::known::Known;
-use crate::enrich::Traits;
 use crate::fold::guard::Guard;
 use crate::fold::rollups::{Changes, RollupKey};
 use crate::generation;
-use crate::kept::KeptEvent;
 use crate::ledger::{self, Advance, Side};
 use crate::live_session::LiveSession;
-use crate::metric::{self, Definitions, Enriched, Snapshot, Subject};
-use crate::properties::{LazyFields, Properties};
+use crate::metric::{self, Definitions, Snapshot};
 use crate::publish::Publisher;
 
 /// A worker whose newest records have stood in the log for longer is behind.
-const BEHIND: TimeDelta = TimeDelta::seconds(5);
+pub const BEHIND: TimeDelta = TimeDelta::seconds(5);
 
 /// Where a worker's batches go.
 #[derive(Debug)]
@@ -56,23 +53,6 @@ pub struct Store {
     raw_events: Option<RawEvents>,
     publisher: Option<Publisher>,
     side: Side,
-}
-
-/// A first sight, to be counted.
-#[derive(Debug)]
-pub struct Counted {
-    /// Its project.
-    pub project: Arc<str>,
-    /// The generation in which it counts.
-    pub generation: i32,
-    /// The event; see [`Self::event`].
-    pub(crate) kept: KeptEvent,
-    /// Where its properties' fields stand; see [`Self::properties`].
-    fields: LazyFields,
-    /// What else it says.
-    pub traits: Traits,
-    /// Where it stands in the log.
-    pub origin: Origin,
 }
 
 /// A record's place in its project's log.
@@ -89,35 +69,6 @@ pub struct Origin {
 impl From<&Record> for Origin {
     fn from(record: &Record) -> Self {
         Self { partition: record.number_of_partition(), offset: record.offset, append_ms: record.append_ms }
-    }
-}
-
-impl Counted {
-    /// A first sight.
-    pub fn new(project: impl Into<Arc<str>>, generation: i32, event: &EventRef<'_>, origin: Origin) -> Self {
-        let (project, kept) = (project.into(), KeptEvent::new(event));
-        Self { project, generation, kept, fields: LazyFields::default(), traits: Traits::default(), origin }
-    }
-
-    /// The event, without what only enrichment reads.
-    pub fn event(&self) -> EventRef<'_> {
-        self.kept.as_ref()
-    }
-
-    /// The event as metrics see it.
-    pub fn subject(&self) -> Subject<'_> {
-        let Traits { device, source, country, .. } = &self.traits;
-        let enriched = Enriched {
-            device_type: device.map(|device| device.as_str()),
-            traffic_source: source.map(|source| source.as_str()),
-            country: country.as_ref().map(|country| country.as_str()),
-        };
-        Subject { enriched, ..Subject::new(self.event(), &self.fields) }
-    }
-
-    /// The event's properties, which are read once, whoever asks.
-    pub fn properties(&self) -> Properties<'_, '_> {
-        self.fields.of(self.kept.properties())
     }
 }
 
@@ -238,7 +189,7 @@ impl Store {
         let mut changes = Changes::new(generation, Arc::clone(definitions));
         let mut guard = self.guard.lock().expect("no holder panics");
         for counted in events {
-            changes.count_event(&counted.project, counted.subject(), &mut guard);
+            changes.count_event(counted.project(), counted.subject(), &mut guard);
         }
         changes
     }
@@ -253,27 +204,7 @@ fn is_published(key: &RollupKey, definitions: &Snapshot) -> bool {
 fn by_generation(events: &[Counted]) -> std::collections::BTreeMap<i32, Vec<&Counted>> {
     let mut generations = std::collections::BTreeMap::<i32, Vec<&Counted>>::new();
     for counted in events {
-        generations.entry(counted.generation).or_default().push(counted);
+        generations.entry(counted.generation()).or_default().push(counted);
     }
     generations
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::enrich::{Country, Device, Source};
-
-    #[test]
-    fn metrics_see_what_was_found_out() {
-        let event = EventRef { event_id: "e", event_type: "view", ..EventRef::default() };
-        let mut counted = Counted::new("p", 0, &event, Origin::default());
-        let seen = |counted: &Counted| {
-            let Enriched { device_type, traffic_source, country } = counted.subject().enriched;
-            [device_type, traffic_source, country].map(|name| name.map(str::to_owned))
-        };
-        assert_eq!(seen(&counted), [const { None }; 3]);
-        let (device, source) = (Some(Device::Mobile), Some(Source::Paid));
-        counted.traits = Traits { device, source, country: Country::parse("NL"), ..Traits::default() };
-        assert_eq!(seen(&counted), ["mobile", "paid", "NL"].map(|name| Some(name.to_owned())));
-    }
 }

@@ -66,8 +66,8 @@ impl RawEvents {
                   AS e(generation, project, append_time, partition, \"offset\", id, type, action, user_id, session_id,
                        occurred_at, received_at, properties)",
         )
-        .bind(events.iter().map(|counted| counted.generation).collect::<Vec<_>>())
-        .bind(events.iter().map(|counted| &*counted.project).collect::<Vec<_>>())
+        .bind(events.iter().map(|counted| counted.generation()).collect::<Vec<_>>())
+        .bind(events.iter().map(|counted| &**counted.project()).collect::<Vec<_>>())
         .bind(events.iter().map(|counted| appended(counted)).collect::<Vec<_>>())
         .bind(events.iter().map(|counted| counted.origin.partition).collect::<Vec<_>>())
         .bind(events.iter().map(|counted| counted.origin.offset).collect::<Vec<_>>())

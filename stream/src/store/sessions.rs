@@ -171,8 +171,8 @@ fn groups<'a>(events: &[&'a Counted], renewed: &'a [(SessionKey, i64)], changes:
     for counted in events {
         let event = counted.event();
         match session_key::of(&event) {
-            Some(key) => put(&counted.project, key, event.timestamp, Some(counted)),
-            None => alone(&event, &counted.traits, |d| changes.add(&counted.project, d.metric, d.at, d.count, d.sum)),
+            Some(key) => put(counted.project(), key, event.timestamp, Some(counted)),
+            None => alone(&event, &counted.traits, |d| changes.add(counted.project(), d.metric, d.at, d.count, d.sum)),
         }
     }
     for ((project, key), moment) in renewed {

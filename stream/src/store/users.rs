@@ -88,8 +88,8 @@ pub async fn apply<'a>(
 fn earliest<'a>(events: &[&'a Counted]) -> Vec<(User<'a>, i64)> {
     let mut earliest = BatchMap::<User<'a>, i64>::default();
     for counted in events {
-        let (Some(user_id), at) = (counted.kept.user_id(), counted.kept.timestamp()) else { continue };
-        earliest.entry((&counted.project, user_id)).and_modify(|first| *first = at.min(*first)).or_insert(at);
+        let (Some(user_id), at) = (counted.user_id(), counted.timestamp()) else { continue };
+        earliest.entry((counted.project(), user_id)).and_modify(|first| *first = at.min(*first)).or_insert(at);
     }
     earliest.into_iter().collect()
 }
