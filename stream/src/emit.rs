@@ -1,7 +1,6 @@
 //! What the stream sends on: strays to their home partition, first sights to the processed topic, and what
 //! is no event to the dead letters. All of it may be sent again after a crash; readers tell by the headers.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -17,6 +16,7 @@ use tidemill_common::verdict::{Rejection, TOO_LARGE};
 pub use tidemill_common::verdict::{SOURCE_APPEND_TIME, SOURCE_OFFSET, SOURCE_PARTITION};
 
 use crate::enrich::Traits;
+use crate::quick_map::QuickMap;
 use crate::store::Origin;
 
 /// The schema of the processed topics, as it is registered: the event's, and behind it what was found out.
@@ -64,13 +64,13 @@ struct Emission {
 /// Makes records of the processed topics; knows them and their schema ids.
 pub struct Emitter {
     registry: Registry,
-    known: HashMap<String, (Arc<str>, Encoder)>,
+    known: QuickMap<String, (Arc<str>, Encoder)>,
 }
 
 impl Emitter {
     /// An emitter that has sent nothing.
     pub fn new(registry: Registry) -> Self {
-        Self { registry, known: HashMap::new() }
+        Self { registry, known: QuickMap::default() }
     }
 
     /// A first sight for the processed topic, which has as many partitions as the project's own, in the one of its number.

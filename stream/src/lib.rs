@@ -1,7 +1,6 @@
 //! The stream worker: a consumer group that turns the log into sessions and metrics, exactly once in effect.
 
 mod apply;
-mod batch_map;
 pub mod cache;
 mod config;
 pub mod decimal;
@@ -28,6 +27,7 @@ mod poison;
 mod project;
 pub mod properties;
 pub mod publish;
+mod quick_map;
 pub mod replay;
 pub mod session_key;
 pub mod sketch;

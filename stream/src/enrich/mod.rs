@@ -6,7 +6,7 @@ mod device;
 mod source;
 
 use std::borrow::Borrow;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::hash::Hash;
 use std::net::IpAddr;
 use std::path::Path;
@@ -19,6 +19,7 @@ pub use source::{DIRECT, Source};
 
 use crate::decimal::Decimal;
 use crate::properties::Properties;
+use crate::quick_map::QuickMap;
 use country::Countries;
 
 /// So many user agents, hosts and addresses are remembered.
@@ -43,7 +44,7 @@ pub struct Traits {
 
 /// Finds out. Remembers what it has seen.
 pub struct Enricher {
-    conversions: HashSet<String>,
+    conversions: HashSet<String, ahash::RandomState>,
     countries: Option<Countries>,
     devices: Memory<Box<str>, Device>,
     hosts: Memory<Box<str>, Source>,
@@ -86,11 +87,11 @@ fn revenue(properties: &Properties<'_, '_>) -> Option<Decimal> {
 }
 
 /// Answers by question. When there are too many it begins anew, which costs less than to know which are old.
-struct Memory<K, V>(HashMap<K, V>);
+struct Memory<K, V>(QuickMap<K, V>);
 
 impl<K, V> Default for Memory<K, V> {
     fn default() -> Self {
-        Self(HashMap::new())
+        Self(QuickMap::default())
     }
 }
 

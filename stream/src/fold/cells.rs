@@ -6,9 +6,9 @@
 use std::sync::Arc;
 
 use super::rollups::{RollupKey, Series};
-use crate::batch_map::BatchMap;
 use crate::decimal::Decimal;
 use crate::histogram::Histogram;
+use crate::quick_map::QuickMap;
 use crate::sketch::Coupon;
 use crate::window::Granularity;
 
@@ -33,8 +33,8 @@ pub struct Change {
 #[derive(Debug, Default)]
 pub struct Cells {
     series: Vec<Interned>,
-    numbers: BatchMap<Arc<Series>, u32>,
-    minutes: BatchMap<(u32, i64), Change>,
+    numbers: QuickMap<Arc<Series>, u32>,
+    minutes: QuickMap<(u32, i64), Change>,
 }
 
 #[derive(Debug)]
@@ -64,7 +64,7 @@ impl Cells {
 
     /// The changes of all windows that change, in the order of their rows.
     pub fn roll_up(self) -> Vec<(RollupKey, Change)> {
-        let mut windows = BatchMap::<(u32, Granularity, i64), Change>::default();
+        let mut windows = QuickMap::<(u32, Granularity, i64), Change>::default();
         for ((number, minute), mut change) in self.minutes {
             change.settle();
             let own = &self.series[number as usize];

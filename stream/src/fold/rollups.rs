@@ -6,9 +6,9 @@ use super::cells::Cells;
 pub use super::cells::Change;
 use super::guard::{Guard, Scope};
 use super::sessions::{named_page, views_page};
-use crate::batch_map::BatchMap;
 use crate::decimal::Decimal;
 use crate::metric::{self, Aggregation, Compiled, MAX_VALUES, Observation, Snapshot, Subject};
+use crate::quick_map::QuickMap;
 use crate::sketch::UserSketch;
 use crate::window::Granularity;
 
@@ -53,10 +53,10 @@ struct Project {
     name: Arc<str>,
     /// The series of all events.
     events: u32,
-    types: BatchMap<Box<str>, usize>,
+    types: QuickMap<Box<str>, usize>,
     of_types: Vec<OfType>,
     /// Metrics that are not declared, and without dimensions.
-    plain: BatchMap<&'static str, u32>,
+    plain: QuickMap<&'static str, u32>,
     declared: Vec<Declared>,
 }
 
@@ -72,7 +72,7 @@ struct OfType {
 struct Declared {
     metric: Arc<Compiled>,
     total: u32,
-    dimensions: Vec<BatchMap<Box<str>, Placed>>,
+    dimensions: Vec<QuickMap<Box<str>, Placed>>,
 }
 
 /// Where a dimension's value counts, by day: under its own name or with the others.
@@ -177,7 +177,7 @@ impl Changes {
         let declared = |metric: &Arc<Compiled>| {
             let series = Series { aggregation: metric.aggregation(), ..Series::new(&name, &metric.name, "", "") };
             let total = cells.intern(series, |granularity| metric.keeps(granularity), None);
-            let dimensions = metric.dimensions.iter().map(|_| BatchMap::default()).collect();
+            let dimensions = metric.dimensions.iter().map(|_| QuickMap::default()).collect();
             Declared { metric: Arc::clone(metric), total, dimensions }
         };
         let declared = self.definitions.project(&name).all().map(declared).collect();
@@ -283,7 +283,7 @@ impl Series {
 
 fn plain_series(
     cells: &mut Cells,
-    plain: &mut BatchMap<&'static str, u32>,
+    plain: &mut QuickMap<&'static str, u32>,
     project: &Arc<str>,
     name: &'static str,
 ) -> u32 {

@@ -9,6 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use crate::fold::rollups::RollupKey;
 use crate::keys;
 use crate::ledger::Place;
+use crate::quick_map::QuickMap;
 use crate::store::Touched;
 
 /// Something that has a copy in Redis.
@@ -60,12 +61,12 @@ pub type Positions = HashMap<Place, i64>;
 #[derive(Default)]
 pub struct Pending {
     /// Each with the first batch that has touched it since it was taken.
-    windows: HashMap<Key, u64>,
-    others: HashMap<Key, u64>,
+    windows: QuickMap<Key, u64>,
+    others: QuickMap<Key, u64>,
     /// What is left of a round; the oldest at the end.
     round: Vec<(Key, u64)>,
     /// What cannot be written for now, since its part of Redis is away. Others pass it.
-    parked: HashMap<Key, u64>,
+    parked: QuickMap<Key, u64>,
     /// Batches that are not all written, oldest first: the number of each, and where it ended.
     batches: VecDeque<(u64, Vec<(Place, i64)>)>,
     next: u64,
@@ -82,7 +83,7 @@ impl Pending {
         self.next += 1;
     }
 
-    fn waiting(&mut self, key: &Key) -> &mut HashMap<Key, u64> {
+    fn waiting(&mut self, key: &Key) -> &mut QuickMap<Key, u64> {
         if matches!(key, Key::Window(_)) { &mut self.windows } else { &mut self.others }
     }
 

@@ -18,6 +18,7 @@ use super::writer::{ProjectError, Writer};
 use super::{Intervals, Note, Progress};
 use crate::ledger::{self, Place};
 use crate::live_session::LiveSession;
+use crate::quick_map::QuickMap;
 use crate::store::Touched;
 use crate::timeline::{self, Timeline};
 
@@ -44,7 +45,7 @@ pub struct Projection {
     progress: Arc<Progress>,
     pub(super) pending: Pending,
     /// What is to be shown of sessions that wait, so far as it is known; the others are read.
-    latest: HashMap<(String, String), LiveSession>,
+    latest: QuickMap<(String, String), LiveSession>,
     pub(super) guard: Guard,
     /// The nodes that have keys, as of the last look.
     shards: Vec<Arc<Shard>>,
@@ -84,7 +85,7 @@ impl Projection {
             intervals,
             progress,
             pending: Pending::default(),
-            latest: HashMap::new(),
+            latest: QuickMap::default(),
             guard: Guard::default(),
             shards: Vec::new(),
             timeline: Timeline::default(),
@@ -468,7 +469,7 @@ impl Projection {
 
 /// Splits keys into the sessions of which it is known what is to be shown, and the rest.
 fn known<'k>(
-    latest: &mut HashMap<(String, String), LiveSession>,
+    latest: &mut QuickMap<(String, String), LiveSession>,
     keys: &'k [(Key, u64)],
 ) -> (Vec<LiveSession>, Vec<&'k Key>) {
     let (mut known, mut rest) = (Vec::new(), Vec::new());

@@ -1,9 +1,9 @@
 //! Users of whom it is known that they were seen before: what Postgres has said once need not be asked again.
 
-use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 
 use crate::ledger::History;
+use crate::quick_map::QuickMap;
 
 /// Users that are kept at least, if so many have been seen; at most twice as many, some 40 bytes each.
 const MOST: usize = 100_000;
@@ -15,9 +15,9 @@ pub struct Known {
     history: History,
     hashers: [RandomState; 2],
     /// By user, a time in microseconds before which he was first seen.
-    young: HashMap<u128, i64>,
+    young: QuickMap<u128, i64>,
     /// What was known when the young ones became too many.
-    old: HashMap<u128, i64>,
+    old: QuickMap<u128, i64>,
 }
 
 impl Known {

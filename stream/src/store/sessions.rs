@@ -8,11 +8,11 @@ use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::users::{Firsts, SessionKey};
 use super::{Counted, Touched};
-use crate::batch_map::BatchMap;
 use crate::decimal::Decimal;
 use crate::fold::rollups::Changes;
 use crate::fold::sessions::{At, GAP, Session, add, alone, differences, merge, slot};
 use crate::live_session::{LiveSession, Stamp};
+use crate::quick_map::QuickMap;
 use crate::session_key;
 use crate::time::utc;
 
@@ -157,7 +157,7 @@ impl<'a> Group<'a> {
 
 /// The batch's events by key, in the order of locks. Events without a key are counted at once.
 fn groups<'a>(events: &[&'a Counted], renewed: &'a [(SessionKey, i64)], changes: &mut Changes) -> Vec<Group<'a>> {
-    let mut places = BatchMap::<(&str, Cow<'a, str>), usize>::default();
+    let mut places = QuickMap::<(&str, Cow<'a, str>), usize>::default();
     let mut groups = Vec::<Group<'a>>::new();
     let mut put = |project: &'a str, key: Cow<'a, str>, at: i64, event: Option<&'a Counted>| {
         let place = *places.entry((project, key)).or_insert_with_key(|(project, key)| {

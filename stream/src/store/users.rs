@@ -7,9 +7,9 @@ use sqlx::{PgConnection, PgPool, Row};
 
 use super::known::Known;
 use super::{Counted, Touched};
-use crate::batch_map::BatchMap;
 use crate::fold::sessions::GAP;
 use crate::ledger::History;
+use crate::quick_map::QuickMap;
 use crate::time::utc;
 
 /// Project and user id.
@@ -21,7 +21,7 @@ pub type SessionKey = (String, String);
 /// Users whose first event is in the batch, and when that is, in microseconds.
 #[derive(Debug, Default)]
 pub struct Firsts<'a> {
-    at: BatchMap<User<'a>, i64>,
+    at: QuickMap<User<'a>, i64>,
     /// Sessions that their users were new in, and are not any more, with the moment at which they were.
     pub renewed: Vec<(SessionKey, i64)>,
 }
@@ -86,7 +86,7 @@ pub async fn apply<'a>(
 
 /// When each user is first seen in the batch.
 fn earliest<'a>(events: &[&'a Counted]) -> Vec<(User<'a>, i64)> {
-    let mut earliest = BatchMap::<User<'a>, i64>::default();
+    let mut earliest = QuickMap::<User<'a>, i64>::default();
     for counted in events {
         let (Some(user_id), at) = (counted.user_id(), counted.timestamp()) else { continue };
         earliest.entry((counted.project(), user_id)).and_modify(|first| *first = at.min(*first)).or_insert(at);

@@ -2,7 +2,7 @@ use std::collections::HashMap;
 
 use super::*;
 use crate::metric::Declaration;
-use crate::properties::Properties;
+use crate::properties::Fields;
 use proptest::prelude::*;
 use serde_json::json;
 use tidemill_common::event::Event;
@@ -17,7 +17,9 @@ type Key = (String, String, String, Granularity, i64);
 fn fold(definitions: &Arc<Snapshot>, guard: &mut Guard, events: &[Event]) -> HashMap<Key, Change> {
     let mut changes = Changes::new(0, Arc::clone(definitions));
     for event in events {
-        changes.count_event("p", Subject::new(event.as_ref(), Properties::default()), guard);
+        let properties = event.properties.as_deref().unwrap_or_default();
+        let fields = Fields::read(properties);
+        changes.count_event("p", Subject::new(event.as_ref(), fields.of(properties)), guard);
     }
     rows(changes)
 }
