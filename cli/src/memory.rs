@@ -20,3 +20,24 @@ pub fn keep() {
     // SAFETY: the allocator's own function, which only stores the number; any thread may call it at any time.
     unsafe { mi_option_set_default(PURGE_DELAY, 30) };
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    unsafe extern "C" {
+        fn mi_option_get(option: c_int) -> c_long;
+    }
+
+    /// Should another version of the allocator number its options otherwise, its default is another one, too.
+    #[test]
+    fn the_option_is_the_one_that_is_meant() {
+        // SAFETY: it only reads the number.
+        let delay = || unsafe { mi_option_get(PURGE_DELAY) };
+        if std::env::var_os("MIMALLOC_PURGE_DELAY").is_none() {
+            assert_eq!(delay(), 10);
+            keep();
+            assert_eq!(delay(), 30);
+        }
+    }
+}
