@@ -1,7 +1,5 @@
 //! What a record of an events topic is. Stream, archiver and replays ask here, so that they agree.
 
-use bytes::Bytes;
-
 use crate::codec::{DecodeError, Decoded, Decoder};
 use crate::event::EventRef;
 use crate::home::Layout;
@@ -103,7 +101,7 @@ fn late_stray(record: &Record, event: &EventRef<'_>, layout: &Layout, window_ms:
 
 /// Whether a record is small enough to be sent on.
 pub fn fits(record: &Record) -> bool {
-    record.value.len() + record.key.as_ref().map_or(0, Bytes::len) <= MAX_RECORD
+    record.value.len() + record.key.as_ref().map_or(0, Vec::len) <= MAX_RECORD
 }
 
 impl Rejection {
@@ -125,7 +123,7 @@ mod tests {
 
     fn record(append_ms: i64, headers: &[(&str, &str)]) -> Record {
         let headers = headers.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec())).collect();
-        Record { topic: "events.p".into(), partition: 3, offset: 7, append_ms, key: None, value: Bytes::new(), headers }
+        Record { topic: "events.p".into(), partition: 3, offset: 7, append_ms, key: None, value: Vec::new(), headers }
     }
 
     /// Its home is partition 3 of 4.

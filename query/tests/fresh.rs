@@ -61,7 +61,7 @@ async fn send_processed(api: &Api, events: &[Event], times: usize) {
             let name = [SOURCE_PARTITION, SOURCE_OFFSET, SOURCE_APPEND_TIME].into_iter().find(|n| n == name).unwrap();
             (name, std::str::from_utf8(value).unwrap())
         });
-        let (partition, key, value) = (record.partition, record.key.as_deref(), &*record.value);
+        let (partition, key, value) = (record.partition, record.key.as_deref(), record.value.as_slice());
         let again = Outgoing { topic: &topic, partition, key, value, headers: headers.collect() };
         api.stack.producer.send(&again).await.unwrap();
     }

@@ -246,7 +246,7 @@ pub fn events_with_copies(from: usize, to: usize) -> Vec<Event> {
 pub async fn first_sights(world: &World, ids: impl Fn(&str) -> bool) -> Vec<(i32, i64, String)> {
     let mut first: HashMap<String, (i32, i64)> = HashMap::new();
     for record in world.records(&events_topic(&world.project)).await {
-        let id = String::from_utf8(record.key.unwrap_or_default().into()).unwrap();
+        let id = String::from_utf8(record.key.unwrap_or_default()).unwrap();
         if ids(&id) {
             first.entry(id).or_insert((record.partition, record.offset));
         }

@@ -14,7 +14,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
 use rdkafka::ClientConfig;
 use rdkafka::client::{ClientContext, DefaultClientContext};
 use rdkafka::config::RDKafkaLogLevel;
@@ -40,12 +39,12 @@ const IN_HAND: Duration = Duration::from_secs(3);
 const SHORT_STALL: Duration = Duration::from_secs(1);
 
 /// So many records may wait for the worker, or so many bytes of them; above, fetching stops until half of it is gone.
-const WAITING: usize = 8_192;
+const WAITING: usize = 4_096;
 const WAITING_BYTES: usize = 8 * 1024 * 1024;
 /// And so many KiB in Kafka's client, at the most twice.
-const CLIENT_KIB: usize = 6_144;
+const CLIENT_KIB: usize = 4_096;
 /// A partition's share of one answer, in bytes. A longer record comes all the same.
-const PARTITION_BYTES: usize = 512 * 1024;
+const PARTITION_BYTES: usize = 256 * 1024;
 
 /// What the consumer tells its worker.
 #[derive(Debug)]
@@ -324,8 +323,6 @@ impl Poller {
     /// What the client has at once is handed over together, so that the worker is woken once for it.
     fn run(mut self) {
         let mut chunk: Option<Chunk> = None;
-        // Keys and values lie one behind the other; memory for each would cost as much as copying it.
-        let mut bytes = BytesMut::new();
         loop {
             let more = chunk.as_ref().is_some_and(|chunk| chunk.records.len() < CHUNK && chunk.bytes < CHUNK_BYTES);
             if !more {
@@ -336,7 +333,7 @@ impl Poller {
                 self.throttle();
             }
             match self.consumer.poll(if more { Duration::ZERO } else { POLL }) {
-                Some(Ok(message)) => self.collect(&mut chunk, &message, &mut bytes),
+                Some(Ok(message)) => self.collect(&mut chunk, &message),
                 Some(Err(error)) => self.report(error),
                 None => self.hand_over(chunk.take()),
             }
@@ -410,7 +407,7 @@ impl Poller {
         act(&self.consumer, &self.consumer.context().started()).is_ok()
     }
 
-    fn collect(&self, chunk: &mut Option<Chunk>, message: &BorrowedMessage<'_>, memory: &mut BytesMut) {
+    fn collect(&self, chunk: &mut Option<Chunk>, message: &BorrowedMessage<'_>) {
         let of = |at: &TopicPartition| at.partition == message.partition() && *at.topic == *message.topic();
         if !chunk.as_ref().is_some_and(|chunk| of(&chunk.at)) {
             self.hand_over(chunk.take());
@@ -420,7 +417,7 @@ impl Poller {
         if message.offset() >= started.next {
             started.next = message.offset() + 1;
             *bytes += message.payload_len();
-            records.push(Record::of(Arc::clone(&at.topic), message, |bytes| copied(memory, bytes)));
+            records.push(Record::new(Arc::clone(&at.topic), message));
         } // or it was fetched before the partition was started
     }
 
@@ -459,12 +456,7 @@ impl Poller {
 
 /// Bytes of their keys and values.
 pub fn size(records: &[Record]) -> usize {
-    records.iter().map(|record| record.value.len() + record.key.as_ref().map_or(0, Bytes::len)).sum()
-}
-
-fn copied(into: &mut BytesMut, bytes: &[u8]) -> Bytes {
-    into.extend_from_slice(bytes);
-    into.split().freeze()
+    records.iter().map(|record| record.value.len() + record.key.as_ref().map_or(0, Vec::len)).sum()
 }
 
 fn partitions_of(list: &TopicPartitionList) -> Vec<TopicPartition> {

@@ -15,7 +15,6 @@ mod way_back;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use rdkafka::ClientConfig;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 
@@ -83,28 +82,23 @@ pub struct Record {
     /// When the broker appended it, in milliseconds since 1970.
     pub append_ms: i64,
     /// Its key.
-    pub key: Option<Bytes>,
+    pub key: Option<Vec<u8>>,
     /// Its value; a tombstone is an empty one.
-    pub value: Bytes,
+    pub value: Vec<u8>,
     /// Its headers, in order.
     pub headers: Vec<(String, Vec<u8>)>,
 }
 
 impl Record {
     fn new(topic: Arc<str>, message: &BorrowedMessage<'_>) -> Self {
-        Self::of(topic, message, Bytes::copy_from_slice)
-    }
-
-    /// `copy` says where its bytes are copied to.
-    fn of(topic: Arc<str>, message: &BorrowedMessage<'_>, mut copy: impl FnMut(&[u8]) -> Bytes) -> Self {
         let header = |h: rdkafka::message::Header<'_, &[u8]>| (h.key.to_owned(), h.value.unwrap_or_default().to_vec());
         Self {
             topic,
             partition: message.partition(),
             offset: message.offset(),
             append_ms: message.timestamp().to_millis().unwrap_or(0),
-            key: message.key().map(&mut copy),
-            value: copy(message.payload().unwrap_or_default()),
+            key: message.key().map(<[u8]>::to_vec),
+            value: message.payload().unwrap_or_default().to_vec(),
             headers: message.headers().map(|headers| headers.iter().map(header).collect()).unwrap_or_default(),
         }
     }

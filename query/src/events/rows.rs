@@ -7,7 +7,6 @@ use arrow::array::RecordBatch;
 use arrow::compute::cast;
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
-use bytes::Bytes;
 use tidemill_archiver::columns::Columns;
 use tidemill_archiver::promotions::Promotions;
 use tidemill_archiver::rows::At;
@@ -19,7 +18,7 @@ use tidemill_common::verdict::{SOURCE_APPEND_TIME, SOURCE_OFFSET, SOURCE_PARTITI
 #[derive(Debug, Clone)]
 pub struct Row {
     /// The processed record's value.
-    value: Bytes,
+    value: Vec<u8>,
     /// Where the event stands in the project's log.
     pub at: At,
 }
@@ -87,6 +86,6 @@ pub mod tests {
     /// A row of an event that says nothing.
     pub fn row(partition: i32, offset: i64) -> Row {
         let event = Event::new(format!("{partition}-{offset}"), "t", 0);
-        Row { value: Encoder::new(1).encode(&event).into(), at: At { partition, offset, append_ms: 0 } }
+        Row { value: Encoder::new(1).encode(&event), at: At { partition, offset, append_ms: 0 } }
     }
 }

@@ -171,8 +171,8 @@ mod tests {
             partition: 0,
             offset: 0,
             append_ms: 0,
-            key: Some(b"k".to_vec().into()),
-            value: value.to_vec().into(),
+            key: Some(b"k".to_vec()),
+            value: value.to_vec(),
             headers: headers.clone(),
         };
         let mut wants = Wants::from([((1, 7), vec![wanted("old", b"a"), wanted("new", b"b")])]);

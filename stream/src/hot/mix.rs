@@ -131,10 +131,9 @@ mod tests {
     use super::*;
 
     fn note(mixes: &Mixes, partition: i32, offset: i64, event: &Event) {
-        let key = Some(event.event_id.clone().into());
+        let key = Some(event.event_id.clone().into_bytes());
         let topic: Arc<str> = "events.shop".into();
-        let record =
-            Record { topic, partition, offset, append_ms: 0, key, value: Vec::new().into(), headers: Vec::new() };
+        let record = Record { topic, partition, offset, append_ms: 0, key, value: Vec::new(), headers: Vec::new() };
         mixes.note(&record, || Some(event.as_ref()));
     }
 

@@ -38,7 +38,7 @@ pub async fn settled(stack: &Stack) {
 pub async fn sources(stack: &Stack) -> BTreeMap<String, Vec<(i64, i64)>> {
     let mut sources = BTreeMap::<String, BTreeSet<(i64, i64)>>::new();
     for record in stack.records(&processed_topic(&stack.project)).await {
-        let id = String::from_utf8(record.key.clone().unwrap().into()).unwrap();
+        let id = String::from_utf8(record.key.clone().unwrap()).unwrap();
         let (partition, offset) = (record.number("source-partition").unwrap(), record.number("source-offset").unwrap());
         assert_eq!(
             partition % i64::from(PARTITIONS),
