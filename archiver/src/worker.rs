@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tidemill_common::http::Health;
-use tidemill_common::kafka::{GroupConsumer, GroupEvent, Record, TopicPartition};
+use tidemill_common::kafka::{GroupConsumer, GroupEvent, Record, Room, TopicPartition};
 use tidemill_common::names::project_of;
 use tidemill_common::progress::Positions;
 use tokio::task::JoinSet;
@@ -21,6 +21,8 @@ use crate::rows::Rows;
 const TICK: Duration = Duration::from_millis(50);
 /// How often what was seen is looked after.
 const SEEN_TICK: Duration = Duration::from_secs(1);
+/// What waits before it is a row. Rows wait for long, so there is no need for much of it.
+const ROOM: Room = Room { records: 4_096, bytes: 8 * 1024 * 1024, client_kib: 4_096, partition_bytes: 256 * 1024 };
 /// The last commit gets this long.
 const LAST_COMMIT: Duration = Duration::from_secs(10);
 
@@ -47,7 +49,7 @@ impl Worker {
     pub fn new(shared: Shared, positions: Positions, health: Health) -> Result<Self, ArchiveError> {
         let config = &shared.config;
         let timeout = Duration::from_millis(config.session_timeout_ms);
-        let consumer = GroupConsumer::join(&shared.kafka, &config.group, &config.topics, timeout)?;
+        let consumer = GroupConsumer::join_with(&shared.kafka, &config.group, &config.topics, timeout, ROOM)?;
         let (archives, preparing) = (HashMap::new(), JoinSet::new());
         Ok(Self { shared, consumer, archives, preparing, prepared: 0, full: false, room: 0, positions, health })
     }

@@ -21,7 +21,7 @@ use crate::store::{BEHIND, Batch, Counted};
 const PARCEL: usize = 1_000;
 const PARCEL_TIME: Duration = Duration::from_millis(20);
 
-/// What is behind waits so long for a full batch, while there is more to read: it takes much less for an event.
+/// What is behind waits so long for a full batch, which takes less for an event.
 const CATCHING_UP: Duration = Duration::from_secs(1);
 
 /// What has come since the last batch was closed.

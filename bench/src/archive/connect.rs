@@ -16,6 +16,11 @@ use crate::stream::drain::WARM_UP;
 use crate::stream::place::{Fresh, Place};
 use crate::stream::topic::Topic;
 
+/// Both of the sink's tasks would make the namespace of its catalog, `iceberg`, upon which one of them fails for good.
+const NAMESPACE: &str =
+    "INSERT INTO iceberg_namespace_properties (catalog_name, namespace, property_key, property_value)
+    VALUES ('iceberg', $1, 'exists', 'true') ON CONFLICT DO NOTHING";
+
 /// What it is told beside where everything is.
 pub struct Settings<'a> {
     /// The JVM's heap, as `-Xmx` takes it.
@@ -35,6 +40,7 @@ pub async fn run(place: &Place, topic: &Topic, settings: &Settings<'_>, round: u
     let folder = place.logs.join("connect");
     let _ = std::fs::remove_dir_all(&folder); // of a round before
     std::fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    sqlx::query(NAMESPACE).bind(topic.project).execute(&fresh.pool).await?;
     place.create_topic(&control(&name)).await?;
     written_back().await?;
     let archived = drain(place, &fresh, topic, settings, &name, &folder).await;

@@ -10,7 +10,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use serde::{Deserialize, Serialize};
 use tidemill_common::codec::Decoder;
-use tidemill_common::kafka::{GroupConsumer, KafkaConfig};
+use tidemill_common::kafka::{GroupConsumer, KafkaConfig, Room};
 use tidemill_common::registry::Registry;
 
 use super::drain::WARM_UP;
@@ -45,7 +45,7 @@ pub struct Limit {
 /// Reads and decodes the whole topic, and measures after the warm-up.
 pub async fn run(options: &Options) -> anyhow::Result<Limit> {
     let kafka = KafkaConfig { brokers: options.brokers.clone() };
-    let config = GroupConsumer::config(&kafka, "tidemill.bench-limit", SESSION_TIMEOUT);
+    let config = GroupConsumer::config(&kafka, "tidemill.bench-limit", SESSION_TIMEOUT, Room::default());
     let consumer: BaseConsumer = config.create()?;
     let mut list = TopicPartitionList::new();
     for partition in 0..options.ends.len() {

@@ -38,13 +38,25 @@ const IN_HAND: Duration = Duration::from_secs(3);
 /// A stall this short is waited out, since pausing throws away what the client has fetched ahead.
 const SHORT_STALL: Duration = Duration::from_secs(1);
 
-/// So many records may wait for the worker, or so many bytes of them; above, fetching stops until half of it is gone.
-const WAITING: usize = 4_096;
-const WAITING_BYTES: usize = 8 * 1024 * 1024;
-/// And so many KiB in Kafka's client, at the most twice.
-const CLIENT_KIB: usize = 4_096;
-/// A partition's share of one answer, in bytes. A longer record comes all the same.
-const PARTITION_BYTES: usize = 256 * 1024;
+/// How much may wait for the worker; above it fetching stops until half of it is gone.
+#[derive(Debug, Clone, Copy)]
+pub struct Room {
+    /// So many records,
+    pub records: usize,
+    /// or bytes of them.
+    pub bytes: usize,
+    /// And so many KiB in Kafka's client, at the most twice.
+    pub client_kib: usize,
+    /// A partition's share of one answer, in bytes. A longer record comes all the same.
+    pub partition_bytes: usize,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        // With less, partitions are read so unevenly that a batch touches several times as many sessions.
+        Self { records: 8_192, bytes: 8 * 1024 * 1024, client_kib: 6_144, partition_bytes: 512 * 1024 }
+    }
+}
 
 /// What the consumer tells its worker.
 #[derive(Debug)]
@@ -78,19 +90,21 @@ pub struct GroupConsumer {
     thread: Option<std::thread::JoinHandle<()>>,
 }
 
-#[derive(Default)]
 struct Queued {
+    room: Room,
     records: AtomicUsize,
     bytes: AtomicUsize,
 }
 
 impl Queued {
     fn full(&self) -> bool {
-        self.records.load(Ordering::Relaxed) >= WAITING || self.bytes.load(Ordering::Relaxed) >= WAITING_BYTES
+        self.records.load(Ordering::Relaxed) >= self.room.records
+            || self.bytes.load(Ordering::Relaxed) >= self.room.bytes
     }
 
     fn half_empty(&self) -> bool {
-        self.records.load(Ordering::Relaxed) < WAITING / 2 && self.bytes.load(Ordering::Relaxed) < WAITING_BYTES / 2
+        self.records.load(Ordering::Relaxed) < self.room.records / 2
+            && self.bytes.load(Ordering::Relaxed) < self.room.bytes / 2
     }
 }
 
@@ -128,16 +142,27 @@ impl Drop for InHand {
 impl GroupConsumer {
     /// Joins `group` for the topics that match the regular expression `topics`.
     pub fn join(kafka: &KafkaConfig, group: &str, topics: &str, session_timeout: Duration) -> KafkaResult<Self> {
+        Self::join_with(kafka, group, topics, session_timeout, Room::default())
+    }
+
+    /// The same with another room.
+    pub fn join_with(
+        kafka: &KafkaConfig,
+        group: &str,
+        topics: &str,
+        session_timeout: Duration,
+        room: Room,
+    ) -> KafkaResult<Self> {
         let (event_sender, events) = mpsc::unbounded_channel();
         let (commands, command_receiver) = std_mpsc::channel();
         let batches = Arc::<Batches>::default();
         let context = Context { events: event_sender, assigned: Mutex::default(), batches: Arc::clone(&batches) };
-        let config = Self::config(kafka, group, session_timeout);
+        let config = Self::config(kafka, group, session_timeout, room);
         let consumer: BaseConsumer<Context> = config.create_with_context(context)?;
         consumer.subscribe(&[topics])?;
         let consumer = Arc::new(consumer);
         look_after(kafka, &consumer, |consumer| consumer.client());
-        let queued = Arc::<Queued>::default();
+        let queued = Arc::new(Queued { room, records: AtomicUsize::new(0), bytes: AtomicUsize::new(0) });
         let poller = Poller {
             consumer,
             commands: command_receiver,
@@ -152,7 +177,7 @@ impl GroupConsumer {
     }
 
     /// Its settings, for a client of the same kind.
-    pub fn config(kafka: &KafkaConfig, group: &str, session_timeout: Duration) -> ClientConfig {
+    pub fn config(kafka: &KafkaConfig, group: &str, session_timeout: Duration, room: Room) -> ClientConfig {
         let mut config = kafka.client();
         config
             .set("group.id", group)
@@ -165,8 +190,8 @@ impl GroupConsumer {
             .set("enable.auto.offset.store", "false")
             .set("auto.offset.reset", "error")
             .set("topic.metadata.refresh.interval.ms", super::METADATA.as_millis().to_string())
-            .set("queued.max.messages.kbytes", CLIENT_KIB.to_string())
-            .set("fetch.message.max.bytes", PARTITION_BYTES.to_string())
+            .set("queued.max.messages.kbytes", room.client_kib.to_string())
+            .set("fetch.message.max.bytes", room.partition_bytes.to_string())
             // How long nothing is fetched once that is full. A second, the client's default, is many times what it lasts.
             .set("fetch.queue.backoff.ms", "20")
             // While records come one by one, an answer for each would keep the broker busy.

@@ -19,7 +19,7 @@ use rdkafka::ClientConfig;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 
 pub use follow::{Followed, Follower};
-pub use group::{GroupConsumer, GroupEvent, InHand, size};
+pub use group::{GroupConsumer, GroupEvent, InHand, Room, size};
 pub use history::{End, History, Span};
 pub use producer::{Deliveries, Delivery, Outgoing, Producer, Sending};
 pub use seek::{IdleGroup, Seek, SeekError, SeekTo};
