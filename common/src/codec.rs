@@ -72,16 +72,19 @@ impl Encoder {
 
     /// Appends the framed value of an event in the envelope's layout.
     pub fn frame_into(&self, datum: &[u8], out: &mut Vec<u8>) {
-        out.push(0);
-        out.extend_from_slice(&self.id.to_be_bytes());
+        self.begin(out);
         out.extend_from_slice(datum);
     }
 
     /// Appends the framed value of an event.
     pub fn encode_into(&self, event: &EventRef<'_>, out: &mut Vec<u8>) {
+        self.begin(out);
+        datum::write(event, out);
+    }
+
+    fn begin(&self, out: &mut Vec<u8>) {
         out.push(0);
         out.extend_from_slice(&self.id.to_be_bytes());
-        datum::write(event, out);
     }
 }
 

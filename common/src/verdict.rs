@@ -101,7 +101,7 @@ fn late_stray(record: &Record, event: &EventRef<'_>, layout: &Layout, window_ms:
 
 /// Whether a record is small enough to be sent on.
 pub fn fits(record: &Record) -> bool {
-    record.value.len() + record.key.as_ref().map_or(0, Vec::len) <= MAX_RECORD
+    record.size() <= MAX_RECORD
 }
 
 impl Rejection {

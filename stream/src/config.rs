@@ -18,9 +18,10 @@ pub struct Config {
     pub topics: String,
     /// Most records in a batch. One takes what came while the one before was applied.
     pub batch_size: usize,
-    /// So many bytes of them make it full, too; a record more may come.
+    /// So many bytes of their keys and values make it full, too. Of either, what came with the last record comes along.
     pub batch_bytes: usize,
-    /// How long a batch waits for more while nothing else is applied, in milliseconds.
+    /// How long a batch waits for more while nothing else is applied, in milliseconds; at least a second while the worker
+    /// is behind.
     pub batch_wait_ms: u64,
     /// After this long without a heartbeat Kafka gives a worker's partitions to others, in milliseconds.
     pub session_timeout_ms: u64,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use tidemill_common::failpoint::hit;
-use tidemill_common::kafka::{Record, TopicPartition, size};
+use tidemill_common::kafka::{Record, TopicPartition};
 
 use crate::config::Config;
 use crate::ledger::Advance;
@@ -15,7 +15,7 @@ use crate::live::Live;
 use crate::outbox::{Closed, Judged, Outbox, Post};
 use crate::sort::{Sorted, Sorter, Transient};
 use crate::state::State;
-use crate::store::{BEHIND, Batch, Counted};
+use crate::store::{Batch, Counted, is_behind};
 
 /// So many records that are to be sent on go together, or what has come within this time: each parcel costs a question.
 const PARCEL: usize = 1_000;
@@ -37,7 +37,6 @@ pub struct Filling {
     records: usize,
     bytes: usize,
     since: Option<Instant>,
-    newest_ms: i64,
     /// The emptied list of a batch before, for the next one: it is large.
     spare: Vec<Counted>,
 }
@@ -87,8 +86,7 @@ impl Filling {
         if let Some(last) = records[..taken].last() {
             self.step(at, live, last);
             self.records += taken;
-            self.bytes += size(&records[..taken]);
-            self.newest_ms = self.newest_ms.max(last.append_ms);
+            self.bytes += records[..taken].iter().map(Record::size).sum::<usize>();
         }
         Ok(())
     }
@@ -120,8 +118,8 @@ impl Filling {
     /// When it has waited long enough; none while it is empty.
     pub fn due(&self, config: &Config, now: DateTime<Utc>) -> Option<Instant> {
         let wait = config.batch_wait();
-        let behind = DateTime::from_timestamp_millis(self.newest_ms).is_some_and(|newest| newest < now - BEHIND);
-        self.since.map(|since| since + if behind { wait.max(CATCHING_UP) } else { wait })
+        let wait = if is_behind(self.steps.values(), now) { wait.max(CATCHING_UP) } else { wait };
+        self.since.map(|since| since + wait)
     }
 
     /// Takes back what a batch was in.
@@ -150,6 +148,7 @@ impl Filling {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ledger::Place;
 
     #[test]
     fn it_is_full_of_records_or_of_their_bytes() {
@@ -163,8 +162,12 @@ mod tests {
         let config = Config { batch_wait_ms: 100, ..Config::default() };
         let (since, now) = (Instant::now(), Utc::now());
         let waits = |age_ms: i64, config: &Config| {
-            let newest_ms = now.timestamp_millis() - age_ms;
-            let filling = Filling { since: Some(since), newest_ms, ..Filling::default() };
+            let at = TopicPartition { topic: "events.p".into(), partition: 0 };
+            let (topic, incarnation) = (at.topic.to_string(), String::new());
+            let place = Place { topic, partition: 0, incarnation, generation: 0 };
+            let as_of = now - chrono::TimeDelta::milliseconds(age_ms);
+            let steps = BTreeMap::from([(at, Advance { place, start: 0, next: 1, projected: 0, as_of })]);
+            let filling = Filling { since: Some(since), steps, ..Filling::default() };
             filling.due(config, now).map(|due| due - since)
         };
         assert_eq!(waits(4_000, &config), Some(Duration::from_millis(100)));

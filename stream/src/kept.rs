@@ -38,8 +38,8 @@ struct Piece {
 struct Place {
     timestamp: i64,
     received_at: Option<i64>,
-    start: u32,
-    /// Where the id, the type, and each of the optional texts ends.
+    start: usize,
+    /// Where the id, the type, and each of the optional texts ends, from there.
     ends: [u32; 6],
     fields: Range<u32>,
     /// Which of the optional texts are there.
@@ -55,8 +55,8 @@ pub struct Keeping {
 }
 
 impl Keeping {
-    /// Adds an event, and what `find_out` says of it; gives that. All texts together are shorter than 4 GiB, since
-    /// they come from a few records of Kafka.
+    /// Adds an event, and what `find_out` says of it; gives that. An event comes from a record of Kafka, so its texts are
+    /// shorter than 2 GiB.
     pub fn keep(
         &mut self,
         event: &EventRef<'_>,
@@ -65,10 +65,10 @@ impl Keeping {
     ) -> &Traits {
         let optional = [event.user_id, event.session_id, event.event_action, event.properties];
         let [user, session, action, properties] = optional.map(Option::unwrap_or_default);
-        let start = self.text.len() as u32;
+        let start = self.text.len();
         let ends = [event.event_id, event.event_type, user, session, action, properties].map(|text| {
             self.text.push_str(text);
-            self.text.len() as u32
+            (self.text.len() - start) as u32
         });
         let fields = self.fields.add(properties);
         let traits = find_out(&self.fields.part(fields.clone(), properties));
@@ -163,8 +163,8 @@ impl Counted {
     #[inline]
     fn text(&self, n: usize) -> &str {
         let Place { start, ends, .. } = &self.place;
-        let from = if n == 0 { *start } else { ends[n - 1] };
-        &self.piece.text[from as usize..ends[n] as usize]
+        let from = if n == 0 { 0 } else { ends[n - 1] };
+        &self.piece.text[start + from as usize..start + ends[n] as usize]
     }
 
     #[inline]

@@ -29,7 +29,7 @@ struct Field {
 }
 
 /// The properties of an event.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct Properties<'a, 'f> {
     text: &'a str,
     fields: &'f [Field],

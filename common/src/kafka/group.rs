@@ -479,9 +479,8 @@ impl Poller {
     }
 }
 
-/// Bytes of their keys and values.
-pub fn size(records: &[Record]) -> usize {
-    records.iter().map(|record| record.value.len() + record.key.as_ref().map_or(0, Vec::len)).sum()
+fn size(records: &[Record]) -> usize {
+    records.iter().map(Record::size).sum()
 }
 
 fn partitions_of(list: &TopicPartitionList) -> Vec<TopicPartition> {

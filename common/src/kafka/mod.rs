@@ -19,7 +19,7 @@ use rdkafka::ClientConfig;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 
 pub use follow::{Followed, Follower};
-pub use group::{GroupConsumer, GroupEvent, InHand, Room, size};
+pub use group::{GroupConsumer, GroupEvent, InHand, Room};
 pub use history::{End, History, Span};
 pub use producer::{Deliveries, Delivery, Outgoing, Producer, Sending};
 pub use seek::{IdleGroup, Seek, SeekError, SeekTo};
@@ -101,6 +101,11 @@ impl Record {
             value: message.payload().unwrap_or_default().to_vec(),
             headers: message.headers().map(|headers| headers.iter().map(header).collect()).unwrap_or_default(),
         }
+    }
+
+    /// Bytes of its key and value.
+    pub fn size(&self) -> usize {
+        self.value.len() + self.key.as_ref().map_or(0, Vec::len)
     }
 
     /// The partition it stands in.

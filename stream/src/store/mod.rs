@@ -40,7 +40,7 @@ use crate::metric::{self, Definitions, Snapshot};
 use crate::publish::Publisher;
 
 /// A worker whose newest records have stood in the log for longer is behind.
-pub const BEHIND: TimeDelta = TimeDelta::seconds(5);
+const BEHIND: TimeDelta = TimeDelta::seconds(5);
 
 /// Where a worker's batches go.
 #[derive(Debug)]
@@ -88,8 +88,13 @@ pub struct Batch {
 impl Batch {
     /// Whether all that is newest in its partitions has stood in the log for a while, so that its worker is behind.
     pub fn is_behind(&self, now: DateTime<Utc>) -> bool {
-        self.steps.iter().map(|step| step.as_of).max().is_some_and(|newest| newest < now - BEHIND)
+        is_behind(&self.steps, now)
     }
+}
+
+/// See [`Batch::is_behind`].
+pub fn is_behind<'a>(steps: impl IntoIterator<Item = &'a Advance>, now: DateTime<Utc>) -> bool {
+    steps.into_iter().map(|step| step.as_of).max().is_some_and(|newest| newest < now - BEHIND)
 }
 
 /// What a batch has changed, and Redis should show.
