@@ -28,7 +28,6 @@ import org.apache.kafka.streams.kstream.SessionWindows;
 import org.apache.kafka.streams.kstream.TimeWindows;
 import org.apache.kafka.streams.state.QueryableStoreTypes;
 import org.apache.kafka.streams.state.SessionStore;
-import org.apache.kafka.streams.state.Stores;
 import org.apache.kafka.streams.state.WindowStore;
 
 /**
@@ -36,8 +35,8 @@ import org.apache.kafka.streams.state.WindowStore;
  * day; exactly once. It prints {@code warm} and {@code drained} when so many events have been counted, in sessions and in
  * windows of each size; a line on standard input then has it print what its stores hold, and end.
  *
- * <p>It does less than the worker: nothing leaves Kafka Streams (no processed topic, no database), properties are not
- * looked into, and there are no users and no unique counts.
+ * <p>It does less than the worker: nothing leaves Kafka Streams (no processed topic, no database), sessions have no device,
+ * source or country, and there are no users, no unique counts and no metrics but those of types.
  */
 public final class Streams {
   /** Stores of counts by the size of their windows, which are those of the worker's rollups. */
@@ -90,9 +89,7 @@ public final class Streams {
   private Topology topology(String topic, Schema schema) {
     Serde<Event> events = Serdes.serdeFrom((name, event) -> null, new Event.AvroDeserializer(schema));
     StreamsBuilder builder = new StreamsBuilder();
-    builder.addStateStore(
-        Stores.keyValueStoreBuilder(
-            Stores.persistentKeyValueStore(FirstSight.STORE), Serdes.String(), Serdes.Long()));
+    builder.addStateStore(FirstSight.store());
     KStream<String, Event> firsts =
         builder.stream(
                 topic,

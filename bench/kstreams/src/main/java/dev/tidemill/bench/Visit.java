@@ -1,29 +1,65 @@
 package dev.tidemill.bench;
 
+import java.math.BigDecimal;
+import java.math.BigInteger;
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
 import org.apache.kafka.common.serialization.Deserializer;
 import org.apache.kafka.common.serialization.Serde;
 import org.apache.kafka.common.serialization.Serdes;
 
-/** A session, or one event of it. Its first and last event are the window's bounds. */
-record Visit(long events, long pageViews, long conversions, long userAt, String user) {
-  static final Visit NONE = new Visit(0, 0, 0, Long.MAX_VALUE, "");
+/**
+ * A session, or one event of it. Its first and last event are the window's bounds; texts without an event have the time
+ * {@code NEVER} or {@code -NEVER}, whichever loses.
+ */
+record Visit(
+    long events,
+    long pageViews,
+    long conversions,
+    BigDecimal revenue,
+    long userAt,
+    String user,
+    long entryAt,
+    String entry,
+    long pageAt,
+    String page) {
+  private static final long NEVER = Long.MAX_VALUE;
+
+  static final Visit NONE = new Visit(0, 0, 0, BigDecimal.ZERO, NEVER, "", NEVER, "", -NEVER, "");
 
   static Visit of(Event event) {
-    boolean page = event.eventType().equals("page_view");
-    boolean conversion = event.eventType().equals("purchase");
-    return new Visit(1, page ? 1 : 0, conversion ? 1 : 0, event.timestampMillis(), event.userId());
+    boolean bought = event.eventType().equals("purchase");
+    boolean named = !event.page().isEmpty();
+    boolean shown = named || event.eventType().equals("page_view");
+    long at = event.timestampMillis();
+    return new Visit(
+        1,
+        shown ? 1 : 0,
+        bought ? 1 : 0,
+        bought ? event.revenue() : BigDecimal.ZERO,
+        at,
+        event.userId(),
+        named ? at : NEVER,
+        event.page(),
+        named ? at : -NEVER,
+        event.page());
   }
 
   Visit plus(Visit other) {
-    Visit earlier = userAt <= other.userAt ? this : other;
+    Visit named = userAt <= other.userAt ? this : other;
+    Visit entered = entryAt <= other.entryAt ? this : other;
+    Visit left = pageAt > other.pageAt ? this : other;
     return new Visit(
         events + other.events,
         pageViews + other.pageViews,
         conversions + other.conversions,
-        earlier.userAt,
-        earlier.user);
+        revenue.add(other.revenue),
+        named.userAt,
+        named.user,
+        entered.entryAt,
+        entered.entry,
+        left.pageAt,
+        left.page);
   }
 
   static Serde<Visit> serde() {
@@ -31,9 +67,18 @@ record Visit(long events, long pageViews, long conversions, long userAt, String 
   }
 
   private byte[] bytes() {
-    byte[] name = user.getBytes(StandardCharsets.UTF_8);
-    ByteBuffer out = ByteBuffer.allocate(4 * Long.BYTES + name.length);
-    return out.putLong(events).putLong(pageViews).putLong(conversions).putLong(userAt).put(name).array();
+    byte[] sum = revenue.unscaledValue().toByteArray();
+    byte[] first = user.getBytes(StandardCharsets.UTF_8);
+    byte[] second = entry.getBytes(StandardCharsets.UTF_8);
+    byte[] third = page.getBytes(StandardCharsets.UTF_8);
+    int texts = sum.length + first.length + second.length + third.length;
+    ByteBuffer out = ByteBuffer.allocate(6 * Long.BYTES + 5 * Integer.BYTES + texts);
+    out.putLong(events).putLong(pageViews).putLong(conversions);
+    out.putLong(userAt).putLong(entryAt).putLong(pageAt).putInt(revenue.scale());
+    for (byte[] text : new byte[][] {sum, first, second, third}) {
+      out.putInt(text.length).put(text);
+    }
+    return out.array();
   }
 
   private static final class Reader implements Deserializer<Visit> {
@@ -47,9 +92,23 @@ record Visit(long events, long pageViews, long conversions, long userAt, String 
       long pageViews = in.getLong();
       long conversions = in.getLong();
       long userAt = in.getLong();
-      int at = in.position();
+      long entryAt = in.getLong();
+      long pageAt = in.getLong();
+      int scale = in.getInt();
+      byte[] sum = new byte[in.getInt()];
+      in.get(sum);
+      BigDecimal revenue = new BigDecimal(new BigInteger(sum), scale);
+      String user = text(in);
+      String entry = text(in);
       return new Visit(
-          events, pageViews, conversions, userAt, new String(bytes, at, bytes.length - at, StandardCharsets.UTF_8));
+          events, pageViews, conversions, revenue, userAt, user, entryAt, entry, pageAt, text(in));
+    }
+
+    private static String text(ByteBuffer in) {
+      int length = in.getInt();
+      int at = in.position();
+      in.position(at + length);
+      return new String(in.array(), at, length, StandardCharsets.UTF_8);
     }
   }
 }
