@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use tidemill_common::event::EventRef;
 use tidemill_common::names::ROUTE;
 
-use crate::rows::{At, Rows};
+use crate::rows::Rows;
+use tidemill_common::origin::Origin;
 
 /// When a table is to be committed to.
 #[derive(Debug, Clone, Copy)]
@@ -38,7 +39,7 @@ pub struct Buffer {
 
 impl Buffer {
     /// Adds a row; `datum` is the event's bytes in the envelope's layout.
-    pub fn add(&mut self, event: &EventRef<'_>, datum: &[u8], at: At, now: Instant) {
+    pub fn add(&mut self, event: &EventRef<'_>, datum: &[u8], at: Origin, now: Instant) {
         self.pass(at.partition % ROUTE, at.offset, now);
         let rows = self.days.entry(day_of(event.timestamp)).or_default();
         let before = rows.bytes();
@@ -108,7 +109,7 @@ mod tests {
         let event = Event::new(format!("{partition}-{offset}"), "t", timestamp);
         let mut bytes = Vec::new();
         datum::write(&event.as_ref(), &mut bytes);
-        buffer.add(&event.as_ref(), &bytes, At { partition, offset, append_ms: 0 }, now);
+        buffer.add(&event.as_ref(), &bytes, Origin { partition, offset, append_ms: 0 }, now);
     }
 
     #[test]

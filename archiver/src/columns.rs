@@ -13,7 +13,7 @@ use tidemill_common::event::EventRef;
 use tidemill_common::promoted::Kind;
 
 use crate::promotions::{Promotions, Scalar, Value};
-use crate::rows::At;
+use tidemill_common::origin::Origin;
 
 /// As Iceberg writes timestamps with a zone.
 const UTC: &str = "+00:00";
@@ -45,7 +45,7 @@ enum Promoted {
 }
 
 type TextOf = for<'a> fn(&EventRef<'a>) -> Option<&'a str>;
-type TimeOf = fn(&EventRef<'_>, &At) -> Option<i64>;
+type TimeOf = fn(&EventRef<'_>, &Origin) -> Option<i64>;
 
 impl Columns {
     /// For tables of this schema.
@@ -55,7 +55,7 @@ impl Columns {
     }
 
     /// Adds a row.
-    pub fn add(&mut self, event: &EventRef<'_>, at: &At) {
+    pub fn add(&mut self, event: &EventRef<'_>, at: &Origin) {
         self.promotions.values(event, &mut self.values);
         self.rows += 1;
         for column in &mut self.columns {
@@ -212,7 +212,7 @@ mod tests {
             ..Event::new("e-1", "page", 1_700_000_000_123_456)
         };
         for _ in 0..2 {
-            columns.add(&event.as_ref(), &At { partition: 3, offset: 42, append_ms: 1_700_000_001_000 });
+            columns.add(&event.as_ref(), &Origin { partition: 3, offset: 42, append_ms: 1_700_000_001_000 });
             let expected = [
                 ("event_id", "e-1"),
                 ("event_type", "page"),

@@ -50,7 +50,7 @@ impl GivenUp {
         log: Log<'_>,
         next: &BTreeMap<i32, i64>,
     ) -> Result<Fate, sqlx::Error> {
-        let (schema, known) = (schema_id(&record.value).ok(), self.known(record));
+        let (schema, known) = (schema_id(record.value()).ok(), self.known(record));
         match known {
             Some(fate @ (Fate::Dead | Fate::Read)) => return Ok(fate),
             Some(Fate::Open) if schema == self.last => return Ok(Fate::Open),
@@ -91,7 +91,7 @@ impl GivenUp {
 
     /// The registry does not know this record's schema now, so the stream may yet give up on more of them.
     pub fn ask_again(&mut self, record: &Record) {
-        if let Ok(schema) = schema_id(&record.value) {
+        if let Ok(schema) = schema_id(record.value()) {
             self.schemas.remove(&schema);
             self.last = None;
         }

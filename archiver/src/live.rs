@@ -19,8 +19,8 @@ use crate::declared::Declared;
 use crate::error::ArchiveError;
 use crate::given_up::{Fate, GivenUp, Log};
 use crate::prepare::{Prepared, Seen, Shared};
-use crate::rows::At;
 use crate::writing::{Batch, Writing};
+use tidemill_common::origin::Origin;
 
 /// How often a record that cannot be judged is tried again.
 const HELD_RETRY: Duration = Duration::from_secs(1);
@@ -113,8 +113,7 @@ impl Live {
 
     /// Goes past a record. What the stream gave up has no verdict and leaves nothing.
     fn pass(&mut self, record: &Record, verdict: Option<Verdict<'_>>, now: Instant) -> Result<(), ArchiveError> {
-        let (partition, number) = (record.partition, record.number_of_partition());
-        let at = At { partition: number, offset: record.offset, append_ms: record.append_ms };
+        let (partition, at) = (record.partition, Origin::from(record));
         let Some(seen) = self.seen.stores.get_mut(&partition) else { return Ok(()) };
         match verdict {
             Some(Verdict::Valid(decoded)) => {

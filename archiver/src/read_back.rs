@@ -13,8 +13,8 @@ use iceberg::{Error, ErrorKind, Result};
 use tidemill_common::event::Event;
 
 use crate::positions::{self, BadPosition, Positions};
-use crate::rows::At;
 use crate::table::{COLUMNS, Tables};
+use tidemill_common::origin::Origin;
 
 /// Rows that come at once, at the most.
 const ROWS: usize = 10_000;
@@ -27,7 +27,7 @@ pub struct ReadBack {
 }
 
 /// An event, and where its record stood in the log.
-pub type Archived = (Event, At);
+pub type Archived = (Event, Origin);
 
 impl ReadBack {
     /// The table at this snapshot, or at its newest; none where nothing is archived. Of it all, or the rows of records
@@ -101,7 +101,7 @@ fn events(batch: &RecordBatch) -> Result<Vec<Archived>> {
             ..Event::new(ids.value(row), types.value(row), occurred.value(row))
         };
         let append_ms = appended.value(row).div_euclid(1_000);
-        (event, At { partition: partitions.value(row), offset: offsets.value(row), append_ms })
+        (event, Origin { partition: partitions.value(row), offset: offsets.value(row), append_ms })
     };
     Ok((0..batch.num_rows()).map(event).collect())
 }

@@ -5,17 +5,7 @@ use std::collections::HashMap;
 
 use tidemill_common::codec::datum;
 use tidemill_common::event::EventRef;
-
-/// Where a row's record stands in the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct At {
-    /// Its partition's number in the project.
-    pub partition: i32,
-    /// Its offset.
-    pub offset: i64,
-    /// When the broker appended it, in milliseconds since 1970.
-    pub append_ms: i64,
-}
+use tidemill_common::origin::Origin;
 
 /// Datums are in pieces of this many bytes, so that memory grows without copying or doubling.
 const PIECE: usize = 256 * 1024;
@@ -36,7 +26,7 @@ struct Row {
     start: u32,
     len: u32,
     event_type: u32,
-    at: At,
+    at: Origin,
     occurred_at: i64,
 }
 
@@ -45,7 +35,7 @@ impl Rows {
     pub const OVERHEAD: usize = size_of::<Row>();
 
     /// Adds an event; `datum` is its bytes in the envelope's layout.
-    pub fn add(&mut self, event: &EventRef<'_>, datum: &[u8], at: At) {
+    pub fn add(&mut self, event: &EventRef<'_>, datum: &[u8], at: Origin) {
         let event_type = self.types.number(event.event_type);
         if self.datums.last().is_none_or(|piece| piece.len() + datum.len() > PIECE) {
             // Most days have few rows, and the first piece grows with them.
@@ -74,7 +64,7 @@ impl Rows {
     }
 
     /// A row.
-    pub fn get(&self, index: usize) -> (EventRef<'_>, At) {
+    pub fn get(&self, index: usize) -> (EventRef<'_>, Origin) {
         let row = &self.rows[index];
         let bytes = &self.datums[row.piece as usize][row.start as usize..][..row.len as usize];
         (datum::read(bytes).expect("it was read before it was added"), row.at)
@@ -176,7 +166,7 @@ mod tests {
                 let event = Event { properties, ..Event::new(format!("e-{offset}"), event_type, timestamp) };
                 let mut bytes = Vec::new();
                 datum::write(&event.as_ref(), &mut bytes);
-                rows.add(&event.as_ref(), &bytes, At { partition: 1, offset, append_ms: offset * 2 });
+                rows.add(&event.as_ref(), &bytes, Origin { partition: 1, offset, append_ms: offset * 2 });
                 expected.push((event, offset));
             }
             prop_assert_eq!(rows.len(), expected.len());

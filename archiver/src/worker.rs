@@ -108,7 +108,7 @@ impl Worker {
     /// Takes records of one partition. The other archives are only looked at when there may be too much in memory.
     async fn take(&mut self, records: Vec<Record>, now: Instant) {
         let Some(archive) = records.first().and_then(|record| self.archives.get_mut(&record.topic)) else { return };
-        let bytes: usize = records.iter().map(|record| record.value.len() + Rows::OVERHEAD).sum();
+        let bytes: usize = records.iter().map(|record| record.value().len() + Rows::OVERHEAD).sum();
         for record in records {
             let State::Live(live) = &mut archive.state else { return };
             if let Err(error) = live.take(record, &self.shared, now).await {

@@ -9,10 +9,11 @@ use tidemill_archiver::commit::commit;
 use tidemill_archiver::files::Files;
 use tidemill_archiver::forget::archived;
 use tidemill_archiver::positions::{Position, Positions};
-use tidemill_archiver::rows::{At, Rows};
+use tidemill_archiver::rows::Rows;
 use tidemill_archiver::table::Tables;
 use tidemill_common::codec::datum;
 use tidemill_common::event::Event;
+use tidemill_common::origin::Origin;
 use tidemill_stream::session_key;
 use tidemill_testkit::Stack;
 
@@ -30,7 +31,7 @@ async fn fill(stack: &Stack, partition: i32, next: i64, users: &[&str]) {
         };
         let (mut bytes, mut rows) = (Vec::new(), Rows::default());
         datum::write(&event.as_ref(), &mut bytes);
-        rows.add(&event.as_ref(), &bytes, At { partition, offset, append_ms: DAY * 86_400_000 });
+        rows.add(&event.as_ref(), &bytes, Origin { partition, offset, append_ms: DAY * 86_400_000 });
         let mut files = Files::new(&table, Arc::default(), usize::MAX).unwrap();
         files.write(DAY, rows, true).await.unwrap();
         let files = files.close().await.unwrap();

@@ -14,6 +14,7 @@ pub mod http;
 pub mod kafka;
 pub mod metric_update;
 pub mod names;
+pub mod origin;
 pub mod postgres;
 pub mod problem;
 pub mod progress;

@@ -4,6 +4,7 @@ use crate::codec::{DecodeError, Decoded, Decoder};
 use crate::event::EventRef;
 use crate::home::Layout;
 use crate::kafka::Record;
+use crate::origin::Origin;
 
 /// Longest key and value together, in bytes. What is sent on gets headers, and must still fit Kafka's usual
 /// limit of a mebibyte.
@@ -12,13 +13,6 @@ pub const MAX_RECORD: usize = 1_000_000;
 pub const TOO_LARGE: &str = "too-large";
 /// The reason of strays that came home too late.
 pub const LATE_STRAY: &str = "late-stray";
-/// Header of what is sent on: the number, in its project ([`crate::names::partition_number`]), of the partition where the
-/// record comes from.
-pub const SOURCE_PARTITION: &str = "source-partition";
-/// Header of what is sent on: its offset there.
-pub const SOURCE_OFFSET: &str = "source-offset";
-/// Header of what is sent on: when it was appended there, in milliseconds since 1970.
-pub const SOURCE_APPEND_TIME: &str = "source-append-time";
 /// Longest detail of a rejection, in characters.
 const MAX_DETAIL: usize = 1_000;
 
@@ -62,7 +56,7 @@ pub async fn judge<'a>(
     if !fits(record) {
         return Ok(rejected("decode", TOO_LARGE, format!("key and value have more than {MAX_RECORD} bytes")));
     }
-    let decoded = match decoder.read(&record.value).await {
+    let decoded = match decoder.read(record.value()).await {
         Ok(decoded) => decoded,
         Err(error @ DecodeError::Framing) => return Ok(rejected("decode", "not-avro", error)),
         Err(error @ DecodeError::Datum { .. }) => return Ok(rejected("decode", "bad-datum", error)),
@@ -84,11 +78,10 @@ pub async fn judge<'a>(
 /// What is wrong with a stray that took longer than a window to come home: its copies may have been here and be
 /// forgotten by now, so it could count twice. Headers and append times alone decide.
 fn late_stray(record: &Record, event: &EventRef<'_>, layout: &Layout, window_ms: i64) -> Option<String> {
-    let (partition, offset) = (record.number(SOURCE_PARTITION)?, record.number(SOURCE_OFFSET)?);
-    let appended = record.number(SOURCE_APPEND_TIME)?;
-    let late_ms = record.append_ms.saturating_sub(appended);
+    let Origin { partition, offset, append_ms } = Origin::of_sent_on(record)?;
+    let late_ms = record.append_ms.saturating_sub(append_ms);
     // It may have been a stray in this very partition, before that was its home.
-    let was_stray = i32::try_from(partition).map_or(true, |partition| !layout.is_home(event, partition, offset));
+    let was_stray = !layout.is_home(event, partition, offset);
     (was_stray && late_ms > window_ms).then(|| {
         format!(
             "came home from partition {partition}, offset {offset}, {} s after it was appended there; within {} s it \
@@ -120,10 +113,13 @@ fn rejected(stage: &'static str, reason: &'static str, detail: impl ToString) ->
 mod tests {
     use super::*;
     use crate::home::{Era, Spread};
+    use crate::kafka::TopicPartition;
+    use crate::origin::SOURCE;
 
     fn record(append_ms: i64, headers: &[(&str, &str)]) -> Record {
         let headers = headers.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec())).collect();
-        Record { topic: "events.p".into(), partition: 3, offset: 7, append_ms, key: None, value: Vec::new(), headers }
+        let at = TopicPartition { topic: "events.p".into(), partition: 3 };
+        Record::new(at, 7, append_ms, (None, b""), headers)
     }
 
     /// Its home is partition 3 of 4.
@@ -137,7 +133,7 @@ mod tests {
 
     #[test]
     fn a_stray_is_late_when_it_took_longer_than_the_window() {
-        let origin = [(SOURCE_PARTITION, "1"), (SOURCE_OFFSET, "9"), (SOURCE_APPEND_TIME, "1000")];
+        let origin = [(SOURCE, "1:9:1000")];
         assert_eq!(late(&record(6_000, &origin)), None, "exactly the window is in time");
         let late_by = late(&record(6_001, &origin)).expect("late");
         assert!(late_by.contains("partition 1, offset 9, 5 s"), "{late_by}");
@@ -146,11 +142,11 @@ mod tests {
 
     #[test]
     fn headers_that_no_worker_wrote_mean_nothing() {
-        let nonsense = [(SOURCE_PARTITION, "x"), (SOURCE_OFFSET, "9"), (SOURCE_APPEND_TIME, "0")];
+        let nonsense = [(SOURCE, "x:9:0")];
         assert_eq!(late(&record(i64::MAX, &nonsense)), None);
-        let extreme = [(SOURCE_PARTITION, "1"), (SOURCE_OFFSET, "9"), (SOURCE_APPEND_TIME, "-9223372036854775808")];
+        let extreme = [(SOURCE, "1:9:-9223372036854775808")];
         assert!(late(&record(i64::MAX, &extreme)).is_some());
-        let from_here = [(SOURCE_PARTITION, "3"), (SOURCE_OFFSET, "2"), (SOURCE_APPEND_TIME, "0")];
+        let from_here = [(SOURCE, "3:2:0")];
         assert_eq!(late(&record(i64::MAX, &from_here)), None, "no stray comes from its home");
     }
 
@@ -158,7 +154,7 @@ mod tests {
     fn a_stray_may_come_from_what_is_its_home_by_now() {
         let era = Era { spread: Spread { partitions: 2, routes: 0 }, cutoffs: vec![vec![0, 0, 0, 3]] };
         let grown = Layout::new(4, Vec::new(), vec![era]);
-        let from_here = [(SOURCE_PARTITION, "3"), (SOURCE_OFFSET, "2"), (SOURCE_APPEND_TIME, "0")];
+        let from_here = [(SOURCE, "3:2:0")];
         assert!(late_stray(&record(6_000, &from_here), &event(), &grown, 5_000).is_some());
     }
 }

@@ -45,8 +45,8 @@ pub async fn read(stack: &Stack) -> anyhow::Result<Vec<Line>> {
     }
     for record in records {
         let redriven = header(&record, "redrive-of").is_some();
-        let too_early = schema_id(&record.value).ok() == Some(LATE_SCHEMA) && !redriven;
-        let content = match decoder.decode(&record.value).await {
+        let too_early = schema_id(record.value()).ok() == Some(LATE_SCHEMA) && !redriven;
+        let content = match decoder.decode(record.value()).await {
             Ok(_) if too_early => Err("unknown-schema"),
             Ok(event) => Ok(event),
             Err(DecodeError::Framing) => Err("not-avro"),
@@ -57,7 +57,7 @@ pub async fn read(stack: &Stack) -> anyhow::Result<Vec<Line>> {
         lines.push(Line {
             at: (record.number_of_partition(), record.offset),
             append_ms: record.append_ms,
-            key: text(record.key.as_deref().unwrap_or_default()),
+            key: text(record.key().unwrap_or_default()),
             origin: origin(&record),
             redriven,
             content,
@@ -66,12 +66,11 @@ pub async fn read(stack: &Stack) -> anyhow::Result<Vec<Line>> {
     Ok(lines)
 }
 
-/// Which record of the events topic a record stands for, by its headers.
+/// Which record of the events topic a record stands for, by its header.
 pub fn origin(record: &Record) -> Option<Origin> {
-    Some(Origin {
-        at: (record.number("source-partition")? as i32, record.number("source-offset")?),
-        append_ms: record.number("source-append-time")?,
-    })
+    let source = header(record, "source")?;
+    let [partition, offset, append_ms] = source.split(':').collect::<Vec<_>>()[..] else { return None };
+    Some(Origin { at: (partition.parse().ok()?, offset.parse().ok()?), append_ms: append_ms.parse().ok()? })
 }
 
 /// A header of a record, as text.

@@ -103,14 +103,8 @@ impl Native {
         let origin_ms = chrono::Utc::now().timestamp_millis() - age.as_millis() as i64;
         for event in events {
             let elsewhere = (home_partition(event.event_id.as_bytes(), PARTITIONS) + 1) % PARTITIONS;
-            let headers = [
-                ("source-partition", i64::from(elsewhere)),
-                ("source-offset", i64::MAX),
-                ("source-append-time", origin_ms),
-            ];
-            let headers = headers.iter().fold(OwnedHeaders::new(), |headers, (key, value)| {
-                headers.insert(Header { key, value: Some(&value.to_string()) })
-            });
+            let source = format!("{elsewhere}:{}:{origin_ms}", i64::MAX);
+            let headers = OwnedHeaders::new().insert(Header { key: "source", value: Some(&source) });
             let value = self.encoder.encode(event);
             let record = FutureRecord::to(&self.topic).key(event.event_id.as_bytes()).payload(&value).headers(headers);
             let delivered = self.producer.send(record, DELIVERY).await.map_err(|(error, _)| error)?;

@@ -14,7 +14,7 @@ use futures::future::join;
 use futures::stream::FuturesUnordered;
 use rdkafka::error::KafkaError;
 use tidemill_common::auth::ApiKey;
-use tidemill_common::kafka::{Deliveries, Outgoing};
+use tidemill_common::kafka::{Deliveries, Outgoing, Recipient};
 use tidemill_common::names::ROUTE;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -195,10 +195,10 @@ fn produce(gateway: &Gateway, flight: &Arc<Flight>, new: &[usize]) {
             partition: event.partition % ROUTE,
             key: Some(flight.encoded.id(event)),
             value: flight.encoded.value(event),
-            headers: Vec::new(),
+            headers: &[],
         };
         let deliveries = Arc::clone(flight) as Arc<dyn Deliveries>;
-        if let Err(error) = gateway.producer.enqueue(&record, deliveries, number) {
+        if let Err(error) = gateway.producer.enqueue(&record, Arc::new(Recipient { deliveries, number })) {
             Arc::clone(flight).delivered(number, Err(error));
         }
     }

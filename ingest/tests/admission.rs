@@ -25,10 +25,10 @@ async fn accepted_is_in_the_log_where_the_answer_says() {
     assert_eq!((&accepted.body["eventId"], &accepted.body["status"]), (&json!("e-1"), &json!("accepted")));
     let [record] = &records[..] else { panic!("one record, not {}", records.len()) };
     assert_eq!(accepted.body["position"], format!("{}:{}", record.partition, record.offset));
-    assert_eq!(record.key.as_deref(), Some(&b"e-1"[..]));
+    assert_eq!(record.key(), Some(&b"e-1"[..]));
 
     let decoder = Decoder::new(Registry::new(&gateway.stack.connections.registry_url).unwrap());
-    let event = decoder.decode(&record.value).await.unwrap();
+    let event = decoder.decode(record.value()).await.unwrap();
     assert_eq!((event.event_id.as_str(), event.event_type.as_str()), ("e-1", "purchase"));
     assert_eq!(event.timestamp, 1_769_860_800_500_000);
     assert_eq!(event.user_id.as_deref(), Some("ü"));
@@ -188,7 +188,7 @@ async fn the_project_says_how_many_home_partitions_there_are() {
     let events: Vec<Value> = (0..50).map(|i| event(&format!("e-{i}"))).collect();
     assert!(gateway.post(&json!(events)).await.statuses().iter().all(|status| *status == "accepted"));
     for record in gateway.stack.records(&format!("events.{}", gateway.stack.project)).await {
-        assert_eq!(record.partition, home_partition(&record.key.unwrap(), 2), "not what Kafka's metadata says");
+        assert_eq!(record.partition, home_partition(record.key().unwrap(), 2), "not what Kafka's metadata says");
     }
 }
 

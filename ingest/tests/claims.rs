@@ -41,7 +41,7 @@ async fn of_copies_on_64_connections_to_two_gateways_exactly_one_is_accepted() {
 
     let mut log: HashMap<Vec<u8>, Vec<String>> = HashMap::new();
     for record in gateway.stack.records(&format!("events.{}", gateway.stack.project)).await {
-        log.entry(record.key.unwrap()).or_default().push(format!("{}:{}", record.partition, record.offset));
+        log.entry(record.key().unwrap().to_vec()).or_default().push(format!("{}:{}", record.partition, record.offset));
     }
     assert_eq!(log.len(), EVENTS);
     for i in 0..EVENTS {

@@ -31,7 +31,7 @@ async fn a_type_with_a_route_goes_to_its_topic() {
     assert_eq!(answer.statuses(), ["accepted", "accepted", "duplicate"]);
     let ids = async |topic: &str| -> Vec<String> {
         let records = gateway.stack.records(topic).await.into_iter();
-        records.map(|record| String::from_utf8(record.key.unwrap()).unwrap()).collect()
+        records.map(|record| String::from_utf8(record.key().unwrap().to_vec()).unwrap()).collect()
     };
     let (own, routed) = (ids(&format!("events.{}", gateway.stack.project)).await, ids(&route).await);
     assert!(own.contains(&"b".to_owned()) && !own.contains(&"a".to_owned()) && routed.contains(&"a".to_owned()));

@@ -24,7 +24,7 @@ async fn library(gateway: &Gateway, key: &str, options: &[&str]) -> std::process
 async fn in_log(gateway: &Gateway) -> Vec<String> {
     let records = gateway.stack.records(&format!("events.{}", gateway.stack.project)).await;
     let mut ids: Vec<String> =
-        records.iter().map(|record| String::from_utf8(record.key.clone().unwrap()).unwrap()).collect();
+        records.iter().map(|record| String::from_utf8(record.key().unwrap().to_vec()).unwrap()).collect();
     ids.sort();
     ids
 }

@@ -404,7 +404,8 @@ async fn nothing_acknowledged_is_lost_by_kill_9_while_draining() {
     draining.stop().await;
     for project in &projects {
         let records = stack.records(&format!("events.{project}")).await;
-        let there: HashSet<Vec<u8>> = records.into_iter().filter_map(|record| record.key).collect();
+        let there: HashSet<Vec<u8>> =
+            records.into_iter().filter_map(|record| record.key().map(<[u8]>::to_vec)).collect();
         let lost: Vec<_> = safe.iter().filter(|(of, id)| of == project && !there.contains(id.as_bytes())).collect();
         assert!(lost.is_empty(), "{} lost: {lost:?}", lost.len());
     }

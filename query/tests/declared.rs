@@ -8,9 +8,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use support::{Api, new_key};
 use tidemill_common::event::Event;
+use tidemill_common::origin::Origin;
 use tidemill_stream::keys;
 use tidemill_stream::metric::Definitions;
-use tidemill_stream::store::{Batch, Counted, Origin, Shards, Store};
+use tidemill_stream::store::{Batch, Counted, Shards, Store};
 use tidemill_stream::window::Granularity;
 use tidemill_testkit::event;
 

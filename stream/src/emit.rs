@@ -1,6 +1,7 @@
 //! What the stream sends on: strays to their home partition, first sights to the processed topic, and what
 //! is no event to the dead letters. All of it may be sent again after a crash; readers tell by the headers.
 
+use std::fmt::Write;
 use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -10,14 +11,13 @@ use tidemill_common::dead_letters::REDRIVE_OF;
 use tidemill_common::home::home_partition;
 use tidemill_common::kafka::{Outgoing, Producer, Record, Sending};
 use tidemill_common::names::{dlq_topic, processed_topic};
+use tidemill_common::origin::{Origin, SOURCE};
 use tidemill_common::projects::Project;
 use tidemill_common::registry::{Registry, RegistryError};
 use tidemill_common::verdict::{Rejection, TOO_LARGE};
-pub use tidemill_common::verdict::{SOURCE_APPEND_TIME, SOURCE_OFFSET, SOURCE_PARTITION};
 
 use crate::enrich::Traits;
 use crate::quick_map::QuickMap;
-use crate::store::Origin;
 
 /// The schema of the processed topics, as it is registered: the event's, and behind it what was found out.
 pub const PROCESSED_SCHEMA: &str = include_str!("../../schemas/processed.avsc");
@@ -34,9 +34,6 @@ pub const DETAIL: &str = "detail";
 pub const ATTEMPTS: &str = "attempts";
 /// Header of dead letters: when it was refused, RFC 3339. It differs between copies of one dead letter.
 pub const TIME: &str = "time";
-
-/// Headers of where a record first stood.
-const SOURCE: [&str; 3] = [SOURCE_PARTITION, SOURCE_OFFSET, SOURCE_APPEND_TIME];
 
 /// Records to send. Their keys and values stand one behind the other, since there are many of them.
 #[derive(Debug, Default)]
@@ -56,7 +53,7 @@ struct Emission {
     value: usize,
     /// and it ends here.
     end: usize,
-    /// Where the record first stood, which its first headers say.
+    /// Where the record first stood, which its first header says.
     first: Option<Origin>,
     headers: Vec<(&'static str, String)>,
 }
@@ -119,10 +116,10 @@ pub fn stray(record: &Record, (topic, partition): (String, i32), emissions: &mut
         let value = record.header(name)?;
         Some((name, String::from_utf8_lossy(value).into_owned()))
     };
-    let mut headers: Vec<_> = SOURCE.into_iter().filter_map(kept).collect();
-    let first = headers.is_empty().then(|| record.into());
-    headers.extend(kept(REDRIVE_OF));
-    emissions.copy(topic, partition, (record.key.as_deref(), &record.value), first, headers);
+    let (source, redrive) = (kept(SOURCE), kept(REDRIVE_OF));
+    let first = source.is_none().then(|| record.into());
+    let headers = source.into_iter().chain(redrive).collect();
+    emissions.copy(topic, partition, (record.key(), record.value()), first, headers);
 }
 
 /// Adds a dead letter: the record as it came (but for one that is too large), with why, when, how often and from where: it
@@ -136,7 +133,7 @@ pub fn dead_letter(
     now: DateTime<Utc>,
     emissions: &mut Emissions,
 ) {
-    let partition = match &record.key {
+    let partition = match record.key() {
         Some(key) => home_partition(key, project.dlq_partitions),
         None => record.partition % project.dlq_partitions,
     };
@@ -150,7 +147,7 @@ pub fn dead_letter(
     ];
     // What is too large to be sent on still stands at its origin.
     let fits = rejection.reason != TOO_LARGE;
-    let bytes = if fits { (record.key.as_deref(), &*record.value) } else { (None, [].as_slice()) };
+    let bytes = if fits { (record.key(), record.value()) } else { (None, [].as_slice()) };
     emissions.copy(dlq_topic(&project.id), partition, bytes, Some(first), headers);
 }
 
@@ -206,24 +203,37 @@ impl Emissions {
 
     /// Sends them all.
     pub async fn send(&self, producer: &Producer, sending: &mut Sending) -> Result<(), KafkaError> {
+        let mut source = String::new();
         for emission in &self.list {
-            emission.send(&self.bytes, producer, sending).await?;
+            source.clear();
+            emission.send(&self.bytes, &mut source, producer, sending).await?;
         }
         Ok(())
     }
 }
 
 impl Emission {
-    async fn send(&self, bytes: &[u8], producer: &Producer, sending: &mut Sending) -> Result<(), KafkaError> {
+    /// `source` is an empty text to write to.
+    async fn send(
+        &self,
+        bytes: &[u8],
+        source: &mut String,
+        producer: &Producer,
+        sending: &mut Sending,
+    ) -> Result<(), KafkaError> {
         let Self { topic, partition, key, value, end, first, headers: others } = self;
         let (key, value) = (key.map(|start| &bytes[start..*value]), &bytes[*value..*end]);
-        let first = first.map(|Origin { partition, offset, append_ms }| [partition.into(), offset, append_ms]);
-        let mut texts = [itoa::Buffer::new(); 3];
-        let mut headers = Vec::with_capacity(SOURCE.len() + others.len());
-        for ((name, number), text) in SOURCE.into_iter().zip(first.into_iter().flatten()).zip(&mut texts) {
-            headers.push((name, text.format::<i64>(number)));
-        }
-        headers.extend(others.iter().map(|(name, value)| (*name, &**value)));
+        let first = first.map(|origin| {
+            let _ = write!(source, "{origin}"); // a String takes everything
+            (SOURCE, source.as_str())
+        });
+        let all: Vec<_>;
+        let headers = if others.is_empty() {
+            first.as_slice()
+        } else {
+            all = first.into_iter().chain(others.iter().map(|(name, value)| (*name, &**value))).collect();
+            &all
+        };
         sending.add(producer, &Outgoing { topic, partition: *partition, key, value, headers }).await
     }
 }

@@ -8,7 +8,7 @@ use tidemill_common::event::EventRef;
 use crate::enrich::Traits;
 use crate::metric::{Enriched, Subject};
 use crate::properties::{Fields, Properties};
-use crate::store::Origin;
+use tidemill_common::origin::Origin;
 
 /// A first sight, to be counted: an event without what only enrichment reads, and with what that has found.
 #[derive(Debug)]

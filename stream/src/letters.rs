@@ -13,7 +13,8 @@ use tidemill_common::kafka::Record;
 use tidemill_common::names::events_topic;
 
 use crate::ledger::Place;
-use crate::store::{Origin, Outcome};
+use crate::store::Outcome;
+use tidemill_common::origin::Origin;
 
 /// A letter, as it is once all that was decided goes through.
 #[derive(Debug, Clone)]
@@ -69,7 +70,7 @@ impl Letters {
             return Ok(BTreeMap::new());
         }
         let letters = self.read(project, redriven.iter().map(|(_, letter)| letter).collect()).await?;
-        let is_of = |record: &Record, letter: &Letter| letter.digest == digest(record.key.as_deref(), &record.value);
+        let is_of = |record: &Record, letter: &Letter| letter.digest == digest(record.key(), record.value());
         let of_letters = redriven.iter().filter_map(|(record, id)| {
             let letter = letters.get(id).filter(|letter| is_of(record, letter))?;
             Some((record.offset, letter))

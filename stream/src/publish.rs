@@ -132,7 +132,7 @@ impl Outlet {
                 partition: *partition,
                 key: Some(key),
                 value,
-                headers: Vec::new(),
+                headers: &[],
             })
             .collect();
         self.producer.send_all(&outgoing).await?;

@@ -251,7 +251,7 @@ impl Sorter {
             stage: rejection.stage,
             reason: rejection.reason,
             detail: rejection.detail,
-            digest: digest(record.key.as_deref(), &record.value),
+            digest: digest(record.key(), record.value()),
         });
     }
 
@@ -271,7 +271,7 @@ impl Sorter {
         window_ms: i64,
         pause: Duration,
     ) -> Result<Option<Verdict<'a>>, DecodeError> {
-        let id = if fits(record) { schema_id(&record.value).ok() } else { None };
+        let id = if fits(record) { schema_id(record.value()).ok() } else { None };
         let asked_lately = |unknown: &&Unknown| unknown.asked.elapsed() < pause;
         if let Some(unknown) = id.and_then(|id| self.unknown.get(&id)).filter(asked_lately) {
             return Ok(self.give_up(id.unwrap_or_default(), unknown.since));

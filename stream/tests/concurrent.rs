@@ -8,12 +8,13 @@ use std::time::{Duration, Instant};
 use sqlx::{PgPool, Row};
 use tidemill_common::event::Event;
 use tidemill_common::names;
+use tidemill_common::origin::Origin;
 use tidemill_stream::decimal::Decimal;
 use tidemill_stream::enrich::{Country, Device, Enricher, Source};
 use tidemill_stream::fold::carts::{Cart, CartEvent};
 use tidemill_stream::ledger::{self, Advance, Place};
 use tidemill_stream::metric::Definitions;
-use tidemill_stream::store::{Batch, Counted, Origin, SHARDS, Shards, Store, carts};
+use tidemill_stream::store::{Batch, Counted, SHARDS, Shards, Store, carts};
 use tidemill_stream::{forget, session_key};
 use tidemill_testkit::{Stack, event, eventually};
 

@@ -38,8 +38,8 @@ async fn updates(stack: &Stack, topic: &str) -> Vec<MetricUpdate> {
             let spans: Vec<Span> = bounds.into_iter().map(|(at, (from, to))| Span { at, from, to }).collect();
             history
                 .read(&spans, &CancellationToken::new(), |record| {
-                    let update = MetricUpdate::decode(&record.value).unwrap();
-                    assert_eq!(record.key.as_deref(), Some(update.key().as_bytes()));
+                    let update = MetricUpdate::decode(record.value()).unwrap();
+                    assert_eq!(record.key(), Some(update.key().as_bytes()));
                     updates.push(update);
                     Ok::<(), rdkafka::error::KafkaError>(())
                 })

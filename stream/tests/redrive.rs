@@ -13,6 +13,7 @@ use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
 use tidemill_common::kafka::{History, Outgoing, topic_incarnations};
 use tidemill_common::names::{dlq_topic, events_topic, processed_topic};
+use tidemill_common::origin::Origin;
 use tidemill_common::telemetry::metrics;
 use tidemill_stream::dlq::redrive::{Outcomes, Redriver, Report, plan};
 use tidemill_stream::dlq::{self, Filter, prune, watch};
@@ -46,7 +47,7 @@ async fn send_late(stack: &Stack, event: &Event, partition: i32) -> i64 {
 async fn send_as(stack: &Stack, event: &Event, schema: Encoder, letter: &LetterId) {
     let (topic, value, letter) = (events_topic(&stack.project), schema.encode(event), letter.to_string());
     let (partition, key) = (home(event), Some(event.event_id.as_bytes()));
-    let headers = vec![(REDRIVE_OF, &*letter)];
+    let headers = &[(REDRIVE_OF, &*letter)];
     stack.producer.send(&Outgoing { topic: &topic, partition, key, value: &value, headers }).await.unwrap();
 }
 
@@ -72,7 +73,7 @@ async fn letter_of(stack: &Stack, event: &Event) -> LetterId {
         let at = |record: &&tidemill_common::kafka::Record| {
             (record.partition, record.offset) == (letter.partition, letter.offset)
         };
-        records.iter().find(at).is_some_and(|record| record.key.as_deref() == Some(event.event_id.as_bytes()))
+        records.iter().find(at).is_some_and(|record| record.key() == Some(event.event_id.as_bytes()))
     };
     let letter = rows.iter().find(is_of).expect("a letter");
     LetterId { incarnation: letter.topic_incarnation.clone(), partition: letter.partition, offset: letter.offset }
@@ -149,7 +150,7 @@ async fn letters_count_once_however_often_they_are_sent() {
             let (_, value) = record.headers.iter().find(|(key, _)| key == name).expect(name);
             String::from_utf8(value.clone()).unwrap()
         };
-        assert!(header("source-offset").parse::<i64>().unwrap() < 20, "not where it was sent to");
+        assert!(Origin::of_sent_on(&record).unwrap().offset < 20, "not where it was sent to");
         attempts.push(header("attempts"));
     }
     attempts.sort();

@@ -10,8 +10,9 @@ use serde_json::json;
 use sqlx::PgPool;
 use support::declare;
 use tidemill_common::event::Event;
+use tidemill_common::origin::Origin;
 use tidemill_stream::metric::Definitions;
-use tidemill_stream::store::{Batch, Counted, Origin, RawEvents, SHARDS, Shards, Store};
+use tidemill_stream::store::{Batch, Counted, RawEvents, SHARDS, Shards, Store};
 use tidemill_stream::{forget, replay};
 use tidemill_testkit::{Stack, event};
 

@@ -49,7 +49,7 @@ async fn copies_from_before_and_after_count_once() {
     let stack = Stack::new().await;
     let running = routed(&stack).await;
     assert_once(&stack, 600).await;
-    let of_route = sources(&stack).await.into_values().filter(|sources| sources[0].0 >= i64::from(ROUTE)).count();
+    let of_route = sources(&stack).await.into_values().filter(|sources| sources[0].0 >= ROUTE).count();
     assert_eq!(of_route, clicks(200..600).len(), "what came later is in the topic of its own");
     // What came to it but by being sent home is known there, to who comes next, too.
     running.stop().await;
@@ -73,8 +73,8 @@ async fn users_decide_too_where_that_is_wanted() {
     stack.send_all(&of_users(0..300)).await;
     stack.send_home(&of_users(0..500)).await;
     assert_once(&stack, 500).await;
-    let partitions: std::collections::BTreeSet<i64> =
-        sources(&stack).await.into_values().map(|sources| sources[0].0).filter(|at| *at >= i64::from(ROUTE)).collect();
+    let partitions: std::collections::BTreeSet<i32> =
+        sources(&stack).await.into_values().map(|sources| sources[0].0).filter(|at| *at >= ROUTE).collect();
     assert_eq!(partitions.len(), 3 * PARTITIONS as usize, "all of the route's partitions have some");
     // The store inherits from one partition of the project's own topic, for several of the route's.
     running.stop().await;
@@ -115,7 +115,7 @@ async fn the_topics_of_routes_grow_with_the_projects_own() {
     stack.send_home(&events(300..700)).await;
     stack.send_by(&events(400..700), PARTITIONS).await;
     assert_once(&stack, 700).await;
-    let high = i64::from(ROUTE + PARTITIONS);
+    let high = ROUTE + PARTITIONS;
     assert!(sources(&stack).await.values().any(|sources| sources[0].0 >= high), "in the route's new partitions");
     running.stop().await;
 }
@@ -154,7 +154,7 @@ async fn dead_letters_of_a_route_go_through_again() {
         let value = Encoder::new(LATE).encode(event);
         let partition = home_partition(event.event_id.as_bytes(), PARTITIONS);
         let key = Some(event.event_id.as_bytes());
-        let record = Outgoing { topic, partition, key, value: &value, headers: Vec::new() };
+        let record = Outgoing { topic, partition, key, value: &value, headers: &[] };
         stack.producer.send(&record).await.unwrap();
     }
     let letters = async |state: &str| {

@@ -13,6 +13,7 @@ use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
 use tidemill_common::kafka::Outgoing;
 use tidemill_common::names::{dlq_topic, events_topic};
+use tidemill_common::origin::Origin;
 use tidemill_stream::OnGap;
 use tidemill_testkit::{PARTITIONS, Stack, event, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -75,8 +76,7 @@ async fn what_is_mostly_poison_waits_and_nothing_is_lost() {
     // Another tenant does not wait for it.
     let value = stack.encoder.encode(&event("e-1", "view", 1_709_251_200));
     let topic = events_topic(&neighbour);
-    let theirs =
-        Outgoing { topic: &topic, partition: home(&good[1]), key: Some(b"e-1"), value: &value, headers: vec![] };
+    let theirs = Outgoing { topic: &topic, partition: home(&good[1]), key: Some(b"e-1"), value: &value, headers: &[] };
     stack.producer.send(&theirs).await.unwrap();
     eventually("the neighbour's event is counted", || async {
         let sql = "SELECT EXISTS (SELECT 1 FROM metric_rollups WHERE project = $1)";
@@ -104,7 +104,8 @@ async fn what_is_mostly_poison_waits_and_nothing_is_lost() {
         assert_eq!((&*header("stage"), &*header("reason"), &*header("attempts")), ("decode", "not-avro", "1"));
         assert_eq!(header("source-topic"), events_topic(&stack.project));
         chrono::DateTime::parse_from_rfc3339(&header("time")).expect("a time");
-        sources.insert((header("source-partition"), header("source-offset").parse::<i64>().unwrap()));
+        let Origin { partition, offset, .. } = Origin::of_sent_on(letter).expect("an origin");
+        sources.insert((partition, offset));
     }
     assert_eq!(sources.len(), POISON, "each of them, from its own place");
     let rows: i64 = sqlx::query_scalar("SELECT count(*) FROM dead_letters").fetch_one(&stack.pool).await.unwrap();

@@ -27,8 +27,8 @@ use tidemill_common::event::Event;
 use tidemill_common::home::{Layout, home_partition};
 use tidemill_common::kafka::{History, Outgoing, Producer, Record, Span, TopicPartition, topic_incarnations};
 use tidemill_common::names::{ROUTE, dlq_topic, events_topic, processed_topic};
+use tidemill_common::origin::{Origin, SOURCE};
 use tidemill_common::registry::Registry;
-use tidemill_common::verdict::{SOURCE_APPEND_TIME, SOURCE_OFFSET, SOURCE_PARTITION};
 use tidemill_common::{postgres, projects};
 use tidemill_topics::{Change, Topic, Wanted, begin_route, grow, plan_growth, plan_route};
 use tokio_util::sync::CancellationToken;
@@ -338,7 +338,7 @@ impl Stack {
                 partition: *partition,
                 key: Some(event.event_id.as_bytes()),
                 value,
-                headers: Vec::new(),
+                headers: &[],
             })
             .collect();
         self.producer.send_all(&records).await.map(drop)
@@ -347,7 +347,7 @@ impl Stack {
     /// Sends any bytes to a partition of the project's events topic.
     pub async fn send_raw(&self, partition: i32, key: Option<&[u8]>, value: &[u8]) -> (i32, i64) {
         let topic = events_topic(&self.project);
-        let record = Outgoing { topic: &topic, partition, key, value, headers: Vec::new() };
+        let record = Outgoing { topic: &topic, partition, key, value, headers: &[] };
         self.producer.send(&record).await.expect("delivered")
     }
 
@@ -412,13 +412,10 @@ impl Stack {
         let topic = events_topic(&self.project);
         let key = event.event_id.as_bytes();
         let (home, value) = (home_partition(key, PARTITIONS), self.encoder.encode(event));
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis();
-        let headers = [
-            (SOURCE_PARTITION, ((home + 1) % PARTITIONS).to_string()),
-            (SOURCE_OFFSET, "7".to_owned()),
-            (SOURCE_APPEND_TIME, (now - u128::from(seconds) * 1_000).to_string()),
-        ];
-        let headers = headers.iter().map(|(name, value)| (*name, &**value)).collect();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() as i64;
+        let append_ms = now - i64::from(seconds) * 1_000;
+        let source = Origin { partition: (home + 1) % PARTITIONS, offset: 7, append_ms }.to_string();
+        let headers = &[(SOURCE, &*source)];
         let stray = Outgoing { topic: &topic, partition: home, key: Some(key), value: &value, headers };
         self.producer.send(&stray).await.expect("delivered")
     }

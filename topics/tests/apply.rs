@@ -73,7 +73,7 @@ async fn created_topics_can_be_written_at_once() {
     let producer = Producer::new(&scratch.kafka, Duration::from_secs(5)).unwrap();
     for topic in &scratch.topics {
         for partition in 0..topic.partitions {
-            let record = Outgoing { topic: &topic.name, partition, key: None, value: b"x", headers: Vec::new() };
+            let record = Outgoing { topic: &topic.name, partition, key: None, value: b"x", headers: &[] };
             assert_eq!(producer.send(&record).await.unwrap(), (partition, 0));
         }
     }

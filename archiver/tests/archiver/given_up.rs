@@ -59,7 +59,7 @@ async fn send_again(world: &World, event: &Event, letter: i64) -> (i32, i64) {
     let (topic, key) = (events_topic(&world.project), event.event_id.as_bytes());
     let (partition, value) = (home_partition(key, PARTITIONS), world.encoder.encode(event));
     let letter = format!("{}:{partition}:{letter}", incarnation(world).await);
-    let headers = vec![(REDRIVE_OF, &*letter)];
+    let headers = &[(REDRIVE_OF, &*letter)];
     world.producer.send(&Outgoing { topic: &topic, partition, key: Some(key), value: &value, headers }).await.unwrap()
 }
 

@@ -11,7 +11,7 @@ use iceberg::spec::DataFile;
 use iceberg::table::Table;
 use tidemill_archiver::files::Files;
 use tidemill_archiver::positions::{self, Positions};
-use tidemill_archiver::rows::{At, Rows};
+use tidemill_archiver::rows::Rows;
 use tidemill_archiver::table::Tables;
 use tidemill_archiver::{Config, run};
 use tidemill_common::codec::datum;
@@ -20,6 +20,7 @@ use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
 use tidemill_common::kafka::{History, Outgoing, topic_incarnations};
 use tidemill_common::names::events_topic;
+use tidemill_common::origin::Origin;
 use tidemill_common::projects;
 use tidemill_testkit::{PARTITIONS, Stack, event, eventually};
 use tokio::net::TcpListener;
@@ -113,7 +114,7 @@ pub fn as_rows(partition: i32, events: &[(i64, Event)]) -> Rows {
     for (offset, event) in events {
         let mut bytes = Vec::new();
         datum::write(&event.as_ref(), &mut bytes);
-        rows.add(&event.as_ref(), &bytes, At { partition, offset: *offset, append_ms: 1_700_000_000_000 });
+        rows.add(&event.as_ref(), &bytes, Origin { partition, offset: *offset, append_ms: 1_700_000_000_000 });
     }
     rows
 }
@@ -204,7 +205,7 @@ pub async fn send_to(world: &World, project: &str, events: &[Event]) {
     for event in events {
         let (key, value) = (event.event_id.as_bytes(), world.encoder.encode(event));
         let partition = home_partition(key, PARTITIONS);
-        let record = Outgoing { topic: &topic, partition, key: Some(key), value: &value, headers: Vec::new() };
+        let record = Outgoing { topic: &topic, partition, key: Some(key), value: &value, headers: &[] };
         world.producer.send(&record).await.unwrap();
     }
 }
@@ -246,7 +247,7 @@ pub fn events_with_copies(from: usize, to: usize) -> Vec<Event> {
 pub async fn first_sights(world: &World, ids: impl Fn(&str) -> bool) -> Vec<(i32, i64, String)> {
     let mut first: HashMap<String, (i32, i64)> = HashMap::new();
     for record in world.records(&events_topic(&world.project)).await {
-        let id = String::from_utf8(record.key.unwrap_or_default()).unwrap();
+        let id = String::from_utf8(record.key().unwrap_or_default().to_vec()).unwrap();
         if ids(&id) {
             first.entry(id).or_insert((record.partition, record.offset));
         }

@@ -6,8 +6,8 @@ use tidemill_common::codec::{EVENT_SCHEMA, Encoder};
 use tidemill_common::home::home_partition;
 use tidemill_common::kafka::{KafkaConfig, Outgoing, Producer};
 use tidemill_common::names::processed_topic;
+use tidemill_common::origin::{Origin, SOURCE};
 use tidemill_common::registry::Registry;
-use tidemill_common::verdict::{SOURCE_APPEND_TIME, SOURCE_OFFSET, SOURCE_PARTITION};
 
 use crate::stream::content::Content;
 use crate::stream::place::Place;
@@ -28,7 +28,7 @@ struct Made {
     in_log: Vec<u8>,
     sent_on: Vec<u8>,
     /// Where the first stands.
-    source: (String, String),
+    source: String,
 }
 
 /// Adds so many new events behind those of a topic; `seed` must be another than theirs. Gives how many there are.
@@ -43,7 +43,7 @@ pub async fn add(place: &Place, topic: &Topic, events: u64, seed: u64) -> anyhow
     let producer = Producer::new(&KafkaConfig { brokers: place.brokers.clone() }, DELIVERY)?;
     let (mut content, mut next) = (Content::new(&traffic, start), topic.ends.clone());
     for chunk in originals.chunks(CHUNK) {
-        let append_time = (now_us() / 1_000).to_string();
+        let append_ms = now_us() / 1_000;
         let made: Vec<Made> = chunk
             .iter()
             .map(|record| {
@@ -56,15 +56,14 @@ pub async fn add(place: &Place, topic: &Topic, events: u64, seed: u64) -> anyhow
                 let partition = home_partition(&key, place.partitions);
                 let offset = next[partition as usize];
                 next[partition as usize] += 1;
-                Made { partition, key, in_log, sent_on, source: (partition.to_string(), offset.to_string()) }
+                Made { partition, key, in_log, sent_on, source: Origin { partition, offset, append_ms }.to_string() }
             })
             .collect();
+        let headers: Vec<_> = made.iter().map(|made| [(SOURCE, made.source.as_str())]).collect();
         let mut records = Vec::with_capacity(2 * made.len());
-        for Made { partition, key, in_log, sent_on, source } in &made {
-            let headers: Vec<(&str, &str)> =
-                vec![(SOURCE_PARTITION, &source.0), (SOURCE_OFFSET, &source.1), (SOURCE_APPEND_TIME, &append_time)];
+        for (Made { partition, key, in_log, sent_on, .. }, headers) in made.iter().zip(&headers) {
             let (partition, key) = (*partition, Some(key.as_slice()));
-            records.push(Outgoing { topic: &topic.name, partition, key, value: in_log, headers: Vec::new() });
+            records.push(Outgoing { topic: &topic.name, partition, key, value: in_log, headers: &[] });
             records.push(Outgoing { topic: &processed, partition, key, value: sent_on, headers });
         }
         producer.send_all(&records).await?;

@@ -86,15 +86,15 @@ fn line(tried: &Try) -> String {
 
 async fn content(record: Record, decoder: &Decoder) -> Content {
     let header = |(name, value): &(String, Vec<u8>)| format!("{name}: {}", excerpt(value));
-    let value = match decoder.decode(&record.value).await {
+    let value = match decoder.decode(record.value()).await {
         Ok(event) => json(event),
-        Err(_) => Value::String(excerpt(&record.value)),
+        Err(_) => Value::String(excerpt(record.value())),
     };
     Content {
         found_at: format!("{}/{}:{}", record.topic, record.partition, record.offset),
         headers: record.headers.iter().map(header).collect(),
-        key: record.key.as_deref().map(excerpt),
-        bytes: record.value.len(),
+        key: record.key().map(excerpt),
+        bytes: record.value().len(),
         value,
     }
 }

@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use anyhow::Context;
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt};
-use tidemill_archiver::read_back::{Archived, ReadBack};
+use tidemill_archiver::read_back::ReadBack;
 use tidemill_archiver::table::Tables;
 use tidemill_common::config::Connections;
 use tidemill_stream::replay::{Offer, Replay, ReplayError, Source};
-use tidemill_stream::store::Origin;
 
 /// What a project's archive has to offer of all time, or since then; none where there is none.
 pub async fn offer(
@@ -39,13 +38,9 @@ pub async fn source(connections: &Connections, replay: &Replay) -> anyhow::Resul
     let files = archive.files() as i64;
     let open = move |file: i64| {
         let rows = archive.rows(file as usize).map_err(why)?;
-        Ok(rows.map_ok(|some| some.into_iter().map(event).collect()).map_err(why).boxed())
+        Ok(rows.map_err(why).boxed())
     };
     Ok(Some(Source { files, open: Box::new(open) }))
-}
-
-fn event((event, at): Archived) -> (tidemill_common::event::Event, Origin) {
-    (event, Origin { partition: at.partition, offset: at.offset, append_ms: at.append_ms })
 }
 
 /// It may be better later: storage that does not answer.

@@ -49,7 +49,7 @@ fn id(client: Client, number: usize) -> String {
 async fn in_log(stack: &Stack) -> HashMap<String, usize> {
     let mut log = HashMap::new();
     for record in stack.records(&events_topic(&stack.project)).await {
-        *log.entry(String::from_utf8(record.key.unwrap()).unwrap()).or_default() += 1;
+        *log.entry(String::from_utf8(record.key().unwrap().to_vec()).unwrap()).or_default() += 1;
     }
     log
 }

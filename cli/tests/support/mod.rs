@@ -235,7 +235,7 @@ impl Fleet {
         let decoder = Decoder::new(Registry::new(&self.stack.connections.registry_url).unwrap());
         let mut events = BTreeMap::new();
         for record in self.stack.records(&events_topic(&self.stack.project)).await {
-            let event = decoder.decode(&record.value).await.expect("an event");
+            let event = decoder.decode(record.value()).await.expect("an event");
             events.insert(event.event_id, event.event_type);
         }
         events

@@ -69,7 +69,7 @@ impl Follower {
     pub fn next(&self, wait: Duration) -> KafkaResult<Option<Followed>> {
         match self.consumer.poll(wait) {
             None => Ok(None),
-            Some(Ok(message)) => Ok(Some(Followed::Record(Record::new(Arc::clone(&self.topic), &message)))),
+            Some(Ok(message)) => Ok(Some(Followed::Record(Record::of(Arc::clone(&self.topic), &message)))),
             Some(Err(KafkaError::PartitionEOF(partition))) => Ok(Some(Followed::End(partition))),
             Some(Err(KafkaError::MessageConsumption(
                 RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure,

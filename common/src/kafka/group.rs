@@ -442,7 +442,7 @@ impl Poller {
         if message.offset() >= started.next {
             started.next = message.offset() + 1;
             *bytes += message.payload_len();
-            records.push(Record::new(Arc::clone(&at.topic), message));
+            records.push(Record::of(Arc::clone(&at.topic), message));
         } // or it was fetched before the partition was started
     }
 

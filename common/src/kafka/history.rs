@@ -182,7 +182,7 @@ fn read_topic<E: From<KafkaError>>(
         }
         match consumer.poll(Duration::from_millis(100)) {
             Some(Ok(message)) => {
-                let record = Record::new(Arc::clone(topic), &message);
+                let record = Record::of(Arc::clone(topic), &message);
                 let Some(&to) = open.get(&record.partition) else { continue };
                 heard = Instant::now();
                 if record.offset + 1 >= to {

@@ -21,7 +21,7 @@ use rdkafka::message::{BorrowedMessage, Headers, Message};
 pub use follow::{Followed, Follower};
 pub use group::{GroupConsumer, GroupEvent, InHand, Room};
 pub use history::{End, History, Span};
-pub use producer::{Deliveries, Delivery, Outgoing, Producer, Sending};
+pub use producer::{Deliveries, Delivery, Outgoing, Producer, Recipient, Sending};
 pub use seek::{IdleGroup, Seek, SeekError, SeekTo};
 pub use topic_id::topic_incarnations;
 use uncommit::uncommit;
@@ -81,31 +81,51 @@ pub struct Record {
     pub offset: i64,
     /// When the broker appended it, in milliseconds since 1970.
     pub append_ms: i64,
-    /// Its key.
-    pub key: Option<Vec<u8>>,
-    /// Its value; a tombstone is an empty one.
-    pub value: Vec<u8>,
     /// Its headers, in order.
     pub headers: Vec<(String, Vec<u8>)>,
+    /// Its key and its value, in one piece of memory, since one thread takes it and another gives it back.
+    bytes: Box<[u8]>,
+    /// Where the key ends, if it has one.
+    key_end: Option<usize>,
 }
 
 impl Record {
-    fn new(topic: Arc<str>, message: &BorrowedMessage<'_>) -> Self {
+    /// A record at this offset of a partition.
+    pub fn new(
+        TopicPartition { topic, partition }: TopicPartition,
+        offset: i64,
+        append_ms: i64,
+        (key, value): (Option<&[u8]>, &[u8]),
+        headers: Vec<(String, Vec<u8>)>,
+    ) -> Self {
+        let bytes = [key.unwrap_or_default(), value].concat().into();
+        Self { topic, partition, offset, append_ms, headers, bytes, key_end: key.map(<[u8]>::len) }
+    }
+
+    fn of(topic: Arc<str>, message: &BorrowedMessage<'_>) -> Self {
         let header = |h: rdkafka::message::Header<'_, &[u8]>| (h.key.to_owned(), h.value.unwrap_or_default().to_vec());
-        Self {
-            topic,
-            partition: message.partition(),
-            offset: message.offset(),
-            append_ms: message.timestamp().to_millis().unwrap_or(0),
-            key: message.key().map(<[u8]>::to_vec),
-            value: message.payload().unwrap_or_default().to_vec(),
-            headers: message.headers().map(|headers| headers.iter().map(header).collect()).unwrap_or_default(),
-        }
+        Self::new(
+            TopicPartition { topic, partition: message.partition() },
+            message.offset(),
+            message.timestamp().to_millis().unwrap_or(0),
+            (message.key(), message.payload().unwrap_or_default()),
+            message.headers().map(|headers| headers.iter().map(header).collect()).unwrap_or_default(),
+        )
+    }
+
+    /// Its key.
+    pub fn key(&self) -> Option<&[u8]> {
+        self.key_end.map(|end| &self.bytes[..end])
+    }
+
+    /// Its value; a tombstone's is empty.
+    pub fn value(&self) -> &[u8] {
+        &self.bytes[self.key_end.unwrap_or(0)..]
     }
 
     /// Bytes of its key and value.
     pub fn size(&self) -> usize {
-        self.value.len() + self.key.as_ref().map_or(0, Vec::len)
+        self.bytes.len()
     }
 
     /// The partition it stands in.
@@ -121,10 +141,5 @@ impl Record {
     /// The first header of this name.
     pub fn header(&self, name: &str) -> Option<&[u8]> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| &**value)
-    }
-
-    /// The same, if it is a number.
-    pub fn number(&self, name: &str) -> Option<i64> {
-        std::str::from_utf8(self.header(name)?).ok()?.parse().ok()
     }
 }

@@ -29,7 +29,7 @@ pub struct Outgoing<'a> {
     /// The value.
     pub value: &'a [u8],
     /// Headers, in order.
-    pub headers: Vec<(&'a str, &'a str)>,
+    pub headers: &'a [(&'a str, &'a str)],
 }
 
 /// Partition and offset of a record once all in-sync replicas hold it. An error means that nothing is known.
@@ -42,10 +42,13 @@ pub trait Deliveries: Send + Sync {
     fn delivered(self: Arc<Self>, number: usize, delivery: Delivery);
 }
 
-/// What a record carries through the client.
-struct Opaque {
-    deliveries: Arc<dyn Deliveries>,
-    number: usize,
+/// Who is told what became of a record, and the number it was sent with. Records can share one.
+#[derive(Clone)]
+pub struct Recipient {
+    /// Who.
+    pub deliveries: Arc<dyn Deliveries>,
+    /// The number.
+    pub number: usize,
 }
 
 struct Context;
@@ -53,14 +56,15 @@ struct Context;
 impl ClientContext for Context {}
 
 impl ProducerContext for Context {
-    type DeliveryOpaque = Box<Opaque>;
+    type DeliveryOpaque = Arc<Recipient>;
 
-    fn delivery(&self, result: &DeliveryResult<'_>, opaque: Box<Opaque>) {
+    fn delivery(&self, result: &DeliveryResult<'_>, recipient: Arc<Recipient>) {
         let delivery = match result {
             Ok(message) => Ok((message.partition(), message.offset())),
             Err((error, _)) => Err(error.clone()),
         };
-        opaque.deliveries.delivered(opaque.number, delivery);
+        let Recipient { deliveries, number } = Arc::unwrap_or_clone(recipient);
+        deliveries.delivered(number, delivery);
     }
 }
 
@@ -126,10 +130,10 @@ impl Producer {
     }
 
     /// A full queue is waited for briefly, never for ever.
-    async fn enqueue_patiently(&self, record: &Outgoing<'_>, awaited: &Arc<Awaited>) -> Result<(), KafkaError> {
+    async fn enqueue_patiently(&self, record: &Outgoing<'_>, recipient: &Arc<Recipient>) -> Result<(), KafkaError> {
         const FULL: KafkaError = KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull);
         for _ in 0..QUEUE_TRIES {
-            match self.enqueue(record, Arc::clone(awaited) as Arc<dyn Deliveries>, 0) {
+            match self.enqueue(record, Arc::clone(recipient)) {
                 Err(error) if error == FULL => tokio::time::sleep(QUEUE_WAIT).await,
                 enqueued => return enqueued,
             }
@@ -137,27 +141,21 @@ impl Producer {
         Err(FULL)
     }
 
-    /// Puts a record into the client's queue, at once or not at all. Of one that is in the queue, `deliveries`
+    /// Puts a record into the client's queue, at once or not at all. Of one that is in the queue, `recipient`
     /// will be told.
-    pub fn enqueue(
-        &self,
-        record: &Outgoing<'_>,
-        deliveries: Arc<dyn Deliveries>,
-        number: usize,
-    ) -> Result<(), KafkaError> {
-        let opaque = Box::new(Opaque { deliveries, number });
-        let mut message = BaseRecord::<[u8], [u8], _>::with_opaque_to(record.topic, opaque)
+    pub fn enqueue(&self, record: &Outgoing<'_>, recipient: Arc<Recipient>) -> Result<(), KafkaError> {
+        let mut message = BaseRecord::<[u8], [u8], _>::with_opaque_to(record.topic, recipient)
             .partition(record.partition)
             .payload(record.value);
         if let Some(key) = record.key {
             message = message.key(key);
         }
         if !record.headers.is_empty() {
-            let headers = record
-                .headers
-                .iter()
-                .fold(OwnedHeaders::new(), |headers, (key, value)| headers.insert(Header { key, value: Some(*value) }));
-            message = message.headers(headers);
+            let headers = OwnedHeaders::new_with_capacity(record.headers.len());
+            let add = |headers: OwnedHeaders, (key, value): &(&str, &str)| {
+                headers.insert(Header { key, value: Some(*value) })
+            };
+            message = message.headers(record.headers.iter().fold(headers, add));
         }
         self.inner.send(message).map_err(|(error, _)| error)
     }
@@ -186,16 +184,24 @@ impl Producer {
 }
 
 /// Records on their way, to be waited for together. Those of one that is dropped go on alone.
-#[derive(Default)]
 pub struct Sending {
     awaited: Arc<Awaited>,
+    recipient: Arc<Recipient>,
+}
+
+impl Default for Sending {
+    fn default() -> Self {
+        let awaited = Arc::<Awaited>::default();
+        let deliveries = Arc::clone(&awaited) as Arc<dyn Deliveries>;
+        Self { awaited, recipient: Arc::new(Recipient { deliveries, number: 0 }) }
+    }
 }
 
 impl Sending {
     /// Puts a record into the producer's queue.
     pub async fn add(&mut self, producer: &Producer, record: &Outgoing<'_>) -> Result<(), KafkaError> {
         self.awaited.left.fetch_add(1, Ordering::Relaxed);
-        let enqueued = producer.enqueue_patiently(record, &self.awaited).await;
+        let enqueued = producer.enqueue_patiently(record, &self.recipient).await;
         if enqueued.is_err() {
             self.awaited.left.fetch_sub(1, Ordering::Relaxed);
         }

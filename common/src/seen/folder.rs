@@ -24,6 +24,13 @@ pub struct Folder {
     lock: File,
 }
 
+impl Drop for Folder {
+    /// Closing the file is not enough: a child that is being started at this moment holds it, too, until it is another program.
+    fn drop(&mut self) {
+        let _ = self.unlock(); // the process's end does it, too
+    }
+}
+
 impl Folder {
     /// Takes the first free folder.
     pub fn take(root: &Path) -> Result<Self, SeenError> {
@@ -130,5 +137,23 @@ fn files(folder: &Path) -> io::Result<Vec<PathBuf>> {
         Ok(entries) => entries.map(|entry| Ok(entry?.path())).collect(),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_free_once_it_is_dropped_whoever_else_holds_the_file() {
+        let root = std::env::temp_dir().join(format!("seen-{}", uuid::Uuid::new_v4().simple()));
+        let folder = Folder::take(&root).expect("free");
+        let inherited = folder.lock.try_clone().expect("the same file, as a child has it");
+        assert_ne!(Folder::take(&root).expect("another").path, folder.path);
+        let path = folder.path.clone();
+        drop(folder);
+        assert_eq!(Folder::take(&root).expect("free").path, path);
+        drop(inherited);
+        fs::remove_dir_all(&root).expect("removed");
     }
 }

@@ -30,10 +30,10 @@ pub async fn published(stack: &Stack) -> anyhow::Result<Published> {
     let ours = format!("{}:", stack.project);
     for metric in DECLARED.iter().map(|declared| declared.name).chain([EVENTS]) {
         for record in stack.records_of_any(&metrics_topic(metric)).await {
-            if !record.key.as_deref().unwrap_or_default().starts_with(ours.as_bytes()) {
+            if !record.key().unwrap_or_default().starts_with(ours.as_bytes()) {
                 continue; // another row's
             }
-            let update = MetricUpdate::decode(&record.value)?;
+            let update = MetricUpdate::decode(record.value())?;
             for window in &update.windows {
                 let (key, stamp) = (key(&update, window), (update.epoch, update.generation, window.version));
                 if told.get(&key).is_none_or(|(newest, _)| *newest < stamp) {

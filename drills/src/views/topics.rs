@@ -49,7 +49,7 @@ pub async fn sent_on(stack: &Stack) -> anyhow::Result<Sent> {
     let partitions = stack.partitions_of(&topic);
     for record in stack.records(&topic).await {
         let source = origin(&record).context("a processed record without its source")?.at;
-        let mut datum = record.value.get(FRAME..).context("a processed record without a frame")?;
+        let mut datum = record.value().get(FRAME..).context("a processed record without a frame")?;
         let processed: Processed = from_value(&reader.read_value(&mut datum)?)?;
         if source.0 % ROUTE % partitions != record.partition {
             sent.odd.push(format!("processed {source:?} stands in partition {}", record.partition));

@@ -191,7 +191,7 @@ async fn send_one(producer: &Producer, topic: &str, record: Record<'_>) -> Resul
         partition: record.partition,
         key: Some(record.event_id.as_bytes()),
         value: record.value,
-        headers: Vec::new(),
+        headers: &[],
     };
     let sent = match producer.send(&outgoing).await {
         // A topic with a lower limit refuses a whole batch of records that fit it one by one.

@@ -24,7 +24,14 @@ pub const RELEASE: &str = "RELEASE";
 #[derive(Debug)]
 pub struct Folder {
     root: PathBuf,
-    _lock: File,
+    lock: File,
+}
+
+impl Drop for Folder {
+    /// Closing the file is not enough: a child that is being started at this moment holds it, too, until it is another program.
+    fn drop(&mut self) {
+        let _ = self.lock.unlock(); // the process's end does it, too
+    }
 }
 
 impl Folder {
@@ -33,7 +40,7 @@ impl Folder {
         let opened = make_folder(root).and_then(|()| private().create(true).truncate(false).open(root.join(LOCK)));
         let lock = opened.map_err(|error| SpoolError::unusable(root, error))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { root: root.to_owned(), _lock: lock }),
+            Ok(()) => Ok(Self { root: root.to_owned(), lock }),
             Err(TryLockError::WouldBlock) => Err(SpoolError::Shared(root.to_owned())),
             Err(TryLockError::Error(error)) => Err(SpoolError::unusable(root, error)),
         }
@@ -253,4 +260,21 @@ fn make_folder(path: &Path) -> io::Result<()> {
 
 fn sync(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_is_free_once_it_is_dropped_whoever_else_holds_the_file() {
+        let root = std::env::temp_dir().join(format!("spool-{}", uuid::Uuid::new_v4().simple()));
+        let folder = Folder::lock(&root).expect("free");
+        let inherited = folder.lock.try_clone().expect("the same file, as a child has it");
+        assert!(matches!(Folder::lock(&root), Err(SpoolError::Shared(_))));
+        drop(folder);
+        Folder::lock(&root).expect("free");
+        drop(inherited);
+        fs::remove_dir_all(&root).expect("removed");
+    }
 }

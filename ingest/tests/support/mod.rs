@@ -127,7 +127,7 @@ impl Gateway {
     /// How many records of an event are in a project's log.
     pub async fn in_log(&self, project: &str, event_id: &str) -> usize {
         let records = self.stack.records(&format!("events.{project}")).await;
-        records.iter().filter(|record| record.key.as_deref() == Some(event_id.as_bytes())).count()
+        records.iter().filter(|record| record.key() == Some(event_id.as_bytes())).count()
     }
 }
 

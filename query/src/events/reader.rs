@@ -71,8 +71,8 @@ impl Source {
             match followed {
                 Some(Followed::Record(record)) => {
                     let (partition, offset) = (record.partition, record.offset);
-                    bytes += record.value.len();
-                    match Row::of(record) {
+                    bytes += record.value().len();
+                    match Row::of(&record) {
                         Ok(row) => rows.push(row),
                         Err(reason) => {
                             tracing::warn!(topic, partition, offset, reason, "a record is no processed event")

@@ -9,30 +9,25 @@ use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
 use arrow::error::ArrowError;
 use tidemill_archiver::columns::Columns;
 use tidemill_archiver::promotions::Promotions;
-use tidemill_archiver::rows::At;
 use tidemill_common::codec::processed;
 use tidemill_common::kafka::Record;
-use tidemill_common::verdict::{SOURCE_APPEND_TIME, SOURCE_OFFSET, SOURCE_PARTITION};
+use tidemill_common::origin::Origin;
 
 /// A first sight that may not be archived yet.
 #[derive(Debug, Clone)]
 pub struct Row {
     /// The processed record's value.
-    value: Vec<u8>,
+    value: Box<[u8]>,
     /// Where the event stands in the project's log.
-    pub at: At,
+    pub at: Origin,
 }
 
 impl Row {
     /// The row in a record of a processed topic; says why there is none.
-    pub fn of(record: Record) -> Result<Self, String> {
-        let origin = || {
-            let partition = i32::try_from(record.number(SOURCE_PARTITION)?).ok()?;
-            Some(At { partition, offset: record.number(SOURCE_OFFSET)?, append_ms: record.number(SOURCE_APPEND_TIME)? })
-        };
-        let at = origin().ok_or("it has no headers that say where it comes from")?;
-        processed(&record.value).map_err(|error| error.to_string())?;
-        Ok(Self { value: record.value, at })
+    pub fn of(record: &Record) -> Result<Self, String> {
+        let at = Origin::of_sent_on(record).ok_or("it has no header that says where it comes from")?;
+        processed(record.value()).map_err(|error| error.to_string())?;
+        Ok(Self { value: record.value().into(), at })
     }
 }
 
@@ -86,6 +81,6 @@ pub mod tests {
     /// A row of an event that says nothing.
     pub fn row(partition: i32, offset: i64) -> Row {
         let event = Event::new(format!("{partition}-{offset}"), "t", 0);
-        Row { value: Encoder::new(1).encode(&event), at: At { partition, offset, append_ms: 0 } }
+        Row { value: Encoder::new(1).encode(&event).into(), at: Origin { partition, offset, append_ms: 0 } }
     }
 }

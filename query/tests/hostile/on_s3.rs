@@ -78,7 +78,7 @@ async fn archive(api: &Api, other: &str) {
     api.stack.send_all(&events).await;
     let (topic, value) = (events_topic(other), api.stack.encoder.encode(&event("secret", "secret", T0)));
     let partition = home_partition(b"secret", PARTITIONS);
-    let record = Outgoing { topic: &topic, partition, key: Some(b"secret"), value: &value, headers: Vec::new() };
+    let record = Outgoing { topic: &topic, partition, key: Some(b"secret"), value: &value, headers: &[] };
     api.stack.producer.send(&record).await.unwrap();
     let key = new_key(&api.stack, other, "read").await;
     eventually("both are archived", || async {

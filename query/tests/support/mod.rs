@@ -7,7 +7,7 @@ use tidemill_common::auth;
 use tidemill_common::event::Event;
 use tidemill_common::kafka::Outgoing;
 use tidemill_common::names::processed_topic;
-use tidemill_common::verdict::{SOURCE_APPEND_TIME, SOURCE_OFFSET, SOURCE_PARTITION};
+use tidemill_common::origin::{Origin, SOURCE};
 use tidemill_query::Config;
 use tidemill_stream::sketch::UserSketch;
 use tidemill_testkit::Stack;
@@ -153,12 +153,8 @@ pub async fn send_processed(stack: &Stack, events: &[Event]) {
         let (partition, offset) = stack.send(event).await;
         let mut value = stack.encoder.encode(event);
         value.extend([0, 0, 0]); // what the stream finds out: nothing
-        let (partition_text, offset_text) = (partition.to_string(), offset.to_string());
-        let headers = vec![
-            (SOURCE_PARTITION, partition_text.as_str()),
-            (SOURCE_OFFSET, offset_text.as_str()),
-            (SOURCE_APPEND_TIME, "1767225600000"),
-        ];
+        let source = Origin { partition, offset, append_ms: 1_767_225_600_000 }.to_string();
+        let headers = &[(SOURCE, &*source)];
         let key = Some(event.event_id.as_bytes());
         stack.producer.send(&Outgoing { topic: &topic, partition, key, value: &value, headers }).await.unwrap();
     }

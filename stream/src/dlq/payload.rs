@@ -9,8 +9,8 @@ use rdkafka::error::KafkaError;
 use tidemill_common::dead_letters::{LetterId, digest};
 use tidemill_common::kafka::{History, Record, Span, TopicPartition};
 use tidemill_common::names::dlq_topic;
+use tidemill_common::origin::Origin;
 use tidemill_common::projects::Project;
-use tidemill_common::verdict::{SOURCE_OFFSET, SOURCE_PARTITION};
 use tokio_util::sync::CancellationToken;
 
 /// A letter may have stood in its topic for so long when its row was written, by clocks that may differ.
@@ -127,7 +127,7 @@ pub fn one(
 /// The letter at this place whose record this is; it is not wanted any more.
 fn take(wants: &mut Wants, place: (i32, i64), record: &Record) -> Option<Wanted> {
     let letters = wants.get_mut(&place)?;
-    let digest = digest(record.key.as_deref(), &record.value);
+    let digest = digest(record.key(), record.value());
     let i = letters.iter().position(|wanted| wanted.digest == digest)?;
     let wanted = letters.swap_remove(i);
     if letters.is_empty() {
@@ -138,7 +138,7 @@ fn take(wants: &mut Wants, place: (i32, i64), record: &Record) -> Option<Wanted>
 
 /// Where a dead letter says that it comes from.
 fn source(record: &Record) -> Option<(i32, i64)> {
-    Some((i32::try_from(record.number(SOURCE_PARTITION)?).ok()?, record.number(SOURCE_OFFSET)?))
+    Origin::of_sent_on(record).map(|origin| (origin.partition, origin.offset))
 }
 
 fn at(topic: &Arc<str>, partition: i32) -> TopicPartition {
@@ -155,6 +155,7 @@ fn ended(read: Result<(), Stop>) -> Result<(), KafkaError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use tidemill_common::origin::SOURCE;
 
     #[test]
     fn only_the_letters_own_bytes_are_its_record() {
@@ -164,17 +165,9 @@ mod tests {
             digest: digest(Some(b"k"), value).to_vec(),
             created_ms: 0,
         };
-        let headers = [(SOURCE_PARTITION, "1"), (SOURCE_OFFSET, "7")];
-        let headers = headers.map(|(name, value)| (name.to_owned(), value.as_bytes().to_vec())).to_vec();
-        let record = |value: &[u8]| Record {
-            topic: "events.dlq.p".into(),
-            partition: 0,
-            offset: 0,
-            append_ms: 0,
-            key: Some(b"k".to_vec()),
-            value: value.to_vec(),
-            headers: headers.clone(),
-        };
+        let place = at(&"events.dlq.p".into(), 0);
+        let headers = vec![(SOURCE.to_owned(), b"1:7:0".to_vec())];
+        let record = |value: &[u8]| Record::new(place.clone(), 0, 0, (Some(b"k"), value), headers.clone());
         let mut wants = Wants::from([((1, 7), vec![wanted("old", b"a"), wanted("new", b"b")])]);
         assert_eq!(source(&record(b"b")), Some((1, 7)));
         assert_eq!(take(&mut wants, (1, 7), &record(b"c")), None, "somebody else's");

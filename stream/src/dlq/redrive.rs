@@ -212,9 +212,9 @@ async fn send(
     let outgoing = Outgoing {
         topic: &topic,
         partition,
-        key: record.key.as_deref(),
-        value: &record.value,
-        headers: vec![(REDRIVE_OF, &letter)],
+        key: record.key(),
+        value: record.value(),
+        headers: &[(REDRIVE_OF, &letter)],
     };
     let (_, offset) = producer.send(&outgoing).await?;
     Ok((wanted, offset))

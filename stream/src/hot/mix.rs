@@ -58,7 +58,7 @@ impl Mixes {
         let event = event();
         let mut mixes = self.lock();
         let mix = mixes.entry(record.topic_partition()).or_default();
-        let key = record.key.as_deref().and_then(|key| std::str::from_utf8(key).ok());
+        let key = record.key().and_then(|key| std::str::from_utf8(key).ok());
         mix.keys.count_any(key);
         mix.types.count_any(event.as_ref().map(|event| event.event_type));
         mix.users.count_any(event.as_ref().and_then(|event| event.user_id));
@@ -131,9 +131,8 @@ mod tests {
     use super::*;
 
     fn note(mixes: &Mixes, partition: i32, offset: i64, event: &Event) {
-        let key = Some(event.event_id.clone().into_bytes());
-        let topic: Arc<str> = "events.shop".into();
-        let record = Record { topic, partition, offset, append_ms: 0, key, value: Vec::new(), headers: Vec::new() };
+        let at = TopicPartition { topic: "events.shop".into(), partition };
+        let record = Record::new(at, offset, 0, (Some(event.event_id.as_bytes()), b""), Vec::new());
         mixes.note(&record, || Some(event.as_ref()));
     }
 

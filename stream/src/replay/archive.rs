@@ -20,7 +20,8 @@ use crate::enrich::Enricher;
 use crate::kept::Keeping;
 use crate::ledger::{self, Advance, Place};
 use crate::sort::Transient;
-use crate::store::{Batch, Origin, Store};
+use crate::store::{Batch, Store};
+use tidemill_common::origin::Origin;
 
 /// While another worker is at it, and after a failure.
 const PAUSE: Duration = Duration::from_secs(3);

@@ -20,7 +20,6 @@ use std::sync::{Arc, Mutex};
 use chrono::{DateTime, TimeDelta, Utc};
 use sqlx::PgPool;
 use tidemill_common::failpoint::{hit, mutant};
-use tidemill_common::kafka::Record;
 use tidemill_common::names::project_of;
 
 pub use crate::kept::Counted;
@@ -53,23 +52,6 @@ pub struct Store {
     raw_events: Option<RawEvents>,
     publisher: Option<Publisher>,
     side: Side,
-}
-
-/// A record's place in its project's log.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Origin {
-    /// The number of the partition in its project.
-    pub partition: i32,
-    /// The offset.
-    pub offset: i64,
-    /// When it was appended, in milliseconds since 1970.
-    pub append_ms: i64,
-}
-
-impl From<&Record> for Origin {
-    fn from(record: &Record) -> Self {
-        Self { partition: record.number_of_partition(), offset: record.offset, append_ms: record.append_ms }
-    }
 }
 
 /// What is committed together.

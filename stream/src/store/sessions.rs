@@ -23,9 +23,16 @@ const KEYS: usize = 10_000;
 struct Group<'a> {
     project: &'a str,
     key: Cow<'a, str>,
-    events: Vec<&'a Counted>,
     /// The time in which stored sessions are of interest, but for the reach of [`GAP`].
     span: (i64, i64),
+}
+
+/// The batch's events by key.
+struct Grouped<'a> {
+    /// In the order of locks.
+    groups: Vec<Group<'a>>,
+    /// Events that have a key, in the order in which they lie in memory, and the place of their group.
+    events: Vec<(&'a Counted, usize)>,
 }
 
 /// What Postgres has of one key within reach: sessions in order of time, and where each row lies.
@@ -59,10 +66,11 @@ pub async fn apply(
     changes: &mut Changes,
     touched: &mut Touched,
 ) -> Result<(), sqlx::Error> {
-    let groups = groups(events, &firsts.renewed, changes);
+    let grouped = Grouped::new(events, &firsts.renewed, changes);
     // They are in the order of locks, so their parts are, too.
-    for groups in groups.chunks(KEYS) {
-        apply_to(tx, generation, show, groups, firsts, changes, touched).await?;
+    for (start, groups) in (0..).step_by(KEYS).zip(grouped.groups.chunks(KEYS)) {
+        let parts = grouped.parts(start, groups.len());
+        apply_to(tx, generation, show, (groups, parts), firsts, changes, touched).await?;
     }
     Ok(())
 }
@@ -71,7 +79,7 @@ async fn apply_to(
     tx: &mut PgConnection,
     generation: i32,
     show: Option<i64>,
-    groups: &[Group<'_>],
+    (groups, parts): (&[Group<'_>], Vec<Vec<Session<'_>>>),
     firsts: &Firsts<'_>,
     changes: &mut Changes,
     touched: &mut Touched,
@@ -88,8 +96,7 @@ async fn apply_to(
         places.insert(place, row.try_get(20)?);
     }
     let mut writes = Writes::default();
-    for ((group, stored), locked) in groups.iter().zip(&stored).zip(locked) {
-        let mut parts = group.parts();
+    for (((group, mut parts), stored), locked) in groups.iter().zip(parts).zip(&stored).zip(locked) {
         parts.iter_mut().for_each(|part| part.is_new = names_first(part, group.project, firsts));
         parts.extend(stored.sessions.iter().cloned().map(|session| withdrawn(session, group.project, firsts)));
         let merged = merge(parts);
@@ -144,42 +151,60 @@ fn withdrawn<'a>(mut session: Session<'a>, project: &str, firsts: &Firsts<'_>) -
     session
 }
 
-impl<'a> Group<'a> {
-    /// The batch's own sessions of the key. Merging them first keeps what is compared small.
-    fn parts(&self) -> Vec<Session<'a>> {
+impl<'a> Grouped<'a> {
+    /// Events without a key are counted at once.
+    fn new(events: &[&'a Counted], renewed: &'a [(SessionKey, i64)], changes: &mut Changes) -> Self {
+        let mut places = QuickMap::<(&str, Cow<'a, str>), usize>::default();
+        let mut groups = Vec::<Group<'a>>::new();
+        let mut put = |project: &'a str, key: Cow<'a, str>, at: i64| {
+            let place = *places.entry((project, key)).or_insert_with_key(|(project, key)| {
+                groups.push(Group { project, key: key.clone(), span: (at, at) });
+                groups.len() - 1
+            });
+            let span = &mut groups[place].span;
+            *span = (span.0.min(at), span.1.max(at));
+            place
+        };
+        let mut with_key = Vec::with_capacity(events.len());
+        for counted in events {
+            let event = counted.event();
+            match session_key::of(&event) {
+                Some(key) => with_key.push((*counted, put(counted.project(), key, event.timestamp))),
+                None => {
+                    alone(&event, &counted.traits, |d| changes.add(counted.project(), d.metric, d.at, d.count, d.sum))
+                }
+            }
+        }
+        for ((project, key), moment) in renewed {
+            put(project, Cow::Borrowed(key), *moment);
+        }
+        let mut grouped = Self { groups, events: with_key };
+        grouped.sort();
+        grouped
+    }
+
+    /// Puts the groups into the order of locks.
+    fn sort(&mut self) {
+        let groups = std::mem::take(&mut self.groups);
+        let mut sorted: Vec<_> = groups.into_iter().enumerate().collect();
+        sorted.sort_unstable_by(|(_, a), (_, b)| (a.project, &a.key).cmp(&(b.project, &b.key)));
+        let mut ranks = vec![0; sorted.len()];
+        sorted.iter().enumerate().for_each(|(rank, (place, _))| ranks[*place] = rank);
+        self.events.iter_mut().for_each(|(_, place)| *place = ranks[*place]);
+        self.groups = sorted.into_iter().map(|(_, group)| group).collect();
+    }
+
+    /// The batch's own sessions of each of `len` groups from `start` on. Merging them first keeps what is compared small. The
+    /// events are taken as they lie in memory, since going from one of a session to its next would wait for each of them.
+    fn parts(&self, start: usize, len: usize) -> Vec<Vec<Session<'a>>> {
         let mut parts = Vec::new();
-        for counted in &self.events {
-            add(&mut parts, Session::of(&counted.event(), &counted.properties(), &counted.traits));
+        parts.resize_with(len, || Vec::with_capacity(1));
+        for (counted, place) in &self.events {
+            let Some(parts) = place.checked_sub(start).and_then(|place| parts.get_mut(place)) else { continue };
+            add(parts, Session::of(&counted.event(), &counted.properties(), &counted.traits));
         }
         parts
     }
-}
-
-/// The batch's events by key, in the order of locks. Events without a key are counted at once.
-fn groups<'a>(events: &[&'a Counted], renewed: &'a [(SessionKey, i64)], changes: &mut Changes) -> Vec<Group<'a>> {
-    let mut places = QuickMap::<(&str, Cow<'a, str>), usize>::default();
-    let mut groups = Vec::<Group<'a>>::new();
-    let mut put = |project: &'a str, key: Cow<'a, str>, at: i64, event: Option<&'a Counted>| {
-        let place = *places.entry((project, key)).or_insert_with_key(|(project, key)| {
-            groups.push(Group { project, key: key.clone(), events: Vec::new(), span: (at, at) });
-            groups.len() - 1
-        });
-        let Group { events, span, .. } = &mut groups[place];
-        events.extend(event);
-        *span = (span.0.min(at), span.1.max(at));
-    };
-    for counted in events {
-        let event = counted.event();
-        match session_key::of(&event) {
-            Some(key) => put(counted.project(), key, event.timestamp, Some(counted)),
-            None => alone(&event, &counted.traits, |d| changes.add(counted.project(), d.metric, d.at, d.count, d.sum)),
-        }
-    }
-    for ((project, key), moment) in renewed {
-        put(project, Cow::Borrowed(key), *moment, None);
-    }
-    groups.sort_unstable_by(|a, b| (a.project, &a.key).cmp(&(b.project, &b.key)));
-    groups
 }
 
 /// What its lock says of a key.

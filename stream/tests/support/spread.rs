@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use tidemill_common::names::processed_topic;
+use tidemill_common::origin::Origin;
 use tidemill_stream::Config;
 use tidemill_stream::replay::{self, From, Rebuilding, Replay, Setup};
 use tidemill_testkit::{PARTITIONS, Stack, eventually};
@@ -35,16 +36,12 @@ pub async fn settled(stack: &Stack) {
 }
 
 /// From which records the events in the processed topic come, by eventId.
-pub async fn sources(stack: &Stack) -> BTreeMap<String, Vec<(i64, i64)>> {
-    let mut sources = BTreeMap::<String, BTreeSet<(i64, i64)>>::new();
+pub async fn sources(stack: &Stack) -> BTreeMap<String, Vec<(i32, i64)>> {
+    let mut sources = BTreeMap::<String, BTreeSet<(i32, i64)>>::new();
     for record in stack.records(&processed_topic(&stack.project)).await {
-        let id = String::from_utf8(record.key.clone().unwrap()).unwrap();
-        let (partition, offset) = (record.number("source-partition").unwrap(), record.number("source-offset").unwrap());
-        assert_eq!(
-            partition % i64::from(PARTITIONS),
-            i64::from(record.partition % PARTITIONS),
-            "in the one of its number"
-        );
+        let id = String::from_utf8(record.key().unwrap().to_vec()).unwrap();
+        let Origin { partition, offset, .. } = Origin::of_sent_on(&record).unwrap();
+        assert_eq!(partition % PARTITIONS, record.partition % PARTITIONS, "in the one of its number");
         sources.entry(id).or_default().insert((partition, offset));
     }
     sources.into_iter().map(|(id, sources)| (id, sources.into_iter().collect())).collect()
