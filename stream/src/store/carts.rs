@@ -30,6 +30,8 @@ pub async fn apply(
     if changes.is_empty() {
         return Ok(());
     }
+    // Those of a cart lie together then, and are read together.
+    changes.sort_unstable_by(|(a, x, _), (b, y, _)| (a, x).cmp(&(b, y)));
     insert(tx, generation, &changes).await?;
     let keys: BTreeSet<(&str, &str)> = changes.iter().map(|(project, key, _)| (*project, &**key)).collect();
     forget(tx, generation, &keys).await?;

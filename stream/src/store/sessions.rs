@@ -46,10 +46,10 @@ struct Stored<'a> {
 type Written<'a> = (&'a str, &'a str, Session<'a>);
 
 /// What is to be done to the table. A session that has only gone on is changed in its place, with the few fields
-/// that this takes; that is what most of them do.
+/// that this takes; that is what most of them do. Under the lock of its key a row stays where it was read.
 #[derive(Default)]
 struct Writes<'a> {
-    gone: Vec<(&'a str, &'a str, i64)>,
+    gone: Vec<&'a str>,
     moved: Vec<(&'a str, Session<'a>)>,
     written: Vec<Written<'a>>,
 }
@@ -107,7 +107,7 @@ async fn apply_to(
         }
         writes.add(group.project, &group.key, stored, merged);
     }
-    delete(tx, generation, &writes.gone).await?;
+    delete(tx, &writes.gone).await?;
     go_on(tx, &writes.moved).await?;
     write(tx, generation, &writes.written).await?;
     touched.sessions.extend(groups.iter().map(|group| (group.project.to_owned(), group.key.clone().into_owned())));
@@ -117,8 +117,8 @@ async fn apply_to(
 impl<'a> Writes<'a> {
     fn add(&mut self, project: &'a str, key: &'a str, stored: &Stored<'a>, merged: Vec<Session<'a>>) {
         let starts = |at: i64| merged.binary_search_by_key(&at, |session| session.first_event_at).is_ok();
-        let gone = stored.sessions.iter().map(|old| old.first_event_at).filter(|at| !starts(*at));
-        self.gone.extend(gone.map(|at| (project, key, at)));
+        let gone = stored.sessions.iter().zip(&stored.places).filter(|(old, _)| !starts(old.first_event_at));
+        self.gone.extend(gone.map(|(_, place)| *place));
         for new in merged {
             let old = stored.sessions.binary_search_by_key(&new.first_event_at, |session| session.first_event_at);
             match old.map(|place| (&stored.sessions[place], stored.places[place])) {
@@ -130,10 +130,10 @@ impl<'a> Writes<'a> {
     }
 }
 
-/// Whether nothing has changed but what every event changes.
+/// Whether nothing has changed but what later events change.
 fn has_gone_on(old: &Session<'_>, new: &Session<'_>) -> bool {
     let same = |old: &Option<At<'_>>, new: &Option<At<'_>>| old == new;
-    (old.conversions, old.revenue, old.is_new) == (new.conversions, new.revenue, new.is_new)
+    old.is_new == new.is_new
         && same(&old.user, &new.user)
         && same(&old.entry, &new.entry)
         && same(&old.source, &new.source)
@@ -301,25 +301,14 @@ pub fn session(row: &PgRow) -> Result<Session<'_>, sqlx::Error> {
     })
 }
 
-async fn delete(tx: &mut PgConnection, generation: i32, gone: &[(&str, &str, i64)]) -> Result<(), sqlx::Error> {
+async fn delete(tx: &mut PgConnection, gone: &[&str]) -> Result<(), sqlx::Error> {
     if gone.is_empty() {
         return Ok(());
     }
-    sqlx::query(
-        "DELETE FROM sessions s USING unnest($2::text[], $3::text[], $4::timestamptz[]) AS k(project, session_id, first)
-         WHERE s.generation = $1 AND s.project = k.project AND s.session_id = k.session_id
-           AND s.first_event_at = k.first",
-    )
-    .bind(generation)
-    .bind(gone.iter().map(|(project, _, _)| *project).collect::<Vec<_>>())
-    .bind(gone.iter().map(|(_, key, _)| *key).collect::<Vec<_>>())
-    .bind(gone.iter().map(|(_, _, first)| utc(*first)).collect::<Vec<_>>())
-    .execute(tx)
-    .await?;
+    sqlx::query("DELETE FROM sessions WHERE ctid = ANY ($1::text[]::tid[])").bind(gone).execute(tx).await?;
     Ok(())
 }
 
-/// Under the lock of its key a row stays where it was read.
 async fn go_on(tx: &mut PgConnection, moved: &[(&str, Session<'_>)]) -> Result<(), sqlx::Error> {
     if moved.is_empty() {
         return Ok(());
@@ -327,9 +316,11 @@ async fn go_on(tx: &mut PgConnection, moved: &[(&str, Session<'_>)]) -> Result<(
     let page = |session: &Session<'_>| session.page.as_ref().map(|page| utc(page.at));
     sqlx::query(
         "UPDATE sessions s SET last_event_at = k.last, last_slot = k.slot, total_events = k.events,
-                               page_views = k.views, current_page = k.page, page_at = k.page_at
-         FROM unnest($1::text[], $2::timestamptz[], $3::int[], $4::bigint[], $5::bigint[], $6::text[], $7::timestamptz[])
-              AS k(place, last, slot, events, views, page, page_at)
+                               page_views = k.views, conversions = k.conversions, revenue = k.revenue::numeric,
+                               current_page = k.page, page_at = k.page_at
+         FROM unnest($1::text[], $2::timestamptz[], $3::int[], $4::bigint[], $5::bigint[], $6::bigint[], $7::text[],
+                     $8::text[], $9::timestamptz[])
+              AS k(place, last, slot, events, views, conversions, revenue, page, page_at)
          WHERE s.ctid = k.place::tid",
     )
     .bind(moved.iter().map(|(place, _)| *place).collect::<Vec<_>>())
@@ -337,6 +328,8 @@ async fn go_on(tx: &mut PgConnection, moved: &[(&str, Session<'_>)]) -> Result<(
     .bind(moved.iter().map(|(_, s)| slot(s.last_event_at)).collect::<Vec<_>>())
     .bind(moved.iter().map(|(_, s)| s.total_events).collect::<Vec<_>>())
     .bind(moved.iter().map(|(_, s)| s.page_views).collect::<Vec<_>>())
+    .bind(moved.iter().map(|(_, s)| s.conversions).collect::<Vec<_>>())
+    .bind(moved.iter().map(|(_, s)| s.revenue.map(|revenue| revenue.to_string())).collect::<Vec<_>>())
     .bind(moved.iter().map(|(_, s)| s.page.as_ref().map(|page| &*page.value)).collect::<Vec<_>>())
     .bind(moved.iter().map(|(_, s)| page(s)).collect::<Vec<_>>())
     .execute(tx)
