@@ -44,6 +44,27 @@ pub struct Intervals {
     pub audit: Duration,
 }
 
+/// Between two writes of windows while the worker is behind, and between two rounds with [`MANY_KEYS`].
+const WINDOWS_BEHIND: Duration = Duration::from_secs(2);
+/// Between two rounds of everything else while the worker is behind: what is read now is as old at least, most of it will
+/// have changed again, and the time is better spent on what is newer.
+const ROUND_BEHIND: Duration = Duration::from_secs(5);
+/// So many keys do not wait for so long: they take memory.
+const MANY_KEYS: usize = 100_000;
+
+impl Intervals {
+    /// Between two writes of windows.
+    fn windows(&self, behind: bool) -> Duration {
+        if behind { self.round.max(WINDOWS_BEHIND) } else { self.round }
+    }
+
+    /// Between two rounds of everything else, while so many keys wait.
+    fn rounds(&self, behind: bool, waiting: usize) -> Duration {
+        let patient = behind && waiting < MANY_KEYS;
+        if patient { self.round.max(ROUND_BEHIND) } else { self.windows(behind) }
+    }
+}
+
 /// The worker's end of the projection. It ends with this.
 pub struct Projector {
     notes: mpsc::UnboundedSender<Note>,
@@ -131,3 +152,19 @@ fn project(place: &Place) -> Option<String> {
 
 /// By place.
 type ByPlace<T> = HashMap<Place, T>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_behind_shows_less_often_unless_much_waits() {
+        let intervals = Intervals { round: Duration::from_millis(400), audit: Duration::MAX };
+        let rounds = |behind, waiting| intervals.rounds(behind, waiting).as_millis();
+        assert_eq!([rounds(false, 1), rounds(false, MANY_KEYS)], [400, 400]);
+        assert_eq!([rounds(true, 1), rounds(true, MANY_KEYS)], [5_000, 2_000]);
+        assert_eq!([intervals.windows(false).as_millis(), intervals.windows(true).as_millis()], [400, 2_000]);
+        let slow = Intervals { round: Duration::from_secs(9), ..intervals };
+        assert_eq!([slow.rounds(true, 1), slow.windows(true)], [slow.round; 2], "as it is set");
+    }
+}

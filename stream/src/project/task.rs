@@ -24,13 +24,6 @@ use crate::timeline::{self, Timeline};
 
 /// Keys of a round, but for windows, that are written before looking at anything else.
 const STEP: usize = 4_000;
-/// Between two writes of windows while the worker is behind, and between two rounds with [`MANY_KEYS`].
-const WINDOWS_BEHIND: Duration = Duration::from_secs(2);
-/// Between two rounds of everything else while the worker is behind: what is read now is as old at least, most of it will
-/// have changed again, and the time is better spent on what is newer.
-const ROUND_BEHIND: Duration = Duration::from_secs(5);
-/// So many keys do not wait for so long: they take memory.
-const MANY_KEYS: usize = 100_000;
 /// After a failure Redis is left alone this long.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How often it is made sure that neither Redis nor Postgres has come back older.
@@ -147,19 +140,14 @@ impl Projection {
 
     /// When there is something to write or to say next: at once while a round is under way.
     fn write_at(&self) -> Instant {
-        let windows = self.pending.has_windows().then(|| self.last_windows + self.between_windows());
+        let windows = self.pending.has_windows().then(|| self.last_windows + self.intervals.windows(self.behind));
         let others = self.pending.has_others().then(|| self.last_round + self.between_rounds());
         let next = if self.pending.in_round() { None } else { windows.into_iter().chain(others).min() };
         next.unwrap_or(self.last_round)
     }
 
-    fn between_windows(&self) -> Duration {
-        if self.behind { WINDOWS_BEHIND.max(self.intervals.round) } else { self.intervals.round }
-    }
-
     fn between_rounds(&self) -> Duration {
-        let patient = self.behind && self.pending.len() < MANY_KEYS;
-        if patient { ROUND_BEHIND.max(self.intervals.round) } else { self.between_windows() }
+        self.intervals.rounds(self.behind, self.pending.len())
     }
 
     async fn take(&mut self, note: Note) {
@@ -307,7 +295,7 @@ impl Projection {
     /// Takes what is due, whatever it is with `all`.
     fn due(&mut self, all: bool) -> Vec<(Key, u64)> {
         let (now, mut keys) = (Instant::now(), Vec::new());
-        if all || now >= self.last_windows + self.between_windows() {
+        if all || now >= self.last_windows + self.intervals.windows(self.behind) {
             keys = self.pending.take_windows();
             if !keys.is_empty() {
                 self.last_windows = now;
