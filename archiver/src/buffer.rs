@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use tidemill_common::event::EventRef;
 use tidemill_common::names::ROUTE;
+use tidemill_common::origin::Origin;
 
 use crate::rows::Rows;
-use tidemill_common::origin::Origin;
 
 /// When a table is to be committed to.
 #[derive(Debug, Clone, Copy)]

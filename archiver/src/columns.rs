@@ -10,10 +10,10 @@ use arrow::datatypes::{DataType, Field, SchemaRef};
 use arrow::error::ArrowError;
 use iceberg::{Error, ErrorKind};
 use tidemill_common::event::EventRef;
+use tidemill_common::origin::Origin;
 use tidemill_common::promoted::Kind;
 
 use crate::promotions::{Promotions, Scalar, Value};
-use tidemill_common::origin::Origin;
 
 /// As Iceberg writes timestamps with a zone.
 const UTC: &str = "+00:00";

@@ -10,6 +10,7 @@ use tidemill_common::codec::DecodeError;
 use tidemill_common::failpoint::{existed, mutant};
 use tidemill_common::home::Layout;
 use tidemill_common::kafka::Record;
+use tidemill_common::origin::Origin;
 use tidemill_common::projects::{Project, layouts_now};
 use tidemill_common::seen::fingerprint;
 use tidemill_common::verdict::{Verdict, judge};
@@ -20,7 +21,6 @@ use crate::error::ArchiveError;
 use crate::given_up::{Fate, GivenUp, Log};
 use crate::prepare::{Prepared, Seen, Shared};
 use crate::writing::{Batch, Writing};
-use tidemill_common::origin::Origin;
 
 /// How often a record that cannot be judged is tried again.
 const HELD_RETRY: Duration = Duration::from_secs(1);

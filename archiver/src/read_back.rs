@@ -11,10 +11,10 @@ use iceberg::spec::Datum;
 use iceberg::table::Table;
 use iceberg::{Error, ErrorKind, Result};
 use tidemill_common::event::Event;
+use tidemill_common::origin::Origin;
 
 use crate::positions::{self, BadPosition, Positions};
 use crate::table::{COLUMNS, Tables};
-use tidemill_common::origin::Origin;
 
 /// Rows that come at once, at the most.
 const ROWS: usize = 10_000;

@@ -12,6 +12,7 @@ pub mod failpoint;
 pub mod home;
 pub mod http;
 pub mod kafka;
+pub mod lock;
 pub mod metric_update;
 pub mod names;
 pub mod origin;

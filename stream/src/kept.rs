@@ -4,11 +4,11 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use tidemill_common::event::EventRef;
+use tidemill_common::origin::Origin;
 
 use crate::enrich::Traits;
 use crate::metric::{Enriched, Subject};
 use crate::properties::{Fields, Properties};
-use tidemill_common::origin::Origin;
 
 /// A first sight, to be counted: an event without what only enrichment reads, and with what that has found.
 #[derive(Debug)]

@@ -11,10 +11,10 @@ use sqlx::{PgPool, Row};
 use tidemill_common::dead_letters::{LetterId, digest, redrive_of};
 use tidemill_common::kafka::Record;
 use tidemill_common::names::events_topic;
+use tidemill_common::origin::Origin;
 
 use crate::ledger::Place;
 use crate::store::Outcome;
-use tidemill_common::origin::Origin;
 
 /// A letter, as it is once all that was decided goes through.
 #[derive(Debug, Clone)]

@@ -1,7 +1,7 @@
 //! The folder of a process's stores.
 
 use std::ffi::OsStr;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -10,6 +10,7 @@ use super::SeenError;
 use super::format::About;
 use super::plan;
 use super::run::{Run, SUFFIX, UNFINISHED};
+use crate::lock::Lock;
 
 const LOCK: &str = "lock";
 /// So many processes may share one machine's folder.
@@ -21,14 +22,7 @@ const MOST: usize = 1_000;
 pub struct Folder {
     /// Where it is.
     pub path: PathBuf,
-    lock: File,
-}
-
-impl Drop for Folder {
-    /// Closing the file is not enough: a child that is being started at this moment holds it, too, until it is another program.
-    fn drop(&mut self) {
-        let _ = self.unlock(); // the process's end does it, too
-    }
+    lock: Lock,
 }
 
 impl Folder {
@@ -44,17 +38,13 @@ impl Folder {
 
     /// Gives it up before its time.
     pub fn unlock(&self) -> io::Result<()> {
-        self.lock.unlock()
+        self.lock.release()
     }
 
     fn lock(path: &Path) -> io::Result<Option<Self>> {
         fs::create_dir_all(path)?;
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Some(Self { path: path.to_owned(), lock })),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error),
-        }
+        let file = OpenOptions::new().create(true).truncate(false).write(true).open(path.join(LOCK))?;
+        Ok(Lock::take(file)?.map(|lock| Self { path: path.to_owned(), lock }))
     }
 }
 
@@ -145,15 +135,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_is_free_once_it_is_dropped_whoever_else_holds_the_file() {
+    fn a_folder_is_free_once_it_is_dropped() {
         let root = std::env::temp_dir().join(format!("seen-{}", uuid::Uuid::new_v4().simple()));
         let folder = Folder::take(&root).expect("free");
-        let inherited = folder.lock.try_clone().expect("the same file, as a child has it");
         assert_ne!(Folder::take(&root).expect("another").path, folder.path);
         let path = folder.path.clone();
         drop(folder);
         assert_eq!(Folder::take(&root).expect("free").path, path);
-        drop(inherited);
         fs::remove_dir_all(&root).expect("removed");
     }
 }

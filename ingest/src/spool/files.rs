@@ -3,12 +3,13 @@
 //! `<sequence>.damaged` is a segment of which some bytes fail their checksums, after its other records have been
 //! drained. `refused.records` holds records that Kafka will never take. `RELEASE` is an operator's word.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use tidemill_common::lock::Lock;
 use tidemill_common::names::ProjectId;
 
 use super::SpoolError;
@@ -24,25 +25,16 @@ pub const RELEASE: &str = "RELEASE";
 #[derive(Debug)]
 pub struct Folder {
     root: PathBuf,
-    lock: File,
-}
-
-impl Drop for Folder {
-    /// Closing the file is not enough: a child that is being started at this moment holds it, too, until it is another program.
-    fn drop(&mut self) {
-        let _ = self.lock.unlock(); // the process's end does it, too
-    }
+    _lock: Lock,
 }
 
 impl Folder {
     /// Takes the folder for this process.
     pub fn lock(root: &Path) -> Result<Self, SpoolError> {
         let opened = make_folder(root).and_then(|()| private().create(true).truncate(false).open(root.join(LOCK)));
-        let lock = opened.map_err(|error| SpoolError::unusable(root, error))?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { root: root.to_owned(), lock }),
-            Err(TryLockError::WouldBlock) => Err(SpoolError::Shared(root.to_owned())),
-            Err(TryLockError::Error(error)) => Err(SpoolError::unusable(root, error)),
+        match opened.and_then(Lock::take).map_err(|error| SpoolError::unusable(root, error))? {
+            Some(lock) => Ok(Self { root: root.to_owned(), _lock: lock }),
+            None => Err(SpoolError::Shared(root.to_owned())),
         }
     }
 
@@ -260,21 +252,4 @@ fn make_folder(path: &Path) -> io::Result<()> {
 
 fn sync(folder: &Path) -> io::Result<()> {
     File::open(folder)?.sync_all()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_folder_is_free_once_it_is_dropped_whoever_else_holds_the_file() {
-        let root = std::env::temp_dir().join(format!("spool-{}", uuid::Uuid::new_v4().simple()));
-        let folder = Folder::lock(&root).expect("free");
-        let inherited = folder.lock.try_clone().expect("the same file, as a child has it");
-        assert!(matches!(Folder::lock(&root), Err(SpoolError::Shared(_))));
-        drop(folder);
-        Folder::lock(&root).expect("free");
-        drop(inherited);
-        fs::remove_dir_all(&root).expect("removed");
-    }
 }

@@ -12,6 +12,7 @@ use futures::stream::BoxStream;
 use sqlx::PgPool;
 use tidemill_common::event::Event;
 use tidemill_common::failpoint::hit;
+use tidemill_common::origin::Origin;
 use tokio_util::sync::CancellationToken;
 
 use super::{Replay, ReplayError};
@@ -21,7 +22,6 @@ use crate::kept::Keeping;
 use crate::ledger::{self, Advance, Place};
 use crate::sort::Transient;
 use crate::store::{Batch, Store};
-use tidemill_common::origin::Origin;
 
 /// While another worker is at it, and after a failure.
 const PAUSE: Duration = Duration::from_secs(3);
