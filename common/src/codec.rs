@@ -298,6 +298,18 @@ mod tests {
     }
 
     #[test]
+    fn a_number_is_as_long_as_the_avro_library_takes_it() {
+        let datum = Encoder::new(7).encode(&Event::new("e", "t", i64::MIN)).split_off(FRAME);
+        for last in [0, 1, 2, 0x7f, 0x80, 0xff] {
+            let mut datum = datum.clone();
+            assert_eq!(std::mem::replace(&mut datum[13], last), 1, "the tenth byte of the timestamp");
+            let read = Layout::Envelope.read(&datum).ok().map(Decoded::into_event);
+            assert_eq!(read.is_some(), last < 0x80, "{last}");
+            assert_eq!(read, by_the_library(&datum), "{last}");
+        }
+    }
+
+    #[test]
     fn the_envelope_is_known_by_its_layout() {
         let same = Schema::parse_str(&EVENT_SCHEMA.replace("when it happened, UTC", "when")).expect("a schema");
         assert!(matches!(Layout::of(same), Layout::Envelope));

@@ -145,16 +145,13 @@ async fn live_sessions_are_listed_with_the_latest_first() {
     }
 }
 
-/// A row of the carts' events; no item: a purchase.
+/// One more event of the cart; no item: a purchase.
 async fn cart_event(api: &Api, at: DateTime<Utc>, item: Option<&str>, quantity: i64, price: Option<&str>) {
-    for sql in [
-        "INSERT INTO session_keys VALUES (0, $1, 's', 1) ON CONFLICT DO NOTHING",
-        "INSERT INTO cart_events VALUES (0, $1, 's', $2, gen_random_uuid(), $3, $4, $5::numeric)",
-    ] {
-        let query = sqlx::query(sql).bind(&api.stack.project);
-        let query = if sql.contains("$2") { query.bind(at).bind(item).bind(quantity).bind(price) } else { query };
-        query.execute(&api.stack.pool).await.unwrap();
-    }
+    let line = json!([at.timestamp_micros(), format!("e-{item:?}"), item, quantity, price]);
+    let sql =
+        "INSERT INTO session_keys AS s (generation, project, session_id, version, cart) VALUES (0, $1, 's', 1, $2)
+               ON CONFLICT (generation, project, session_id) DO UPDATE SET cart = s.cart || excluded.cart";
+    sqlx::query(sql).bind(&api.stack.project).bind(format!("{line}\n")).execute(&api.stack.pool).await.unwrap();
 }
 
 #[tokio::test]

@@ -48,7 +48,6 @@ pub async fn user(db: &mut PgConnection, project: &str, user: &str) -> Result<Re
     let db = &mut *transaction;
     let first_seen = run(db, "DELETE FROM users WHERE project = $1 AND user_id = $2", &[project, user]).await?;
     run(db, LOCK_KEYS, &[project, user, key]).await?;
-    run(db, "DELETE FROM cart_events WHERE project = $1 AND session_id = $2", &[project, key]).await?;
     let sessions = run(db, SESSIONS, &[project, user, key]).await?;
     run(db, "DELETE FROM session_keys WHERE project = $1 AND session_id = $2", &[project, key]).await?;
     raw_events::unlimited(db).await?;

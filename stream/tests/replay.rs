@@ -289,7 +289,7 @@ async fn a_replay_from_an_offset_knows_what_was_before_it() {
     // Aborted: all of it goes, its workers end, and nothing live has changed.
     assert!(replay::remove_aborted(&stack.pool, &replay, |_| {}).await.unwrap() > 0);
     rebuilding.ended().await.unwrap();
-    for table in ["ledger", "users", "sessions", "session_keys", "cart_events", "metric_rollups"] {
+    for table in ["ledger", "users", "sessions", "session_keys", "metric_rollups"] {
         let sql = format!("SELECT count(*) FROM {table} WHERE generation = 1");
         let rows: i64 = sqlx::query_scalar(sqlx::AssertSqlSafe(sql)).fetch_one(&stack.pool).await.unwrap();
         assert_eq!(rows, 0, "{table}");

@@ -300,7 +300,7 @@ async fn a_database_restored_from_a_backup_goes_on_from_its_ledger() {
     stack.send_all(&events[..500]).await;
     let running = worker(&stack, "a").await;
     drained(&stack).await;
-    let tables = ["ledger", "users", "session_keys", "sessions", "cart_events", "metric_rollups", "dead_letters"];
+    let tables = ["ledger", "users", "session_keys", "sessions", "metric_rollups", "dead_letters"];
     for table in tables {
         let sql = format!("CREATE TABLE backup_{table} AS TABLE {table}");
         sqlx::query(sqlx::AssertSqlSafe(sql)).execute(&stack.pool).await.unwrap();

@@ -12,8 +12,8 @@ pub enum BadDatum {
     /// A field begins or goes on behind the last byte.
     #[error("the datum ends within a field")]
     Cut,
-    /// A varint of more than 64 bits.
-    #[error("a number has more than 64 bits")]
+    /// A varint of more than ten bytes.
+    #[error("a number has more than ten bytes")]
     Number,
     /// A length below zero.
     #[error("a text has a negative length")]
@@ -101,9 +101,10 @@ impl<'a> Rest<'a> {
     fn long(&mut self) -> Result<i64, BadDatum> {
         let mut bits = 0u64;
         for (index, &byte) in self.0.iter().enumerate() {
-            if index == 9 && byte > 1 {
+            if index == 9 && byte > 0x7f {
                 return Err(BadDatum::Number);
             }
+            // Of the tenth, only one bit is left; the others are dropped, as the library does.
             bits |= u64::from(byte & 0x7f) << (7 * index);
             if byte < 0x80 {
                 self.0 = &self.0[index + 1..];

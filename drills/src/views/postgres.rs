@@ -1,5 +1,6 @@
 //! What Postgres holds of a project.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use tidemill_common::kafka::topic_incarnations;
 use tidemill_common::names::partition_number;
 use tidemill_common::projects;
 use tidemill_stream::decimal::Decimal;
+use tidemill_stream::fold::carts::{Lines, needed};
 use tidemill_stream::histogram::Histogram;
 use tidemill_stream::metric::{Aggregation, Totals};
 use tidemill_stream::sketch::UserSketch;
@@ -23,7 +25,7 @@ use crate::oracle::{Change, EVENTS, Reading, Session, SessionKey, WindowKey, cen
 pub struct Counted {
     /// All sessions.
     pub sessions: BTreeMap<SessionKey, Session>,
-    /// What carts are made of, by session key, time in microseconds and eventId.
+    /// What carts need, by session key, time in microseconds and eventId.
     pub cart_events: BTreeMap<(String, i64, String), Change>,
     /// Each user's first event, in microseconds.
     pub users: BTreeMap<String, i64>,
@@ -97,14 +99,17 @@ async fn sessions(pool: &PgPool, project: &str) -> anyhow::Result<BTreeMap<Sessi
 }
 
 async fn cart_events(pool: &PgPool, project: &str) -> anyhow::Result<BTreeMap<(String, i64, String), Change>> {
-    let events =
-        sqlx::query("SELECT session_id, at, event_id, item, quantity, price::text FROM cart_events WHERE project = $1");
-    let rows = events.bind(project).fetch_all(pool).await?;
-    let event = |row: &PgRow| {
-        let change = Change { item: row.try_get(3)?, quantity: row.try_get(4)?, price: in_cents(row, 5)? };
-        Ok(((row.try_get(0)?, micros(row.try_get(1)?), row.try_get(2)?), change))
-    };
-    rows.iter().map(event).collect()
+    let carts = sqlx::query_as("SELECT session_id, cart FROM session_keys WHERE project = $1 AND cart IS NOT NULL");
+    let rows: Vec<(String, String)> = carts.bind(project).fetch_all(pool).await?;
+    let mut events = BTreeMap::new();
+    for (key, cart) in &rows {
+        for event in needed(Lines::read(cart)?) {
+            let price = event.price.map(|price| whole_cents(&price.to_string())).transpose()?;
+            let change = Change { item: event.item.map(Cow::into_owned), quantity: event.quantity, price };
+            events.insert((key.clone(), event.at, event.event_id.into_owned()), change);
+        }
+    }
+    Ok(events)
 }
 
 async fn users(pool: &PgPool, project: &str) -> anyhow::Result<BTreeMap<String, i64>> {
@@ -173,7 +178,11 @@ fn shard(row: &PgRow) -> anyhow::Result<Totals> {
 /// An amount that has to be one of whole cents.
 fn in_cents(row: &PgRow, i: usize) -> anyhow::Result<Option<i64>> {
     let amount: Option<String> = row.try_get(i)?;
-    amount.map(|text| cents(&text).with_context(|| format!("{text} is no amount of cents"))).transpose()
+    amount.map(|text| whole_cents(&text)).transpose()
+}
+
+fn whole_cents(text: &str) -> anyhow::Result<i64> {
+    cents(text).with_context(|| format!("{text} is no amount of cents"))
 }
 
 fn micros(time: DateTime<Utc>) -> i64 {

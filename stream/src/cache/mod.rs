@@ -109,8 +109,8 @@ impl Cache {
             "SELECT coalesce(sum(
                  (SELECT count(*) FROM sessions s WHERE s.generation = p.generation AND s.project = p.id
                     AND s.last_slot >= $2)
-               + (SELECT count(DISTINCT session_id) FROM cart_events c WHERE c.generation = p.generation
-                    AND c.project = p.id)
+               + (SELECT count(*) FROM session_keys c WHERE c.generation = p.generation AND c.project = p.id
+                    AND c.cart_slot >= $7)
                + (SELECT count(*) FROM users u WHERE u.generation = p.generation AND u.project = p.id)
                + (SELECT count(*) FROM (SELECT DISTINCT granularity, window_start, metric_name, dimension_value
                     FROM metric_rollups r
@@ -126,6 +126,7 @@ impl Cache {
         .bind(starts.as_slice())
         .bind(crate::metric::EVENTS)
         .bind(crate::metric::EVENT_TYPE)
+        .bind(crate::project::list::first_cart(now).0)
         .fetch_one(&self.writer.pool)
         .await?;
         Ok(u64::try_from(count).unwrap_or_default())

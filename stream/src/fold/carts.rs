@@ -12,6 +12,9 @@ use tidemill_common::event::EventRef;
 use crate::decimal::Decimal;
 use crate::properties::{Properties, storable};
 
+/// A cart is made of its latest events, so many at most: what strangers send has limits.
+const MOST: usize = 1_000;
+
 /// How long a cart event counts, and a cart is shown behind its last one: 24 hours, in microseconds.
 pub const KEPT: i64 = 24 * 3_600 * 1_000_000;
 
@@ -87,16 +90,75 @@ fn quantity(properties: &Properties<'_, '_>) -> Option<i64> {
     (whole > 0).then_some(whole.min(MAX_QUANTITY))
 }
 
+/// Those of a session id's cart events that its cart depends on, whatever else will come, each once and in order of time.
+/// What is not later than the last purchase, or a day older than the latest event, means nothing any more: both bounds only
+/// ever move on. Of the rest it is the latest [`MOST`].
+pub fn needed(events: Vec<CartEvent<'_>>) -> Vec<CartEvent<'_>> {
+    latest(events, MOST)
+}
+
+fn latest(mut events: Vec<CartEvent<'_>>, most: usize) -> Vec<CartEvent<'_>> {
+    events.sort_by(|a, b| (a.at, &a.event_id).cmp(&(b.at, &b.event_id)));
+    events.dedup_by(|b, a| (a.at, &a.event_id) == (b.at, &b.event_id));
+    let Some(last) = events.last() else { return events };
+    let bought_at = events.iter().rev().find(|event| event.item.is_none()).map(|event| event.at);
+    let bound = bought_at.unwrap_or(i64::MIN).max(last.at - KEPT);
+    events.retain(|event| event.at > bound || (event.at == bound && event.item.is_none()));
+    // Only then, so that what has gone here is earlier than `most` that are left, and so is all that its bound kept out.
+    let too_many = events.len().saturating_sub(most);
+    events.drain(..too_many);
+    events
+}
+
+/// Cart events as they are kept: each a line of JSON, `[at, eventId, item, quantity, price]`, so that some are added by
+/// writing them behind the others.
+#[derive(Debug)]
+pub struct Lines {
+    /// The lines.
+    pub text: String,
+    /// When the latest of the events happened, in microseconds since 1970.
+    pub latest: i64,
+}
+
+/// A line: see [`Lines`]; a price is a text, since JSON's numbers are not exact.
+type Written<'a> = (i64, Cow<'a, str>, Option<Cow<'a, str>>, i64, Option<Cow<'a, str>>);
+
+impl Default for Lines {
+    fn default() -> Self {
+        Self { text: String::new(), latest: i64::MIN }
+    }
+}
+
+impl Lines {
+    /// Adds an event.
+    pub fn add(&mut self, event: &CartEvent<'_>) {
+        let CartEvent { at, event_id, item, quantity, price } = event;
+        let price = price.map(|price| price.to_string());
+        let line = serde_json::to_string(&(at, event_id, item, quantity, price));
+        self.text.push_str(&line.expect("texts and numbers are JSON"));
+        self.text.push('\n');
+        self.latest = self.latest.max(*at);
+    }
+
+    /// The events in a text.
+    pub fn read(text: &str) -> serde_json::Result<Vec<CartEvent<'_>>> {
+        let read = |line| {
+            let (at, event_id, item, quantity, price): Written<'_> = serde_json::from_str(line)?;
+            let price = price.and_then(|price| Decimal::parse(&price));
+            Ok(CartEvent { at, event_id, item, quantity, price })
+        };
+        text.lines().map(read).collect()
+    }
+}
+
 impl Cart {
-    /// The cart that a session id's events make; none without any. Those that it does not depend on any more may be
-    /// among them or not.
-    pub fn of(mut events: Vec<CartEvent<'_>>) -> Option<Self> {
-        events.sort_by(|a, b| (a.at, &a.event_id).cmp(&(b.at, &b.event_id)));
+    /// The cart that a session id's events make; none without any. Those that are not [`needed`] may be among them or
+    /// not.
+    pub fn of(events: Vec<CartEvent<'_>>) -> Option<Self> {
+        let events = needed(events);
         let changed_at = events.last()?.at;
-        let bought_at = events.iter().filter(|event| event.item.is_none()).map(|event| event.at).max();
-        let from = bought_at.unwrap_or(i64::MIN).max(changed_at - KEPT);
         let mut lines = BTreeMap::<String, Line>::new();
-        for event in events.into_iter().filter(|event| event.at > from) {
+        for event in events {
             let Some(item) = event.item else { continue };
             let line = lines.entry(item.into_owned()).or_default();
             line.quantity += event.quantity;
@@ -229,12 +291,35 @@ mod tests {
         assert_eq!((at(KEPT - 1), at(KEPT)), (2, 1));
     }
 
+    #[test]
+    fn a_cart_is_made_of_its_latest_events() {
+        let put = |at: i64| change(at, "e", Some("x"), 1, None);
+        let cart = Cart::of((0..MOST as i64 + 5).map(put).collect()).expect("a cart");
+        assert_eq!(cart.total_items(), MOST as i64);
+        assert_eq!(Cart::of(vec![put(1), put(1), put(2)]).expect("a cart").total_items(), 2, "the same event again");
+    }
+
+    #[test]
+    fn events_are_lines() {
+        let events = [
+            change(-5, "a", Some("x\n\"é\u{1}"), 2, Some(7)),
+            change(9, "b", None, 0, None),
+            CartEvent { price: Decimal::parse("0.10"), ..change(7, "c", Some(""), -1, None) },
+        ];
+        let mut lines = Lines::default();
+        events.iter().for_each(|event| lines.add(event));
+        assert_eq!((lines.latest, lines.text.lines().count()), (9, 3));
+        assert_eq!(Lines::read(&lines.text).expect("lines"), events);
+        assert!(Lines::read("[1]\n").is_err());
+    }
+
     proptest! {
-        /// In any order, with what is behind both bounds thrown away at any time, as the store does.
+        /// In any order, with what is not needed thrown away at any time, as the store does.
         #[test]
         fn the_order_of_arrival_does_not_matter(
             drawn in prop::collection::vec((0i64..40, 0usize..4, -2i64..4, prop::option::of(0i64..9)), 1..30),
             batch in 1usize..6,
+            most in 1usize..30,
         ) {
             const ITEMS: [Option<&str>; 4] = [None, Some("x"), Some("y"), Some("z")];
             let events: Vec<_> = drawn
@@ -245,13 +330,10 @@ mod tests {
             let mut kept = Vec::new();
             for batch in events.chunks(batch) {
                 kept.extend_from_slice(batch);
-                let latest = kept.iter().map(|event| event.at).max().unwrap_or(0);
-                let bought = kept.iter().filter(|e| e.item.is_none()).map(|e| e.at).max().unwrap_or(i64::MIN);
-                let bound = bought.max(latest - KEPT);
-                kept.retain(|event| event.at > bound || (event.at == bound && event.item.is_none()));
+                kept = latest(kept, most);
             }
-            let whole = Cart::of(events.into_iter().rev().collect());
-            prop_assert_eq!(Cart::of(kept), whole);
+            let whole = latest(events.into_iter().rev().collect(), most);
+            prop_assert_eq!(kept, whole);
         }
     }
 }

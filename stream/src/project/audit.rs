@@ -30,7 +30,7 @@ impl Projection {
             let random = f64::from(now.timestamp_subsec_micros()) / 1e6;
             let mut sample = compare::sample(&self.writer, project, random, now).await?;
             let behind = self.audited_carts.entry(project.clone()).or_default();
-            sample.extend(compare::some_carts(&self.writer, project, behind).await?);
+            sample.extend(compare::some_carts(&self.writer, project, behind, now).await?);
             let findings = compare::compare(&self.writer, sample).await?;
             metrics::counter!("tidemill_stream_audit_compared_total").increment(findings.compared);
             for (key, finding) in findings.odd {

@@ -80,12 +80,18 @@ pub async fn sample(
     Ok(keys)
 }
 
-/// The next carts behind `behind`, which moves on; round and round, since ids of sessions are of any form.
-pub async fn some_carts(writer: &Writer, project: &str, behind: &mut String) -> Result<Vec<Key>, ProjectError> {
-    let found = list::carts(&writer.pool, Of::Live, project, behind, SAMPLE).await?;
+/// The next carts behind `behind`, which moves on; round and round.
+pub async fn some_carts(
+    writer: &Writer,
+    project: &str,
+    behind: &mut (i32, String),
+    now: DateTime<chrono::Utc>,
+) -> Result<Vec<Key>, ProjectError> {
+    let from = list::first_cart(now).max(std::mem::take(behind));
+    let found = list::carts(&writer.pool, Of::Live, project, &from, SAMPLE).await?;
     let all = found.len() < SAMPLE as usize;
     *behind = found.last().filter(|_| !all).cloned().unwrap_or_default();
-    Ok(found.into_iter().map(|key| Key::Cart((project.to_owned(), key))).collect())
+    Ok(found.into_iter().map(|(_, key)| Key::Cart((project.to_owned(), key))).collect())
 }
 
 /// Compares these keys, and whether the users of these sessions are among the seen. What only one of both has is left

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use chrono::{DateTime, Utc};
 use sqlx::{AssertSqlSafe, PgPool, Row};
 
+use crate::fold::carts::KEPT;
 use crate::fold::rollups::{RollupKey, Series};
 use crate::fold::sessions::{GAP, slot};
 use crate::metric::{self, Aggregation};
@@ -77,19 +78,32 @@ pub async fn sample(pool: &PgPool, project: &str, from: DateTime<Utc>, limit: i6
     .await
 }
 
-/// Session keys with cart events, in order; from behind `after` on.
-pub async fn carts(pool: &PgPool, of: Of, project: &str, after: &str, limit: i64) -> Result<Vec<String>, sqlx::Error> {
+/// Carts that may be shown, by the half hour of their last event and their key; from behind `after` on.
+pub async fn carts(
+    pool: &PgPool,
+    of: Of,
+    project: &str,
+    after: &(i32, String),
+    limit: i64,
+) -> Result<Vec<(i32, String)>, sqlx::Error> {
     let generation = of.generation();
-    sqlx::query_scalar(AssertSqlSafe(format!(
-        "SELECT DISTINCT session_id FROM cart_events
-         WHERE generation = {generation} AND project = $1 AND session_id > $2
-         ORDER BY session_id LIMIT $3"
+    sqlx::query_as(AssertSqlSafe(format!(
+        "SELECT cart_slot, session_id FROM session_keys
+         WHERE generation = {generation} AND project = $1
+           AND cart_slot >= $2 AND (cart_slot, session_id) > ($2, $3)
+         ORDER BY cart_slot, session_id LIMIT $4"
     )))
     .bind(project)
-    .bind(after)
+    .bind(after.0)
+    .bind(&after.1)
     .bind(limit)
     .fetch_all(pool)
     .await
+}
+
+/// Where carts begin that are shown at `now`.
+pub fn first_cart(now: DateTime<Utc>) -> (i32, String) {
+    (slot(now.timestamp_micros() - KEPT), String::new())
 }
 
 /// Windows of one granularity that may have a copy in Redis, by their start; from behind

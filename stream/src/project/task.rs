@@ -58,7 +58,7 @@ pub struct Projection {
     /// The last project of the last audit.
     pub(super) audited: String,
     /// By project: the session key behind which carts are audited next.
-    pub(super) audited_carts: HashMap<String, String>,
+    pub(super) audited_carts: HashMap<String, (i32, String)>,
     /// Whether the worker is.
     behind: bool,
     last_round: Instant,

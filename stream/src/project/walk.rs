@@ -24,7 +24,7 @@ pub struct Walk {
 enum Stage {
     Windows(usize, WindowCursor),
     Sessions((i32, String)),
-    Carts(String),
+    Carts((i32, String)),
     Users(String),
     Done,
 }
@@ -75,7 +75,7 @@ impl Walk {
                 let found = list::sessions(pool, of, project, after, SESSIONS).await?;
                 let next = match found.last() {
                     Some(last) if found.len() as i64 == SESSIONS => Stage::Sessions(last.clone()),
-                    _ => Stage::Carts(String::new()),
+                    _ => Stage::Carts(list::first_cart(Utc::now())),
                 };
                 (found.iter().map(|(_, id)| Key::Session(of_project(id))).collect(), next)
             }
@@ -85,7 +85,7 @@ impl Walk {
                     Some(last) if found.len() as i64 == SESSIONS => Stage::Carts(last.clone()),
                     _ => Stage::Users(String::new()),
                 };
-                (found.iter().map(|id| Key::Cart(of_project(id))).collect(), next)
+                (found.iter().map(|(_, id)| Key::Cart(of_project(id))).collect(), next)
             }
             Stage::Users(after) => {
                 let found = list::users(pool, of, project, after, USERS).await?;

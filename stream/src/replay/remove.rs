@@ -9,7 +9,7 @@ use crate::store::raw_events;
 /// Rows that are deleted at once.
 const MOST: i64 = 10_000;
 /// What has rows of generations. The ledger and the gaps go first, with the decision.
-const TABLES: [&str; 5] = ["sessions", "session_keys", "cart_events", "users", "metric_rollups"];
+const TABLES: [&str; 4] = ["sessions", "session_keys", "users", "metric_rollups"];
 
 /// Ends a replay without a switch, and deletes what it has built; gives how many rows. Its workers end by themselves.
 /// `shown` is told of each step.

@@ -146,7 +146,6 @@ impl Store {
             let firsts = users::apply(&mut tx, generation, (&self.known, history), &events, &mut touched).await?;
             let mut changes = self.count(generation, &events, &definitions);
             sessions::apply(&mut tx, generation, show, &events, &firsts, &mut changes, &mut touched).await?;
-            carts::apply(&mut tx, generation, &events, &mut touched).await?;
             let rows = changes.settle();
             rollups::apply(&mut tx, generation, &self.shards, &rows).await?;
             touched.windows.extend(rows.into_iter().map(|(key, _)| key));

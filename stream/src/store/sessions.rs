@@ -1,4 +1,5 @@
-//! Sessions: their keys are locked, what is within reach is loaded, merged in memory, and written back.
+//! Sessions: their keys are locked, what is within reach is loaded, merged in memory, and written back. What makes their
+//! carts is added with the lock.
 
 use std::borrow::Cow;
 
@@ -7,8 +8,9 @@ use sqlx::postgres::PgRow;
 use sqlx::{AssertSqlSafe, PgConnection, Row};
 
 use super::users::{Firsts, SessionKey};
-use super::{Counted, Touched};
+use super::{Counted, Touched, carts};
 use crate::decimal::Decimal;
+use crate::fold::carts::{CartEvent, Lines};
 use crate::fold::rollups::Changes;
 use crate::fold::sessions::{At, GAP, Session, add, alone, differences, merge, slot};
 use crate::live_session::{LiveSession, Stamp};
@@ -25,6 +27,8 @@ struct Group<'a> {
     key: Cow<'a, str>,
     /// The time in which stored sessions are of interest, but for the reach of [`GAP`].
     span: (i64, i64),
+    /// The events of its cart. There is one only for session ids.
+    cart: Option<Box<Lines>>,
 }
 
 /// The batch's events by key.
@@ -85,6 +89,8 @@ async fn apply_to(
     touched: &mut Touched,
 ) -> Result<(), sqlx::Error> {
     let locked = lock(tx, generation, groups).await?;
+    let locked = locked_of(&locked, groups)?;
+    shorten_carts(tx, generation, groups, &locked).await?;
     let rows = load(tx, generation, groups).await?;
     let mut stored: Vec<Stored<'_>> = Vec::new();
     stored.resize_with(groups.len(), Stored::default);
@@ -110,8 +116,21 @@ async fn apply_to(
     delete(tx, &writes.gone).await?;
     go_on(tx, &writes.moved).await?;
     write(tx, generation, &writes.written).await?;
-    touched.sessions.extend(groups.iter().map(|group| (group.project.to_owned(), group.key.clone().into_owned())));
+    let named = |group: &Group<'_>| (group.project.to_owned(), group.key.clone().into_owned());
+    touched.carts.extend(groups.iter().filter(|group| group.cart.is_some()).map(named));
+    touched.sessions.extend(groups.iter().map(named));
     Ok(())
+}
+
+async fn shorten_carts(
+    tx: &mut PgConnection,
+    generation: i32,
+    groups: &[Group<'_>],
+    locked: &[Locked<'_>],
+) -> Result<(), sqlx::Error> {
+    let long = groups.iter().zip(locked).filter(|(group, _)| group.cart.is_some());
+    let long = long.filter_map(|(group, locked)| Some((group.project, &*group.key, locked.long_cart?)));
+    carts::shorten(tx, generation, &long.collect::<Vec<_>>()).await
 }
 
 impl<'a> Writes<'a> {
@@ -156,27 +175,34 @@ impl<'a> Grouped<'a> {
     fn new(events: &[&'a Counted], renewed: &'a [(SessionKey, i64)], changes: &mut Changes) -> Self {
         let mut places = QuickMap::<(&str, Cow<'a, str>), usize>::default();
         let mut groups = Vec::<Group<'a>>::new();
-        let mut put = |project: &'a str, key: Cow<'a, str>, at: i64| {
+        let mut put = |project: &'a str, key: Cow<'a, str>, at: i64, of_cart: Option<CartEvent<'_>>| {
             let place = *places.entry((project, key)).or_insert_with_key(|(project, key)| {
-                groups.push(Group { project, key: key.clone(), span: (at, at) });
+                groups.push(Group { project, key: key.clone(), span: (at, at), cart: None });
                 groups.len() - 1
             });
-            let span = &mut groups[place].span;
-            *span = (span.0.min(at), span.1.max(at));
+            let group = &mut groups[place];
+            group.span = (group.span.0.min(at), group.span.1.max(at));
+            if let Some(event) = of_cart {
+                group.cart.get_or_insert_default().add(&event);
+            }
             place
         };
         let mut with_key = Vec::with_capacity(events.len());
         for counted in events {
             let event = counted.event();
             match session_key::of(&event) {
-                Some(key) => with_key.push((*counted, put(counted.project(), key, event.timestamp))),
+                Some(key) => {
+                    let in_session = event.session_id.is_some();
+                    let of_cart = in_session.then(|| CartEvent::of(&event, &counted.properties())).flatten();
+                    with_key.push((*counted, put(counted.project(), key, event.timestamp, of_cart)));
+                }
                 None => {
                     alone(&event, &counted.traits, |d| changes.add(counted.project(), d.metric, d.at, d.count, d.sum))
                 }
             }
         }
         for ((project, key), moment) in renewed {
-            put(project, Cow::Borrowed(key), *moment);
+            put(project, Cow::Borrowed(key), *moment, None);
         }
         let mut grouped = Self { groups, events: with_key };
         grouped.sort();
@@ -208,38 +234,50 @@ impl<'a> Grouped<'a> {
 }
 
 /// What its lock says of a key.
-struct Locked {
+struct Locked<'a> {
     /// The version that it has from now on.
     version: i64,
     /// When the latest of all its events happened, in microseconds since 1970.
     latest: i64,
+    /// The events of its cart, when they are long.
+    long_cart: Option<&'a str>,
 }
 
-/// Locks the keys, in order, and raises their versions.
-async fn lock(tx: &mut PgConnection, generation: i32, groups: &[Group<'_>]) -> Result<Vec<Locked>, sqlx::Error> {
-    let rows = sqlx::query(
-        "INSERT INTO session_keys AS s (generation, project, session_id, version, latest_event_at)
-         SELECT $1, project, session_id, 1, latest
-         FROM unnest($2::text[], $3::text[], $4::timestamptz[]) AS k(project, session_id, latest)
+/// Locks the keys, in order, raises their versions, and adds to their carts.
+async fn lock(tx: &mut PgConnection, generation: i32, groups: &[Group<'_>]) -> Result<Vec<PgRow>, sqlx::Error> {
+    let carts = || groups.iter().map(|group| group.cart.as_ref());
+    sqlx::query(
+        "INSERT INTO session_keys AS s (generation, project, session_id, version, latest_event_at, cart, cart_slot)
+         SELECT $1, project, session_id, 1, latest, cart, cart_slot
+         FROM unnest($2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::int[])
+              AS k(project, session_id, latest, cart, cart_slot)
          ON CONFLICT (generation, project, session_id) DO UPDATE
-         SET version = s.version + 1, latest_event_at = greatest(s.latest_event_at, excluded.latest_event_at)
-         RETURNING session_id, version, latest_event_at",
+         SET version = s.version + 1, latest_event_at = greatest(s.latest_event_at, excluded.latest_event_at),
+             cart = coalesce(s.cart || excluded.cart, s.cart, excluded.cart),
+             cart_slot = greatest(s.cart_slot, excluded.cart_slot)
+         RETURNING session_id, version, latest_event_at, CASE WHEN octet_length(cart) > $7 THEN cart END",
     )
     .bind(generation)
     .bind(groups.iter().map(|group| group.project).collect::<Vec<_>>())
     .bind(groups.iter().map(|group| &*group.key).collect::<Vec<_>>())
     .bind(groups.iter().map(|group| utc(group.span.1)).collect::<Vec<_>>())
+    .bind(carts().map(|cart| Some(&*cart?.text)).collect::<Vec<_>>())
+    .bind(carts().map(|cart| Some(slot(cart?.latest))).collect::<Vec<_>>())
+    .bind(carts::LONG)
     .fetch_all(tx)
-    .await?;
+    .await
+}
+
+fn locked_of<'a>(rows: &'a [PgRow], groups: &[Group<'_>]) -> Result<Vec<Locked<'a>>, sqlx::Error> {
     if rows.len() != groups.len() {
         return Err(out_of_order());
     }
-    let locked = |(row, group): (&PgRow, &Group<'_>)| {
+    let locked = |(row, group): (&'a PgRow, &Group<'_>)| {
         if row.try_get::<&str, _>(0)? != group.key {
             return Err(out_of_order());
         }
         let latest: DateTime<Utc> = row.try_get(2)?;
-        Ok(Locked { version: row.try_get(1)?, latest: latest.timestamp_micros() })
+        Ok(Locked { version: row.try_get(1)?, latest: latest.timestamp_micros(), long_cart: row.try_get(3)? })
     };
     rows.iter().zip(groups).map(locked).collect()
 }
