@@ -10,7 +10,6 @@ use support::{Api, Archiver, new_key};
 use tidemill_common::event::Event;
 use tidemill_common::kafka::Outgoing;
 use tidemill_common::names::processed_topic;
-use tidemill_common::origin::{Origin, SOURCE};
 use tidemill_query::Config;
 use tidemill_testkit::{event, eventually};
 use tokio::net::TcpListener;
@@ -57,9 +56,8 @@ async fn send_processed(api: &Api, events: &[Event], times: usize) {
     let topic = processed_topic(&api.stack.project);
     let sent: Vec<_> = api.stack.records(&topic).await;
     for record in sent.iter().rev().take(events.len()).cycle().take(events.len() * (times - 1)) {
-        let source = Origin::of_sent_on(record).unwrap().to_string();
         let (partition, key, value) = (record.partition, record.key(), record.value());
-        let again = Outgoing { topic: &topic, partition, key, value, headers: &[(SOURCE, &source)] };
+        let again = Outgoing { topic: &topic, partition, key, value, headers: &[] };
         api.stack.producer.send(&again).await.unwrap();
     }
 }

@@ -1,11 +1,12 @@
 //! What the stream sends on: strays to their home partition, first sights to the processed topic, and what
-//! is no event to the dead letters. All of it may be sent again after a crash; readers tell by the headers.
+//! is no event to the dead letters. All of it may be sent again after a crash; readers tell by where it comes from.
 
-use std::fmt::Write;
+use std::iter;
 use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use rdkafka::error::KafkaError;
+use tidemill_common::codec::processed::{self, PROCESSED_SCHEMA};
 use tidemill_common::codec::{Decoded, Encoder};
 use tidemill_common::dead_letters::REDRIVE_OF;
 use tidemill_common::home::home_partition;
@@ -18,9 +19,6 @@ use tidemill_common::verdict::{Rejection, TOO_LARGE};
 
 use crate::enrich::Traits;
 use crate::quick_map::QuickMap;
-
-/// The schema of the processed topics, as it is registered: the event's, and behind it what was found out.
-pub const PROCESSED_SCHEMA: &str = include_str!("../../schemas/processed.avsc");
 
 /// Header of dead letters: the topic.
 pub const SOURCE_TOPIC: &str = "source-topic";
@@ -53,8 +51,6 @@ struct Emission {
     value: usize,
     /// and it ends here.
     end: usize,
-    /// Where the record first stood, which its first header says.
-    first: Option<Origin>,
     headers: Vec<(&'static str, String)>,
 }
 
@@ -86,40 +82,22 @@ impl Emitter {
         }
         let (topic, encoder) = &self.known[&project.id];
         let (key, partition) = (event.event().event_id.as_bytes(), record.partition % project.partitions);
-        emissions.add(Arc::clone(topic), partition, Some(key), Some(record.into()), Vec::new(), |value| {
-            encode(encoder, event, traits, value);
+        let country = traits.country.as_ref().map(|country| country.as_str());
+        let found = [traits.device.map(|device| device.as_str()), traits.source.map(|source| source.as_str()), country];
+        emissions.add(Arc::clone(topic), partition, Some(key), Vec::new(), |value| {
+            processed::write(encoder, &event.datum(), found, record.into(), value);
         });
         Ok(())
-    }
-}
-
-/// Appends the framed value under [`PROCESSED_SCHEMA`]: the event as it came, and behind it what was found out.
-fn encode(encoder: &Encoder, event: &Decoded<'_>, traits: &Traits, value: &mut Vec<u8>) {
-    let country = traits.country.as_ref().map(|country| country.as_str());
-    let names = [traits.device.map(|device| device.as_str()), traits.source.map(|source| source.as_str()), country];
-    encoder.frame_into(&event.datum(), value);
-    for name in names {
-        let Some(name) = name else {
-            value.push(0); // the union's branch: null
-            continue;
-        };
-        // The branch and the length, zigzag; these names are shorter than what one byte can say.
-        value.extend([2, (name.len() as u8) << 1]);
-        value.extend_from_slice(name.as_bytes());
     }
 }
 
 /// Adds a stray, sent to where all copies of its eventId meet. One that was sent before keeps its first origin, and one that
 /// is sent through again stays so.
 pub fn stray(record: &Record, (topic, partition): (String, i32), emissions: &mut Emissions) {
-    let kept = |name: &'static str| {
-        let value = record.header(name)?;
-        Some((name, String::from_utf8_lossy(value).into_owned()))
-    };
-    let (source, redrive) = (kept(SOURCE), kept(REDRIVE_OF));
-    let first = source.is_none().then(|| record.into());
-    let headers = source.into_iter().chain(redrive).collect();
-    emissions.copy(topic, partition, (record.key(), record.value()), first, headers);
+    let first = Origin::of_sent_on(record).unwrap_or_else(|| record.into());
+    let redrive = record.header(REDRIVE_OF).map(|letter| (REDRIVE_OF, String::from_utf8_lossy(letter).into_owned()));
+    let headers = iter::once((SOURCE, first.to_string())).chain(redrive).collect();
+    emissions.copy(topic, partition, (record.key(), record.value()), headers);
 }
 
 /// Adds a dead letter: the record as it came (but for one that is too large), with why, when, how often and from where: it
@@ -138,6 +116,7 @@ pub fn dead_letter(
         None => record.partition % project.dlq_partitions,
     };
     let headers = vec![
+        (SOURCE, first.to_string()),
         (SOURCE_TOPIC, record.topic.to_string()),
         (STAGE, rejection.stage.to_owned()),
         (REASON, rejection.reason.to_owned()),
@@ -148,7 +127,7 @@ pub fn dead_letter(
     // What is too large to be sent on still stands at its origin.
     let fits = rejection.reason != TOO_LARGE;
     let bytes = if fits { (record.key(), record.value()) } else { (None, [].as_slice()) };
-    emissions.copy(dlq_topic(&project.id), partition, bytes, Some(first), headers);
+    emissions.copy(dlq_topic(&project.id), partition, bytes, headers);
 }
 
 impl Emissions {
@@ -162,7 +141,6 @@ impl Emissions {
         topic: Arc<str>,
         partition: i32,
         key: Option<&[u8]>,
-        first: Option<Origin>,
         headers: Vec<(&'static str, String)>,
         write: impl FnOnce(&mut Vec<u8>),
     ) {
@@ -171,7 +149,7 @@ impl Emissions {
         let value = self.bytes.len();
         write(&mut self.bytes);
         let (key, end) = (key.map(|_| start), self.bytes.len());
-        self.list.push(Emission { topic, partition, key, value, end, first, headers });
+        self.list.push(Emission { topic, partition, key, value, end, headers });
     }
 
     fn copy(
@@ -179,10 +157,9 @@ impl Emissions {
         topic: String,
         partition: i32,
         (key, value): (Option<&[u8]>, &[u8]),
-        first: Option<Origin>,
         headers: Vec<(&'static str, String)>,
     ) {
-        self.add(topic.into(), partition, key, first, headers, |bytes| bytes.extend_from_slice(value));
+        self.add(topic.into(), partition, key, headers, |bytes| bytes.extend_from_slice(value));
     }
 
     /// How many there are.
@@ -203,101 +180,38 @@ impl Emissions {
 
     /// Sends them all.
     pub async fn send(&self, producer: &Producer, sending: &mut Sending) -> Result<(), KafkaError> {
-        let mut source = String::new();
         for emission in &self.list {
-            source.clear();
-            emission.send(&self.bytes, &mut source, producer, sending).await?;
+            emission.send(&self.bytes, producer, sending).await?;
         }
         Ok(())
     }
 }
 
 impl Emission {
-    /// `source` is an empty text to write to.
-    async fn send(
-        &self,
-        bytes: &[u8],
-        source: &mut String,
-        producer: &Producer,
-        sending: &mut Sending,
-    ) -> Result<(), KafkaError> {
-        let Self { topic, partition, key, value, end, first, headers: others } = self;
+    async fn send(&self, bytes: &[u8], producer: &Producer, sending: &mut Sending) -> Result<(), KafkaError> {
+        let Self { topic, partition, key, value, end, headers } = self;
         let (key, value) = (key.map(|start| &bytes[start..*value]), &bytes[*value..*end]);
-        let first = first.map(|origin| {
-            let _ = write!(source, "{origin}"); // a String takes everything
-            (SOURCE, source.as_str())
-        });
-        let all: Vec<_>;
-        let headers = if others.is_empty() {
-            first.as_slice()
-        } else {
-            all = first.into_iter().chain(others.iter().map(|(name, value)| (*name, &**value))).collect();
-            &all
-        };
-        sending.add(producer, &Outgoing { topic, partition: *partition, key, value, headers }).await
+        let headers: Vec<_> = headers.iter().map(|(name, value)| (*name, &**value)).collect();
+        sending.add(producer, &Outgoing { topic, partition: *partition, key, value, headers: &headers }).await
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use apache_avro::Schema;
-    use apache_avro::reader::datum::GenericDatumReader;
-    use apache_avro::schema_compatibility::SchemaCompatibility;
-    use tidemill_common::codec::EVENT_SCHEMA;
-    use tidemill_common::event::Event;
+    use tidemill_common::kafka::TopicPartition;
 
     use super::*;
-    use crate::enrich::{Country, Device, Source};
-
-    #[derive(Debug, serde::Deserialize)]
-    #[serde(rename_all = "camelCase")]
-    struct Processed {
-        #[serde(flatten)]
-        event: Event,
-        device_type: Option<String>,
-        traffic_source: Option<String>,
-        country: Option<String>,
-    }
-
-    fn event() -> Event {
-        Event {
-            user_id: Some("u".into()),
-            properties: Some("{}".into()),
-            user_agent: Some("curl/8".into()),
-            ..Event::new("e-1", "view", 1_700_000_000_000_000)
-        }
-    }
 
     #[test]
-    fn processed_events_carry_what_was_found_out() {
-        let schema = Schema::parse_str(PROCESSED_SCHEMA).expect("schemas/processed.avsc is valid Avro");
-        let some = Traits {
-            device: Some(Device::Bot),
-            source: Some(Source::Campaign),
-            country: Country::parse("NL"),
-            ..Traits::default()
+    fn a_stray_keeps_the_origin_that_a_worker_wrote() {
+        let origin_of = |source: &str| {
+            let at = TopicPartition { topic: "events.p".into(), partition: 3 };
+            let headers = vec![(SOURCE.to_owned(), source.as_bytes().to_vec())];
+            let mut emissions = Emissions::default();
+            stray(&Record::new(at, 9, 5, (None, b""), headers), ("events.p".to_owned(), 1), &mut emissions);
+            emissions.list.remove(0).headers
         };
-        for (traits, names) in [(some, [Some("bot"), Some("campaign"), Some("NL")]), (Traits::default(), [None; 3])] {
-            let event = event();
-            let mut value = Vec::new();
-            encode(&Encoder::new(7), &Decoded::Other(event.clone()), &traits, &mut value);
-            let mut datum = &value[5..];
-            let reader = GenericDatumReader::builder(&schema).build().expect("a reader");
-            let read: Processed = reader.read_deser(&mut datum).expect("readable");
-            assert!(datum.is_empty());
-            assert_eq!(read.event, event);
-            assert_eq!([read.device_type.as_deref(), read.traffic_source.as_deref(), read.country.as_deref()], names);
-            // Readers that know only events read it as one.
-            let plain: Event = reader.read_deser(&mut &value[5..]).expect("readable");
-            assert_eq!(plain, event);
-        }
-    }
-
-    #[test]
-    fn readers_of_either_schema_read_the_other() {
-        let schema = |text: &str| Schema::parse_str(text).expect("valid Avro");
-        let (event, processed) = (schema(EVENT_SCHEMA), schema(PROCESSED_SCHEMA));
-        SchemaCompatibility::can_read(&event, &processed).expect("backward compatible");
-        SchemaCompatibility::can_read(&processed, &event).expect("forward compatible");
+        assert_eq!(origin_of("1:2:3"), [(SOURCE, "1:2:3".to_owned())]);
+        assert_eq!(origin_of("1:2:x"), [(SOURCE, "3:9:5".to_owned())]);
     }
 }

@@ -1,10 +1,10 @@
 //! The schema registry: every project's subjects.
 
 use tidemill_common::codec::EVENT_SCHEMA;
+use tidemill_common::codec::processed::PROCESSED_SCHEMA;
 use tidemill_common::config::Connections;
 use tidemill_common::names::processed_topic;
 use tidemill_common::registry::Registry;
-use tidemill_stream::emit::PROCESSED_SCHEMA;
 
 use super::{Finding, Found};
 use crate::store::Project;

@@ -10,11 +10,11 @@ use sqlx::{Connection, PgConnection};
 use tidemill_archiver::table::Tables;
 use tidemill_common::auth::{self, NewKey, Scope};
 use tidemill_common::codec::EVENT_SCHEMA;
+use tidemill_common::codec::processed::PROCESSED_SCHEMA;
 use tidemill_common::config::Connections;
 use tidemill_common::failpoint::hit;
 use tidemill_common::names::{ProjectId, events_topic, processed_topic};
 use tidemill_common::registry::Registry;
-use tidemill_stream::emit::PROCESSED_SCHEMA;
 use tidemill_topics::{Change, Partitions};
 
 use super::partitions::{partitions, refuse_other_partitions};

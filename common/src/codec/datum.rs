@@ -12,8 +12,8 @@ pub enum BadDatum {
     /// A field begins or goes on behind the last byte.
     #[error("the datum ends within a field")]
     Cut,
-    /// A varint of more than ten bytes.
-    #[error("a number has more than ten bytes")]
+    /// A varint of more than ten bytes, or a number above its kind's largest.
+    #[error("a number is too long")]
     Number,
     /// A length below zero.
     #[error("a text has a negative length")]
@@ -44,16 +44,14 @@ pub fn write(event: &EventRef<'_>, out: &mut Vec<u8>) {
 
 /// The event that all of the bytes stand for. Its texts stay where they are.
 pub fn read(datum: &[u8]) -> Result<EventRef<'_>, BadDatum> {
-    match read_first(datum)? {
-        (event, []) => Ok(event),
-        _ => Err(BadDatum::LeftOver),
-    }
+    let mut rest = Rest(datum);
+    let event = read_event(&mut rest)?;
+    if rest.0.is_empty() { Ok(event) } else { Err(BadDatum::LeftOver) }
 }
 
-/// The event that the first bytes stand for, and the bytes behind it.
-pub fn read_first(datum: &[u8]) -> Result<(EventRef<'_>, &[u8]), BadDatum> {
-    let mut rest = Rest(datum);
-    let event = EventRef {
+/// The event that the next bytes stand for.
+pub(super) fn read_event<'a>(rest: &mut Rest<'a>) -> Result<EventRef<'a>, BadDatum> {
+    Ok(EventRef {
         event_id: rest.text()?,
         event_type: rest.text()?,
         timestamp: rest.long()?,
@@ -64,12 +62,11 @@ pub fn read_first(datum: &[u8]) -> Result<(EventRef<'_>, &[u8]), BadDatum> {
         properties: rest.optional(Rest::text)?,
         client_address: rest.optional(Rest::text)?,
         user_agent: rest.optional(Rest::text)?,
-    };
-    Ok((event, rest.0))
+    })
 }
 
 /// A union with `null` as its first branch.
-fn write_optional<T>(value: Option<T>, out: &mut Vec<u8>, write: impl FnOnce(T, &mut Vec<u8>)) {
+pub(super) fn write_optional<T>(value: Option<T>, out: &mut Vec<u8>, write: impl FnOnce(T, &mut Vec<u8>)) {
     match value {
         None => out.push(0),
         Some(value) => {
@@ -79,13 +76,13 @@ fn write_optional<T>(value: Option<T>, out: &mut Vec<u8>, write: impl FnOnce(T, 
     }
 }
 
-fn write_text(text: &str, out: &mut Vec<u8>) {
+pub(super) fn write_text(text: &str, out: &mut Vec<u8>) {
     write_long(text.len() as i64, out);
     out.extend_from_slice(text.as_bytes());
 }
 
 /// Zigzag, then seven bits a byte, lowest first.
-fn write_long(number: i64, out: &mut Vec<u8>) {
+pub(super) fn write_long(number: i64, out: &mut Vec<u8>) {
     let mut rest = ((number << 1) ^ (number >> 63)) as u64;
     while rest >= 0x80 {
         out.push(rest as u8 | 0x80);
@@ -95,10 +92,10 @@ fn write_long(number: i64, out: &mut Vec<u8>) {
 }
 
 /// What is not read yet.
-struct Rest<'a>(&'a [u8]);
+pub(super) struct Rest<'a>(pub(super) &'a [u8]);
 
 impl<'a> Rest<'a> {
-    fn long(&mut self) -> Result<i64, BadDatum> {
+    pub(super) fn long(&mut self) -> Result<i64, BadDatum> {
         let mut bits = 0u64;
         for (index, &byte) in self.0.iter().enumerate() {
             if index == 9 && byte > 0x7f {
@@ -114,14 +111,22 @@ impl<'a> Rest<'a> {
         Err(BadDatum::Cut)
     }
 
-    fn text(&mut self) -> Result<&'a str, BadDatum> {
+    /// A number of 32 bits.
+    pub(super) fn int(&mut self) -> Result<i32, BadDatum> {
+        i32::try_from(self.long()?).map_err(|_| BadDatum::Number)
+    }
+
+    pub(super) fn text(&mut self) -> Result<&'a str, BadDatum> {
         let length = usize::try_from(self.long()?).map_err(|_| BadDatum::Length)?;
         let (text, rest) = self.0.split_at_checked(length).ok_or(BadDatum::Cut)?;
         self.0 = rest;
         std::str::from_utf8(text).map_err(|_| BadDatum::Text)
     }
 
-    fn optional<T>(&mut self, read: impl FnOnce(&mut Self) -> Result<T, BadDatum>) -> Result<Option<T>, BadDatum> {
+    pub(super) fn optional<T>(
+        &mut self,
+        read: impl FnOnce(&mut Self) -> Result<T, BadDatum>,
+    ) -> Result<Option<T>, BadDatum> {
         match self.long()? {
             0 => Ok(None),
             1 => read(self).map(Some),

@@ -92,6 +92,8 @@ pub fn topics(expected: &Expected, sent: &Sent) -> Vec<String> {
             device_type: name(device(event)),
             traffic_source: name(source(event)),
             country: name(country(event)),
+            source_partition: at.0,
+            source_offset: at.1,
         };
         (*at, processed)
     });

@@ -6,8 +6,8 @@ use anyhow::Context;
 use apache_avro::reader::datum::GenericDatumReader;
 use apache_avro::{Schema, from_value};
 use serde::Deserialize;
+use tidemill_common::codec::processed::PROCESSED_SCHEMA;
 use tidemill_common::names::{ROUTE, dlq_topic, processed_topic};
-use tidemill_stream::emit::PROCESSED_SCHEMA;
 use tidemill_testkit::Stack;
 
 use crate::log::{header, origin};
@@ -27,6 +27,10 @@ pub struct Processed {
     pub traffic_source: Option<String>,
     /// The country.
     pub country: Option<String>,
+    /// Where the event stands in the log: the number of its partition,
+    pub source_partition: i32,
+    /// and its offset.
+    pub source_offset: i64,
 }
 
 /// What stands in the topics, repeats dropped, by source partition and offset.
@@ -48,9 +52,9 @@ pub async fn sent_on(stack: &Stack) -> anyhow::Result<Sent> {
     let topic = processed_topic(&stack.project);
     let partitions = stack.partitions_of(&topic);
     for record in stack.records(&topic).await {
-        let source = origin(&record).context("a processed record without its source")?.at;
         let mut datum = record.value().get(FRAME..).context("a processed record without a frame")?;
         let processed: Processed = from_value(&reader.read_value(&mut datum)?)?;
+        let source = (processed.source_partition, processed.source_offset);
         if source.0 % ROUTE % partitions != record.partition {
             sent.odd.push(format!("processed {source:?} stands in partition {}", record.partition));
         }

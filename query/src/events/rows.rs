@@ -25,8 +25,7 @@ pub struct Row {
 impl Row {
     /// The row in a record of a processed topic; says why there is none.
     pub fn of(record: &Record) -> Result<Self, String> {
-        let at = Origin::of_sent_on(record).ok_or("it has no header that says where it comes from")?;
-        processed(record.value()).map_err(|error| error.to_string())?;
+        let (_, at) = processed::read(record.value()).map_err(|error| error.to_string())?;
         Ok(Self { value: record.value().into(), at })
     }
 }
@@ -60,8 +59,8 @@ impl Maker {
     pub fn batch(&self, rows: &[Row]) -> Result<RecordBatch, ArrowError> {
         let mut columns = Columns::new(Arc::clone(&self.built), Arc::clone(&self.promotions));
         for row in rows {
-            if let Ok(event) = processed(&row.value) {
-                columns.add(&event, &row.at);
+            if let Ok((event, at)) = processed::read(&row.value) {
+                columns.add(&event, &at);
             }
         }
         let built = columns.finish().map_err(|error| ArrowError::ExternalError(Box::new(error)))?;
@@ -73,7 +72,7 @@ impl Maker {
 
 #[cfg(test)]
 pub mod tests {
-    use tidemill_common::codec::Encoder;
+    use tidemill_common::codec::{Encoder, datum};
     use tidemill_common::event::Event;
 
     use super::*;
@@ -81,6 +80,10 @@ pub mod tests {
     /// A row of an event that says nothing.
     pub fn row(partition: i32, offset: i64) -> Row {
         let event = Event::new(format!("{partition}-{offset}"), "t", 0);
-        Row { value: Encoder::new(1).encode(&event).into(), at: Origin { partition, offset, append_ms: 0 } }
+        let at = Origin { partition, offset, append_ms: 0 };
+        let (mut bytes, mut value) = (Vec::new(), Vec::new());
+        datum::write(&event.as_ref(), &mut bytes);
+        processed::write(&Encoder::new(1), &bytes, [None; 3], at, &mut value);
+        Row { value: value.into(), at }
     }
 }

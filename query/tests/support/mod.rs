@@ -4,10 +4,11 @@
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use tidemill_common::auth;
+use tidemill_common::codec::{datum, processed};
 use tidemill_common::event::Event;
 use tidemill_common::kafka::Outgoing;
 use tidemill_common::names::processed_topic;
-use tidemill_common::origin::{Origin, SOURCE};
+use tidemill_common::origin::Origin;
 use tidemill_query::Config;
 use tidemill_stream::sketch::UserSketch;
 use tidemill_testkit::Stack;
@@ -151,12 +152,12 @@ pub async fn send_processed(stack: &Stack, events: &[Event]) {
     let topic = processed_topic(&stack.project);
     for event in events {
         let (partition, offset) = stack.send(event).await;
-        let mut value = stack.encoder.encode(event);
-        value.extend([0, 0, 0]); // what the stream finds out: nothing
-        let source = Origin { partition, offset, append_ms: 1_767_225_600_000 }.to_string();
-        let headers = &[(SOURCE, &*source)];
+        let (mut bytes, mut value) = (Vec::new(), Vec::new());
+        datum::write(&event.as_ref(), &mut bytes);
+        let at = Origin { partition, offset, append_ms: 1_767_225_600_000 };
+        processed::write(&stack.encoder, &bytes, [None; 3], at, &mut value);
         let key = Some(event.event_id.as_bytes());
-        stack.producer.send(&Outgoing { topic: &topic, partition, key, value: &value, headers }).await.unwrap();
+        stack.producer.send(&Outgoing { topic: &topic, partition, key, value: &value, headers: &[] }).await.unwrap();
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use tidemill_common::codec::processed;
 use tidemill_common::names::processed_topic;
 use tidemill_common::origin::Origin;
 use tidemill_stream::Config;
@@ -40,7 +41,7 @@ pub async fn sources(stack: &Stack) -> BTreeMap<String, Vec<(i32, i64)>> {
     let mut sources = BTreeMap::<String, BTreeSet<(i32, i64)>>::new();
     for record in stack.records(&processed_topic(&stack.project)).await {
         let id = String::from_utf8(record.key().unwrap().to_vec()).unwrap();
-        let Origin { partition, offset, .. } = Origin::of_sent_on(&record).unwrap();
+        let Origin { partition, offset, .. } = processed::read(record.value()).unwrap().1;
         assert_eq!(partition % PARTITIONS, record.partition % PARTITIONS, "in the one of its number");
         sources.entry(id).or_default().insert((partition, offset));
     }
