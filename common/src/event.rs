@@ -126,8 +126,9 @@ impl EventRef<'_> {
     }
 
     /// The check of every reader of the log. It depends on nothing but the record, so that the stream,
-    /// the archiver and a replay years later give one verdict.
-    pub fn validate_appended(&self, append_time_ms: i64) -> Result<(), Invalid> {
+    /// the archiver and a replay years later give one verdict. Whoever reads the properties anyway can hand in what says
+    /// the same as [`is_object`].
+    pub fn validate_appended(&self, append_time_ms: i64, is_object: impl FnOnce(&str) -> bool) -> Result<(), Invalid> {
         self.check(append_time_ms.saturating_mul(1_000).saturating_add(AHEAD + APPEND_SLACK))?;
         match self.properties {
             Some(properties) if !is_object(properties) => Err(Invalid::new("properties", "must be a JSON object")),
@@ -190,7 +191,8 @@ fn text(field: &'static str, value: Option<&str>, max: usize) -> Result<(), Inva
     Ok(())
 }
 
-fn is_object(json: &str) -> bool {
+/// Whether a text is a JSON object.
+pub fn is_object(json: &str) -> bool {
     json.trim_start().starts_with('{') && serde_json::from_str::<serde::de::IgnoredAny>(json).is_ok()
 }
 
@@ -234,15 +236,16 @@ mod tests {
     fn readers_forgive_an_hour_of_clock_skew() {
         let mut event = event();
         event.timestamp = NOW + AHEAD + APPEND_SLACK;
-        assert!(event.as_ref().validate_appended(NOW / 1_000).is_ok());
+        assert!(event.as_ref().validate_appended(NOW / 1_000, is_object).is_ok());
         event.timestamp += 1;
-        assert!(event.as_ref().validate_appended(NOW / 1_000).is_err());
+        assert!(event.as_ref().validate_appended(NOW / 1_000, is_object).is_err());
     }
 
     #[test]
     fn properties_are_an_object() {
         let good = |properties: &str| {
-            Event { properties: Some(properties.into()), ..event() }.as_ref().validate_appended(NOW / 1_000).is_ok()
+            let event = Event { properties: Some(properties.into()), ..event() };
+            event.as_ref().validate_appended(NOW / 1_000, is_object).is_ok()
         };
         assert!(good(" {\"a\":[1]}"));
         assert!(!good("[1]"));

@@ -1,7 +1,7 @@
 //! What a record of an events topic is. Stream, archiver and replays ask here, so that they agree.
 
 use crate::codec::{DecodeError, Decoded, Decoder};
-use crate::event::EventRef;
+use crate::event::{EventRef, is_object};
 use crate::home::Layout;
 use crate::kafka::Record;
 use crate::origin::Origin;
@@ -53,6 +53,18 @@ pub async fn judge<'a>(
     layout: &Layout,
     window_ms: i64,
 ) -> Result<Verdict<'a>, DecodeError> {
+    judge_with(decoder, record, layout, window_ms, is_object).await
+}
+
+/// The same for whoever reads the properties of all events: `is_object` is given them, and says of each what
+/// [`is_object`] does.
+pub async fn judge_with<'a>(
+    decoder: &Decoder,
+    record: &'a Record,
+    layout: &Layout,
+    window_ms: i64,
+    is_object: impl FnOnce(&str) -> bool,
+) -> Result<Verdict<'a>, DecodeError> {
     if !fits(record) {
         return Ok(rejected("decode", TOO_LARGE, format!("key and value have more than {MAX_RECORD} bytes")));
     }
@@ -63,7 +75,7 @@ pub async fn judge<'a>(
         Err(error) => return Err(error),
     };
     let event = decoded.event();
-    if let Err(invalid) = event.validate_appended(record.append_ms) {
+    if let Err(invalid) = event.validate_appended(record.append_ms, is_object) {
         return Ok(rejected("validate", "invalid", invalid));
     }
     if !layout.is_home(&event, record.number_of_partition(), record.offset) {

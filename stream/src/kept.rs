@@ -55,11 +55,28 @@ pub struct Keeping {
 }
 
 impl Keeping {
-    /// Adds an event, and what `find_out` says of it; gives that. An event comes from a record of Kafka, so its texts are
-    /// shorter than 2 GiB.
+    /// Reads the properties of an event that may be kept; none if they are no object.
+    pub fn read(&mut self, properties: &str) -> Option<Range<u32>> {
+        self.fields.add(properties)
+    }
+
+    /// Adds an event, and what `find_out` says of it; gives that.
     pub fn keep(
         &mut self,
         event: &EventRef<'_>,
+        origin: Origin,
+        find_out: impl FnOnce(&Properties<'_, '_>) -> Traits,
+    ) -> &Traits {
+        let fields = event.properties.and_then(|properties| self.read(properties)).unwrap_or_default();
+        self.keep_read(event, fields, origin, find_out)
+    }
+
+    /// Adds an event whose properties were [read](Self::read). An event comes from a record of Kafka, so its texts are
+    /// shorter than 2 GiB.
+    pub fn keep_read(
+        &mut self,
+        event: &EventRef<'_>,
+        fields: Range<u32>,
         origin: Origin,
         find_out: impl FnOnce(&Properties<'_, '_>) -> Traits,
     ) -> &Traits {
@@ -70,7 +87,6 @@ impl Keeping {
             self.text.push_str(text);
             (self.text.len() - start) as u32
         });
-        let fields = self.fields.add(properties);
         let traits = find_out(&self.fields.part(fields.clone(), properties));
         let present = optional.map(|text| text.is_some());
         let (timestamp, received_at) = (event.timestamp, event.received_at);

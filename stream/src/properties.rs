@@ -48,16 +48,18 @@ impl Fields {
         fields
     }
 
-    /// Reads one more object; gives the places of its fields among all of them. What is none has no fields.
-    pub fn add(&mut self, text: &str) -> Range<u32> {
+    /// Reads one more object; gives the places of its fields among all of them. None if it is no object, or one with a name
+    /// that no text can be.
+    pub fn add(&mut self, text: &str) -> Option<Range<u32>> {
         let (start, names) = (self.list.len(), self.unescaped.len());
         let mut json = serde_json::Deserializer::from_str(text);
         let short = u32::try_from(2 * text.len() + names).is_ok(); // names without escapes are no longer than with them
-        if !short || json.deserialize_map(Reader { text, fields: self }).is_err() {
-            self.list.truncate(start);
-            self.unescaped.truncate(names);
+        if short && json.deserialize_map(Reader { text, fields: self }).and_then(|()| json.end()).is_ok() {
+            return Some(start as u32..self.list.len() as u32);
         }
-        start as u32..self.list.len() as u32
+        self.list.truncate(start);
+        self.unescaped.truncate(names);
+        None
     }
 
     /// With the text that they were read from.
@@ -221,6 +223,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
     use serde_json::Value;
+    use tidemill_common::event::is_object;
 
     fn get(json: &str, name: &str) -> Option<String> {
         Fields::read(json).of(json).get(name).map(|value| value.0.to_owned())
@@ -243,7 +246,7 @@ mod tests {
         let texts =
             [r#"{"\u0061": 1, "b": 2}"#, "nothing", r#"{"\u0062": 3, "a": 4, "\u00e4": 5}"#, r#"{"\u0063": 6, "d""#];
         let mut fields = Fields::default();
-        let places = texts.map(|text| fields.add(text));
+        let places = texts.map(|text| fields.add(text).unwrap_or_default());
         for name in ["a", "b", "c", "d", "ä"] {
             for (text, at) in texts.iter().zip(&places) {
                 assert_eq!(
@@ -271,6 +274,17 @@ mod tests {
         assert_eq!([label("z"), label("o")], [None, None]);
     }
 
+    #[test]
+    fn what_has_fields_is_an_object() {
+        for text in
+            ["{}", " {\"a\":[{}]}\n", r#"{"\ud800":1}"#, r#"{"a":"\ud800"}"#, "{}x", "{", "[]", "1", "", "{\"a\":01}"]
+        {
+            let has_fields = Fields::default().add(text).is_some();
+            let lone_surrogate = text.starts_with(r#"{"\ud800"#);
+            assert_eq!(has_fields, is_object(text) && !lone_surrogate, "{text}");
+        }
+    }
+
     fn key() -> impl Strategy<Value = String> {
         prop_oneof!["[a-c]{1,2}", ".{0,4}"]
     }
@@ -285,6 +299,10 @@ mod tests {
             let object: serde_json::Map<String, Value> = pairs.into_iter().collect();
             let text = Value::Object(object.clone()).to_string();
             let fields = Fields::read(&text);
+            for end in 0..=text.len() {
+                let cut = String::from_utf8_lossy(&text.as_bytes()[..end]);
+                prop_assert_eq!(Fields::default().add(&cut).is_some(), is_object(&cut));
+            }
             for name in object.keys().chain([&asked]) {
                 let found = fields.of(&text).field(name).map(|json| serde_json::from_str::<Value>(json.0).expect("JSON"));
                 prop_assert_eq!(found.as_ref(), object.get(name));

@@ -1,6 +1,7 @@
 //! What becomes of each record of a batch: a stray, a dead letter, a copy, or a first sight that counts.
 
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,13 +9,14 @@ use chrono::{DateTime, Utc};
 use rdkafka::error::KafkaError;
 use tidemill_common::codec::{DecodeError, Decoder, schema_id};
 use tidemill_common::dead_letters::digest;
+use tidemill_common::event::is_object;
 use tidemill_common::failpoint::{Injected, existed};
 use tidemill_common::home::Layout;
 use tidemill_common::kafka::Record;
 use tidemill_common::names::events_topic;
 use tidemill_common::registry::RegistryError;
 use tidemill_common::seen::{FillError, SeenError, fingerprint};
-use tidemill_common::verdict::{Rejection, Verdict, fits, judge};
+use tidemill_common::verdict::{Rejection, Verdict, fits, judge_with};
 
 use crate::emit::{self, Emissions, Emitter};
 use crate::enrich::Enricher;
@@ -23,6 +25,7 @@ use crate::kept::Keeping;
 use crate::letters::{Letter, Letters, Redriven};
 use crate::live::Live;
 use crate::poison::{Limit, Poison};
+use crate::properties::Properties;
 use crate::store::{Counted, DeadLetter, Outcome, Redrive};
 
 /// Pause between two questions for an unknown schema.
@@ -120,6 +123,9 @@ pub struct Sorter {
     mixes: Mixes,
 }
 
+/// A verdict, and where the fields of the event's properties stand.
+type Judged<'a> = (Verdict<'a>, Range<u32>);
+
 /// A schema id that the registry does not know.
 struct Unknown {
     since: Instant,
@@ -176,14 +182,14 @@ impl Sorter {
                 Some(Redriven::Read) | None => None,
             };
             let pause = if letter.is_some() { ASK_SOON } else { ASK_AGAIN };
-            let Some(verdict) = self.judge(record, &live.layout, window_ms, pause).await? else {
+            let Some((verdict, fields)) = self.judge(record, &live.layout, window_ms, pause).await? else {
                 // All unknown schemas behind it are asked for at the same time, not one after the other.
                 for later in &records[taken + 1..] {
                     self.judge(later, &live.layout, window_ms, ASK_AGAIN).await?;
                 }
                 return Ok(taken);
             };
-            self.place(record, verdict, letter, live, sorted).await?;
+            self.place(record, (verdict, fields), letter, live, sorted).await?;
         }
         Ok(records.len())
     }
@@ -192,7 +198,7 @@ impl Sorter {
     async fn place(
         &mut self,
         record: &Record,
-        verdict: Verdict<'_>,
+        (verdict, fields): Judged<'_>,
         letter: Option<Letter>,
         live: &mut Live,
         sorted: &mut Sorted,
@@ -206,7 +212,8 @@ impl Sorter {
                 let counts = first && !existed("existence", event.event_id);
                 if counts {
                     let enricher = &mut self.enricher;
-                    let traits = self.keeping.keep(&event, record.into(), |fields| enricher.traits(&event, fields));
+                    let find_out = |fields: &Properties<'_, '_>| enricher.traits(&event, fields);
+                    let traits = self.keeping.keep_read(&event, fields, record.into(), find_out);
                     self.emitter.processed(project, record, &decoded, traits, &mut sorted.emissions).await?;
                 } else {
                     sorted.copies += 1;
@@ -270,13 +277,18 @@ impl Sorter {
         layout: &Layout,
         window_ms: i64,
         pause: Duration,
-    ) -> Result<Option<Verdict<'a>>, DecodeError> {
+    ) -> Result<Option<Judged<'a>>, DecodeError> {
         let id = if fits(record) { schema_id(record.value()).ok() } else { None };
         let asked_lately = |unknown: &&Unknown| unknown.asked.elapsed() < pause;
         if let Some(unknown) = id.and_then(|id| self.unknown.get(&id)).filter(asked_lately) {
             return Ok(self.give_up(id.unwrap_or_default(), unknown.since));
         }
-        match judge(&self.decoder, record, layout, window_ms).await {
+        let (keeping, mut fields) = (&mut self.keeping, 0..0);
+        let is_object = |properties: &str| {
+            let read = keeping.read(properties).map(|places| fields = places);
+            read.is_some() || is_object(properties)
+        };
+        match judge_with(&self.decoder, record, layout, window_ms, is_object).await {
             Err(DecodeError::UnknownSchema(id)) => {
                 let now = Instant::now();
                 if self.unknown.len() >= MOST_UNKNOWN {
@@ -291,12 +303,12 @@ impl Sorter {
             Err(error) => Err(error),
             Ok(verdict) => {
                 id.map(|id| self.unknown.remove(&id));
-                Ok(Some(verdict))
+                Ok(Some((verdict, fields)))
             }
         }
     }
 
-    fn give_up(&self, id: u32, since: Instant) -> Option<Verdict<'static>> {
-        (since.elapsed() >= self.unknown_wait).then(|| Verdict::Rejected(Rejection::unknown_schema(id)))
+    fn give_up(&self, id: u32, since: Instant) -> Option<Judged<'static>> {
+        (since.elapsed() >= self.unknown_wait).then(|| (Verdict::Rejected(Rejection::unknown_schema(id)), 0..0))
     }
 }

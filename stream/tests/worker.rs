@@ -116,6 +116,7 @@ async fn copies_strays_and_garbage() {
     // A producer with another partitioner, once alone and once as a copy.
     let mut stray = event("stray-1", "view", T0);
     (stray.user_id, stray.session_id) = (Some("u-stray".into()), Some("s-stray".into()));
+    stray.properties = Some(r#"{"\ud800":1}"#.into()); // an object, though its field's name is no text
     for value in [stack.encoder.encode(&stray), stack.encoder.encode(&events[0])] {
         let id = if value == stack.encoder.encode(&stray) { "stray-1" } else { "e-0" };
         let elsewhere = (home_partition(id.as_bytes(), PARTITIONS) + 1) % PARTITIONS;
