@@ -12,5 +12,5 @@ FROM (SELECT generation, project, session_id, floor(extract(epoch FROM max(at)) 
       FROM cart_events GROUP BY generation, project, session_id) c
 WHERE (k.generation, k.project, k.session_id) = (c.generation, c.project, c.session_id);
 DROP TABLE cart_events;
-CREATE INDEX session_keys_by_cart ON session_keys (cart_slot, generation, project, session_id)
+CREATE INDEX session_keys_by_cart ON session_keys (generation, project, cart_slot, session_id)
     WHERE cart_slot IS NOT NULL;

@@ -1,10 +1,10 @@
-//! Where a record stands in its project's log, and how what was sent on says so.
+//! Where a record stands in its project's log, and how strays and dead letters say so.
 
 use std::fmt;
 
 use crate::kafka::Record;
 
-/// Header of what is sent on: where the record first stood, as [`Origin`] is written.
+/// Header of strays and dead letters: where the record first stood, as [`Origin`] is written.
 pub const SOURCE: &str = "source";
 
 /// A record's place in its project's log. Written as `partition:offset:append_ms`.
@@ -19,7 +19,7 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Where a record that was sent on says that it comes from; none if it does not, or nobody of ours wrote that.
+    /// Where a stray or a dead letter says that it comes from; none if it does not, or nobody of ours wrote that.
     pub fn of_sent_on(record: &Record) -> Option<Self> {
         let text = std::str::from_utf8(record.header(SOURCE)?).ok()?;
         let mut parts = text.split(':');
@@ -57,7 +57,7 @@ mod tests {
 
     fn sent_on(source: &[u8]) -> Option<Origin> {
         let headers = vec![("other".to_owned(), b"1:2:3".to_vec()), (SOURCE.to_owned(), source.to_vec())];
-        let at = TopicPartition { topic: "events.processed.p".into(), partition: 0 };
+        let at = TopicPartition { topic: "events.dlq.p".into(), partition: 0 };
         Origin::of_sent_on(&Record::new(at, 0, 0, (None, b""), headers))
     }
 

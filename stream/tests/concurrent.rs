@@ -199,6 +199,7 @@ async fn assert_carts(stack: &Stack, all: &[Counted]) {
         let Some(session_id) = counted.event().session_id else { continue };
         events.entry(session_id).or_default().extend(CartEvent::of(&counted.event(), &counted.properties()));
     }
+    let of_carts: usize = events.values().map(Vec::len).sum();
     let keys: Vec<(&str, &str)> = events.keys().map(|session_id| (&*stack.project, *session_id)).collect();
     let found = carts::load(&stack.pool, &keys).await.unwrap();
     let found: BTreeMap<String, Cart> = found.into_iter().map(|stored| (stored.key.1, stored.cart)).collect();
@@ -206,13 +207,16 @@ async fn assert_carts(stack: &Stack, all: &[Counted]) {
         events.into_iter().filter_map(|(id, events)| Some((id.to_owned(), Cart::of(events)?))).collect();
     assert!(expected.values().any(|cart| cart.total_items() > 0));
     assert_eq!(found, expected);
+    let kept: Vec<String> =
+        sqlx::query_scalar("SELECT cart FROM session_keys WHERE cart <> ''").fetch_all(&stack.pool).await.unwrap();
+    assert!(kept.iter().map(|cart| cart.lines().count()).sum::<usize>() < of_carts, "what no cart needs was taken out");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sixteen_workers_agree_on_the_same_sessions_without_deadlock() {
     let stack = Stack::new().await;
     let mut random = Random(7);
-    let mut events = traffic(6_000, &mut random);
+    let mut events = traffic(12_000, &mut random);
     random.shuffle(&mut events);
     let all = counted(&stack.project, &events, &mut enricher());
     let mut hands: Vec<Vec<Event>> = vec![Vec::new(); WORKERS as usize];

@@ -149,7 +149,7 @@ async fn check(place: &Place, fresh: &Fresh, topic: &Topic, processed_before: u6
         ("events counted", counted as u64, events),
         ("events in sessions", in_sessions as u64, events),
         ("sessions", sessions as u64, topic.expected.sessions),
-        // After a batch that was dropped (another worker, a pause) they stand there twice; readers tell by the headers.
+        // After a batch that was dropped (another worker, a pause) they stand there twice; readers tell by the source.
         ("processed records", processed.min(events), events),
         ("dead letters", dead as u64, 0),
     ]

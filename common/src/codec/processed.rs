@@ -24,8 +24,8 @@ pub fn write(encoder: &Encoder, datum: &[u8], found: Found<'_>, at: Origin, out:
     }
 }
 
-/// The event in a value, and where it stands in the project's log. No registry is asked: whatever version of the schema a
-/// value has, these fields stand first. Only the stream writes there.
+/// The event in a value, and where it stands in the project's log. No registry is asked: only the stream writes there, and
+/// fields of later versions stand behind these.
 pub fn read(value: &[u8]) -> Result<(EventRef<'_>, Origin), DecodeError> {
     let id = schema_id(value)?;
     let mut rest = Rest(&value[FRAME..]);

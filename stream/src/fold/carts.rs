@@ -13,7 +13,7 @@ use crate::decimal::Decimal;
 use crate::properties::{Properties, storable};
 
 /// A cart is made of its latest events, so many at most: what strangers send has limits.
-const MOST: usize = 1_000;
+const MOST: usize = 500;
 
 /// How long a cart event counts, and a cart is shown behind its last one: 24 hours, in microseconds.
 pub const KEPT: i64 = 24 * 3_600 * 1_000_000;

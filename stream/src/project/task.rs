@@ -57,7 +57,7 @@ pub struct Projection {
     pub(super) suspects: Suspects,
     /// The last project of the last audit.
     pub(super) audited: String,
-    /// By project: the session key behind which carts are audited next.
+    /// By project: the half hour and session key behind which carts are audited next.
     pub(super) audited_carts: HashMap<String, (i32, String)>,
     /// Whether the worker is.
     behind: bool,

@@ -13,42 +13,55 @@ pub const LONG: i32 = 1_500;
 /// How long carts are kept behind their latest event: a cart is shown for a day, and depends on a day before its latest.
 const PRUNED: TimeDelta = TimeDelta::hours(48);
 
-/// A cart's project, session key and lines.
-pub type Kept<'a> = (&'a str, &'a str, &'a str);
-
-/// Takes out of these carts what they do not need. Their keys have to be locked.
-pub async fn shorten(tx: &mut PgConnection, generation: i32, carts: &[Kept<'_>]) -> Result<(), sqlx::Error> {
+/// Takes out of the carts of these keys, each a project and a session key, what they do not need. The keys have to be
+/// locked, so that the rows stay where they are read.
+pub async fn shorten(tx: &mut PgConnection, generation: i32, keys: &[(&str, &str)]) -> Result<(), sqlx::Error> {
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<(String, String)> = sqlx::query_as(
+        "SELECT s.ctid::text, s.cart FROM unnest($2::text[], $3::text[]) AS k(project, session_id)
+         CROSS JOIN LATERAL (
+             SELECT ctid, cart FROM session_keys
+             WHERE generation = $1 AND project = k.project AND session_id = k.session_id OFFSET 0) s",
+    )
+    .bind(generation)
+    .bind(keys.iter().map(|(project, _)| *project).collect::<Vec<_>>())
+    .bind(keys.iter().map(|(_, key)| *key).collect::<Vec<_>>())
+    .fetch_all(&mut *tx)
+    .await?;
     let mut shorter = Vec::new();
-    for (project, key, text) in carts {
+    for (place, text) in &rows {
         let mut lines = Lines::default();
         needed(read(text)?).iter().for_each(|event| lines.add(event));
         if lines.text.len() < text.len() {
-            shorter.push((*project, *key, lines.text));
+            shorter.push((&**place, lines.text));
         }
     }
     if shorter.is_empty() {
         return Ok(());
     }
     sqlx::query(
-        "UPDATE session_keys s SET cart = k.cart
-         FROM unnest($2::text[], $3::text[], $4::text[]) AS k(project, session_id, cart)
-         WHERE s.generation = $1 AND s.project = k.project AND s.session_id = k.session_id",
+        "UPDATE session_keys s SET cart = k.cart FROM unnest($1::text[], $2::text[]) AS k(place, cart)
+         WHERE s.ctid = k.place::tid",
     )
-    .bind(generation)
-    .bind(shorter.iter().map(|(project, _, _)| *project).collect::<Vec<_>>())
-    .bind(shorter.iter().map(|(_, key, _)| *key).collect::<Vec<_>>())
-    .bind(shorter.iter().map(|(_, _, text)| &**text).collect::<Vec<_>>())
+    .bind(shorter.iter().map(|(place, _)| *place).collect::<Vec<_>>())
+    .bind(shorter.iter().map(|(_, text)| &**text).collect::<Vec<_>>())
     .execute(tx)
     .await?;
     Ok(())
 }
 
-/// Removes carts that nobody can see any more. Gives how many; at most `most`, so that it may have to be called again.
-/// Rows that a batch holds are passed over.
+/// Removes carts of live generations that nobody can see any more. Gives how many; at most `most`, so that it may have to
+/// be called again. Rows that a batch holds are passed over.
 pub async fn prune(pool: &PgPool, now: DateTime<Utc>, most: i64) -> Result<u64, sqlx::Error> {
     let done = sqlx::query(
         "UPDATE session_keys SET cart = NULL, cart_slot = NULL WHERE ctid = ANY (ARRAY(
-             SELECT ctid FROM session_keys WHERE cart_slot < $1 LIMIT $2 FOR UPDATE SKIP LOCKED))",
+             SELECT k.ctid FROM projects p CROSS JOIN LATERAL (
+                 SELECT ctid FROM session_keys
+                 WHERE generation = p.generation AND project = p.id AND cart_slot < $1
+                 LIMIT $2 FOR UPDATE SKIP LOCKED) k
+             LIMIT $2))",
     )
     .bind(slot((now - PRUNED).timestamp_micros()))
     .bind(most)

@@ -89,7 +89,6 @@ async fn apply_to(
     touched: &mut Touched,
 ) -> Result<(), sqlx::Error> {
     let locked = lock(tx, generation, groups).await?;
-    let locked = locked_of(&locked, groups)?;
     shorten_carts(tx, generation, groups, &locked).await?;
     let rows = load(tx, generation, groups).await?;
     let mut stored: Vec<Stored<'_>> = Vec::new();
@@ -126,11 +125,11 @@ async fn shorten_carts(
     tx: &mut PgConnection,
     generation: i32,
     groups: &[Group<'_>],
-    locked: &[Locked<'_>],
+    locked: &[Locked],
 ) -> Result<(), sqlx::Error> {
-    let long = groups.iter().zip(locked).filter(|(group, _)| group.cart.is_some());
-    let long = long.filter_map(|(group, locked)| Some((group.project, &*group.key, locked.long_cart?)));
-    carts::shorten(tx, generation, &long.collect::<Vec<_>>()).await
+    let long = groups.iter().zip(locked).filter(|(group, locked)| group.cart.is_some() && locked.has_long_cart);
+    let long: Vec<(&str, &str)> = long.map(|(group, _)| (group.project, &*group.key)).collect();
+    carts::shorten(tx, generation, &long).await
 }
 
 impl<'a> Writes<'a> {
@@ -234,19 +233,19 @@ impl<'a> Grouped<'a> {
 }
 
 /// What its lock says of a key.
-struct Locked<'a> {
+struct Locked {
     /// The version that it has from now on.
     version: i64,
     /// When the latest of all its events happened, in microseconds since 1970.
     latest: i64,
-    /// The events of its cart, when they are long.
-    long_cart: Option<&'a str>,
+    /// Whether its cart may hold much that it does not need.
+    has_long_cart: bool,
 }
 
 /// Locks the keys, in order, raises their versions, and adds to their carts.
-async fn lock(tx: &mut PgConnection, generation: i32, groups: &[Group<'_>]) -> Result<Vec<PgRow>, sqlx::Error> {
+async fn lock(tx: &mut PgConnection, generation: i32, groups: &[Group<'_>]) -> Result<Vec<Locked>, sqlx::Error> {
     let carts = || groups.iter().map(|group| group.cart.as_ref());
-    sqlx::query(
+    let rows = sqlx::query(
         "INSERT INTO session_keys AS s (generation, project, session_id, version, latest_event_at, cart, cart_slot)
          SELECT $1, project, session_id, 1, latest, cart, cart_slot
          FROM unnest($2::text[], $3::text[], $4::timestamptz[], $5::text[], $6::int[])
@@ -255,7 +254,7 @@ async fn lock(tx: &mut PgConnection, generation: i32, groups: &[Group<'_>]) -> R
          SET version = s.version + 1, latest_event_at = greatest(s.latest_event_at, excluded.latest_event_at),
              cart = coalesce(s.cart || excluded.cart, s.cart, excluded.cart),
              cart_slot = greatest(s.cart_slot, excluded.cart_slot)
-         RETURNING session_id, version, latest_event_at, CASE WHEN octet_length(cart) > $7 THEN cart END",
+         RETURNING session_id, version, latest_event_at, coalesce(octet_length(cart) > $7, false)",
     )
     .bind(generation)
     .bind(groups.iter().map(|group| group.project).collect::<Vec<_>>())
@@ -265,19 +264,16 @@ async fn lock(tx: &mut PgConnection, generation: i32, groups: &[Group<'_>]) -> R
     .bind(carts().map(|cart| Some(slot(cart?.latest))).collect::<Vec<_>>())
     .bind(carts::LONG)
     .fetch_all(tx)
-    .await
-}
-
-fn locked_of<'a>(rows: &'a [PgRow], groups: &[Group<'_>]) -> Result<Vec<Locked<'a>>, sqlx::Error> {
+    .await?;
     if rows.len() != groups.len() {
         return Err(out_of_order());
     }
-    let locked = |(row, group): (&'a PgRow, &Group<'_>)| {
+    let locked = |(row, group): (&PgRow, &Group<'_>)| {
         if row.try_get::<&str, _>(0)? != group.key {
             return Err(out_of_order());
         }
         let latest: DateTime<Utc> = row.try_get(2)?;
-        Ok(Locked { version: row.try_get(1)?, latest: latest.timestamp_micros(), long_cart: row.try_get(3)? })
+        Ok(Locked { version: row.try_get(1)?, latest: latest.timestamp_micros(), has_long_cart: row.try_get(3)? })
     };
     rows.iter().zip(groups).map(locked).collect()
 }
