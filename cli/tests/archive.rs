@@ -14,7 +14,8 @@ use tidemill_archiver::table::Tables;
 use tidemill_common::codec::datum;
 use tidemill_common::event::Event;
 use tidemill_common::origin::Origin;
-use tidemill_stream::session_key;
+use tidemill_common::redis::Redis;
+use tidemill_stream::{keys, session_key};
 use tidemill_testkit::Stack;
 
 const USER: &str = r#"o'hara \ "x""#;
@@ -130,6 +131,15 @@ async fn a_user_is_forgotten_in_postgres_and_his_archived_events_are_told() {
     let stack = Stack::new().await;
     remember(&stack, USER).await;
     remember_other(&stack).await;
+    let redis = Redis::new(&stack.connections.redis_url).unwrap();
+    let [seen, own] = [keys::seen_users(&stack.project), session_key::of_user(USER)];
+    let copies = [own.as_str(), "s-1", "s-2"].map(|key| keys::session(&stack.project, key));
+    let mut shown = redis::pipe();
+    shown.sadd(&seen, &[USER, "other"]).ignore();
+    for copy in &copies {
+        shown.hset(copy, "totalEvents", 1).expire(copy, 60);
+    }
+    redis.run::<()>(&shown).await.unwrap();
     let forget = |user: &str| run(&stack, &["forget", "--yes", "--project", &stack.project, "--user", user]);
     let done = json_of(&forget(USER));
     let expected = json!({"archived": 0, "raw_events": 1, "sessions": 2, "first_seen": 1});
@@ -145,6 +155,13 @@ async fn a_user_is_forgotten_in_postgres_and_his_archived_events_are_told() {
     .unwrap();
     let other = Some("other".to_owned());
     assert_eq!(left, [("s-1".to_owned(), None, false, 8), ("s-2".to_owned(), other, false, 3)]);
+    let mut look = redis::pipe();
+    look.smembers(&seen);
+    for copy in &copies {
+        look.exists(copy);
+    }
+    let left: (Vec<String>, i64, i64, i64) = redis.run(&look).await.unwrap();
+    assert_eq!(left, (vec!["other".to_owned()], 0, 0, 1));
     assert_eq!(json_of(&forget(USER))["sessions"], 0, "again, there is nothing left to do");
 
     fill(&stack, 0, 0, &[USER, "other", USER]).await;

@@ -1,5 +1,7 @@
 //! Removes what says who a user was, while what is counted stays; or all that there is of a project.
 
+use std::iter;
+
 use serde::Serialize;
 use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tidemill_common::projects;
@@ -7,6 +9,9 @@ use tidemill_common::redis::{Redis, RedisFailure};
 
 use crate::store::raw_events;
 use crate::{keys, session_key};
+
+/// Copies that are removed from Redis at a time.
+const COPIES: usize = 1_000;
 
 /// What was removed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -33,29 +38,47 @@ const LOCK_KEYS: &str = "
 
 const SESSIONS: &str = "
     WITH own AS (
-        DELETE FROM sessions WHERE project = $1 AND session_id = $3 AND user_id = $2 RETURNING 1
+        DELETE FROM sessions WHERE project = $1 AND session_id = $3 AND user_id = $2 RETURNING session_id
     ), others AS (
         UPDATE sessions SET user_id = NULL, user_at = NULL, is_new = false
-        WHERE project = $1 AND user_id = $2 AND session_id <> $3 RETURNING 1
+        WHERE project = $1 AND user_id = $2 AND session_id <> $3 RETURNING session_id
     )
-    SELECT 1 FROM own UNION ALL SELECT 1 FROM others";
+    SELECT session_id FROM own UNION ALL SELECT session_id FROM others";
 
-/// Removes a user: his events, his name in sessions, his sessions that had no other name, when he was first seen. He
-/// is new when he comes again. Copies in Redis go within half an hour of his last event.
-pub async fn user(db: &mut PgConnection, project: &str, user: &str) -> Result<Removed, sqlx::Error> {
+/// Removes a user from Postgres: his events, his name in sessions, his sessions that had no other name, when he was first
+/// seen. He is new when he comes again. Gives the keys of the sessions, too, for [`copies`].
+pub async fn user(db: &mut PgConnection, project: &str, user: &str) -> Result<(Removed, Vec<String>), sqlx::Error> {
     let key = &*session_key::of_user(user);
     let mut transaction = db.begin().await?;
     let db = &mut *transaction;
     let first_seen = run(db, "DELETE FROM users WHERE project = $1 AND user_id = $2", &[project, user]).await?;
     run(db, LOCK_KEYS, &[project, user, key]).await?;
-    let sessions = run(db, SESSIONS, &[project, user, key]).await?;
+    let named: Vec<String> =
+        sqlx::query_scalar(SESSIONS).bind(project).bind(user).bind(key).fetch_all(&mut *db).await?;
     run(db, "DELETE FROM session_keys WHERE project = $1 AND session_id = $2", &[project, key]).await?;
     raw_events::unlimited(db).await?;
     let raw_events = run(db, "DELETE FROM raw_events WHERE project = $1 AND user_id = $2", &[project, user]).await?;
     // Last, since it holds up whoever else writes to this row.
     run(db, "UPDATE timeline SET forgotten = forgotten + 1", &[]).await?;
     transaction.commit().await?;
-    Ok(Removed { raw_events, sessions, first_seen })
+    Ok((Removed { raw_events, sessions: named.len() as u64, first_seen }, named))
+}
+
+/// Removes a user from Redis: from those whom his project has seen, and the copies of his own sessions and of those that
+/// `named` him. Who asks for one of them is answered by Postgres until its next event. What a worker has in hand at this
+/// moment may come after it; it goes half an hour behind the last event.
+pub async fn copies(redis: &Redis, project: &str, user: &str, named: &[String]) -> Result<(), RedisFailure> {
+    redis.run::<()>(redis::pipe().srem(keys::seen_users(project), user).ignore()).await?;
+    let own = session_key::of_user(user);
+    let sessions: Vec<&str> = iter::once(&own).chain(named).map(String::as_str).collect();
+    for sessions in sessions.chunks(COPIES) {
+        let mut unlink = redis::pipe();
+        for key in sessions {
+            unlink.cmd("UNLINK").arg(keys::session(project, key)).ignore();
+        }
+        redis.run::<()>(&unlink).await?;
+    }
+    Ok(())
 }
 
 /// What there is of a user: what [`user`] would remove.

@@ -284,7 +284,7 @@ async fn in_timescaledb_raw_events_are_compressed_and_still_written_deleted_and_
     sqlx::raw_sql(limit).execute(&stack.pool).await.unwrap();
     let pool = PgPool::connect(&stack.connections.database_url).await.unwrap();
     let db = &mut *pool.acquire().await.unwrap();
-    assert_eq!(forget::user(db, &stack.project, "a").await.unwrap().raw_events, 6);
+    assert_eq!(forget::user(db, &stack.project, "a").await.unwrap().0.raw_events, 6);
     let id = sqlx::query_scalar(
         "INSERT INTO replays (project, generation, replaces, topics, begins, starts, who)
          VALUES ($1, 1, 0, '{}', '', '{}', '') RETURNING id",

@@ -13,6 +13,7 @@ use tidemill_archiver::forget;
 use tidemill_archiver::maintain::forget_past;
 use tidemill_archiver::table::Tables;
 use tidemill_common::config::Connections;
+use tidemill_common::redis::Redis;
 use tidemill_stream::forget::Removed;
 use tokio::process;
 
@@ -79,14 +80,24 @@ pub async fn run(who: &Forget, connections: &Connections, output: Output) -> any
     let user = format!("{:x}", Sha256::digest(who.user.as_bytes()));
     let plan = json!({ "user_sha256": user, "rows": forgotten });
     let entry = audit::begin(&mut db, "archive forget", Some(&who.project), &plan).await?;
-    let done = forget(who, &tables, &mut db, &mut forgotten).await;
+    let redis = Redis::new(&connections.redis_url)?;
+    let done = forget(who, &tables, &mut db, &redis, &mut forgotten).await;
     entry.end(&mut db, done).await?;
     forgotten.applied = true;
     output.thing(&forgotten, &FORGOTTEN)
 }
 
-async fn forget(who: &Forget, tables: &Tables, db: &mut PgConnection, forgotten: &mut Forgotten) -> anyhow::Result<()> {
-    forgotten.rows = tidemill_stream::forget::user(db, &who.project, &who.user).await?;
+async fn forget(
+    who: &Forget,
+    tables: &Tables,
+    db: &mut PgConnection,
+    redis: &Redis,
+    forgotten: &mut Forgotten,
+) -> anyhow::Result<()> {
+    let (rows, named) = tidemill_stream::forget::user(db, &who.project, &who.user).await?;
+    forgotten.rows = rows;
+    let copies = tidemill_stream::forget::copies(redis, &who.project, &who.user, &named).await;
+    copies.context("Postgres has forgotten him, Redis not yet; run this again when it answers")?;
     if forgotten.archived > 0 {
         delete_with_spark(who, forgotten.archived).await?;
         let left = forget::archived(tables, &who.project, &who.user).await?;
