@@ -150,7 +150,7 @@ async fn cart_event(api: &Api, at: DateTime<Utc>, item: Option<&str>, quantity: 
     let line = json!([at.timestamp_micros(), format!("e-{item:?}"), item, quantity, price]);
     let sql =
         "INSERT INTO session_keys AS s (generation, project, session_id, version, cart) VALUES (0, $1, 's', 1, $2)
-               ON CONFLICT (generation, project, session_id) DO UPDATE SET cart = s.cart || excluded.cart";
+         ON CONFLICT (generation, project, session_id) DO UPDATE SET cart = s.cart || excluded.cart";
     sqlx::query(sql).bind(&api.stack.project).bind(format!("{line}\n")).execute(&api.stack.pool).await.unwrap();
 }
 

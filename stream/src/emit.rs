@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use rdkafka::error::KafkaError;
-use tidemill_common::codec::processed::{self, PROCESSED_SCHEMA};
+use tidemill_common::codec::processed::{self, Found, PROCESSED_SCHEMA};
 use tidemill_common::codec::{Decoded, Encoder};
 use tidemill_common::dead_letters::REDRIVE_OF;
 use tidemill_common::home::home_partition;
@@ -82,13 +82,16 @@ impl Emitter {
         }
         let (topic, encoder) = &self.known[&project.id];
         let (key, partition) = (event.event().event_id.as_bytes(), record.partition % project.partitions);
-        let country = traits.country.as_ref().map(|country| country.as_str());
-        let found = [traits.device.map(|device| device.as_str()), traits.source.map(|source| source.as_str()), country];
         emissions.add(Arc::clone(topic), partition, Some(key), Vec::new(), |value| {
-            processed::write(encoder, &event.datum(), found, record.into(), value);
+            processed::write(encoder, &event.datum(), found(traits), record.into(), value);
         });
         Ok(())
     }
+}
+
+fn found(traits: &Traits) -> Found<'_> {
+    let country = traits.country.as_ref().map(|country| country.as_str());
+    [traits.device.map(|device| device.as_str()), traits.source.map(|source| source.as_str()), country]
 }
 
 /// Adds a stray, sent to where all copies of its eventId meet. One that was sent before keeps its first origin, and one that
@@ -201,6 +204,19 @@ mod tests {
     use tidemill_common::kafka::TopicPartition;
 
     use super::*;
+    use crate::enrich::{Country, Device, Source};
+
+    #[test]
+    fn processed_events_carry_what_was_found_out() {
+        let some = Traits {
+            device: Some(Device::Bot),
+            source: Some(Source::Campaign),
+            country: Country::parse("NL"),
+            ..Traits::default()
+        };
+        assert_eq!(found(&some), [Some("bot"), Some("campaign"), Some("NL")]);
+        assert_eq!(found(&Traits::default()), [None; 3]);
+    }
 
     #[test]
     fn a_stray_keeps_the_origin_that_a_worker_wrote() {

@@ -7,6 +7,7 @@ use sqlx::{AssertSqlSafe, Connection, PgConnection};
 use tidemill_common::projects;
 use tidemill_common::redis::{Redis, RedisFailure};
 
+use crate::project::lost;
 use crate::store::raw_events;
 use crate::{keys, session_key};
 
@@ -68,7 +69,7 @@ pub async fn user(db: &mut PgConnection, project: &str, user: &str) -> Result<(R
 /// `named` him. Who asks for one of them is answered by Postgres until its next event. What a worker has in hand at this
 /// moment may come after it; it goes half an hour behind the last event.
 pub async fn copies(redis: &Redis, project: &str, user: &str, named: &[String]) -> Result<(), RedisFailure> {
-    redis.run::<()>(redis::pipe().srem(keys::seen_users(project), user).ignore()).await?;
+    lost::users(redis, project, &[user]).await.why.map_or(Ok(()), Err)?;
     let own = session_key::of_user(user);
     let sessions: Vec<&str> = iter::once(&own).chain(named).map(String::as_str).collect();
     for sessions in sessions.chunks(COPIES) {

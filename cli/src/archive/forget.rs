@@ -79,8 +79,8 @@ pub async fn run(who: &Forget, connections: &Connections, output: Output) -> any
     // The book must not remember whom everybody else has forgotten; whoever asks for this user can still be answered.
     let user = format!("{:x}", Sha256::digest(who.user.as_bytes()));
     let plan = json!({ "user_sha256": user, "rows": forgotten });
-    let entry = audit::begin(&mut db, "archive forget", Some(&who.project), &plan).await?;
     let redis = Redis::new(&connections.redis_url)?;
+    let entry = audit::begin(&mut db, "archive forget", Some(&who.project), &plan).await?;
     let done = forget(who, &tables, &mut db, &redis, &mut forgotten).await;
     entry.end(&mut db, done).await?;
     forgotten.applied = true;

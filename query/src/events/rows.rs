@@ -72,7 +72,7 @@ impl Maker {
 
 #[cfg(test)]
 pub mod tests {
-    use tidemill_common::codec::{Encoder, datum};
+    use tidemill_common::codec::Encoder;
     use tidemill_common::event::Event;
 
     use super::*;
@@ -81,9 +81,8 @@ pub mod tests {
     pub fn row(partition: i32, offset: i64) -> Row {
         let event = Event::new(format!("{partition}-{offset}"), "t", 0);
         let at = Origin { partition, offset, append_ms: 0 };
-        let (mut bytes, mut value) = (Vec::new(), Vec::new());
-        datum::write(&event.as_ref(), &mut bytes);
-        processed::write(&Encoder::new(1), &bytes, [None; 3], at, &mut value);
+        let (encoder, mut value) = (Encoder::new(1), Vec::new());
+        processed::write(&encoder, &encoder.encode(&event)[Encoder::EVENT_ID..], [None; 3], at, &mut value);
         Row { value: value.into(), at }
     }
 }

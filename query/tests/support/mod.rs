@@ -4,7 +4,7 @@
 use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 use tidemill_common::auth;
-use tidemill_common::codec::{datum, processed};
+use tidemill_common::codec::{Encoder, processed};
 use tidemill_common::event::Event;
 use tidemill_common::kafka::Outgoing;
 use tidemill_common::names::processed_topic;
@@ -152,10 +152,9 @@ pub async fn send_processed(stack: &Stack, events: &[Event]) {
     let topic = processed_topic(&stack.project);
     for event in events {
         let (partition, offset) = stack.send(event).await;
-        let (mut bytes, mut value) = (Vec::new(), Vec::new());
-        datum::write(&event.as_ref(), &mut bytes);
+        let (datum, mut value) = (&stack.encoder.encode(event)[Encoder::EVENT_ID..], Vec::new());
         let at = Origin { partition, offset, append_ms: 1_767_225_600_000 };
-        processed::write(&stack.encoder, &bytes, [None; 3], at, &mut value);
+        processed::write(&stack.encoder, datum, [None; 3], at, &mut value);
         let key = Some(event.event_id.as_bytes());
         stack.producer.send(&Outgoing { topic: &topic, partition, key, value: &value, headers: &[] }).await.unwrap();
     }

@@ -41,20 +41,7 @@ pub async fn sessions(
     after: &(i32, String),
     limit: i64,
 ) -> Result<Vec<(i32, String)>, sqlx::Error> {
-    let generation = of.generation();
-    let rows = sqlx::query(AssertSqlSafe(format!(
-        "SELECT s.last_slot, s.session_id FROM sessions s
-         WHERE s.generation = {generation} AND s.project = $1
-           AND s.last_slot >= $2 AND (s.last_slot, s.session_id) > ($2, $3)
-         ORDER BY s.last_slot, s.session_id LIMIT $4"
-    )))
-    .bind(project)
-    .bind(after.0)
-    .bind(&after.1)
-    .bind(limit)
-    .fetch_all(pool)
-    .await?;
-    rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect()
+    by_slot(pool, of, project, ("sessions", "last_slot"), after, limit).await
 }
 
 /// Where live sessions begin at `now`.
@@ -86,12 +73,24 @@ pub async fn carts(
     after: &(i32, String),
     limit: i64,
 ) -> Result<Vec<(i32, String)>, sqlx::Error> {
+    by_slot(pool, of, project, ("session_keys", "cart_slot"), after, limit).await
+}
+
+/// Session keys in a table, by a half hour that stands there.
+async fn by_slot(
+    pool: &PgPool,
+    of: Of,
+    project: &str,
+    (table, slot): (&str, &str),
+    after: &(i32, String),
+    limit: i64,
+) -> Result<Vec<(i32, String)>, sqlx::Error> {
     let generation = of.generation();
     sqlx::query_as(AssertSqlSafe(format!(
-        "SELECT cart_slot, session_id FROM session_keys
+        "SELECT {slot}, session_id FROM {table}
          WHERE generation = {generation} AND project = $1
-           AND cart_slot >= $2 AND (cart_slot, session_id) > ($2, $3)
-         ORDER BY cart_slot, session_id LIMIT $4"
+           AND {slot} >= $2 AND ({slot}, session_id) > ($2, $3)
+         ORDER BY {slot}, session_id LIMIT $4"
     )))
     .bind(project)
     .bind(after.0)
