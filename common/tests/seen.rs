@@ -294,6 +294,19 @@ fn a_batch_that_did_not_go_through_is_taken_back() {
     assert!(!world.seen.sight(a, 9, 0).unwrap(), "this one did");
 }
 
+/// A merge reads files that leave meanwhile, since their time is over, and leave memory before that.
+#[test]
+fn what_is_being_merged_may_expire() -> Result<(), TestCaseError> {
+    let mut world = World::new();
+    let mut records: Vec<_> = (0..24).map(|id| (id, 10)).collect();
+    records.extend([(42, 23), (36, WINDOW), (9, 0), (5, 0), (23, WINDOW)]);
+    world.step(Step::Append(records))?;
+    for step in [Step::Apply(10), Step::Apply(8), Step::Restart, Step::Apply(5), Step::Apply(4), Step::Restart] {
+        world.step(step)?;
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
 

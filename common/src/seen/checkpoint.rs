@@ -83,7 +83,7 @@ pub struct Manifest {
 impl Manifest {
     fn of(runs: &[Arc<Run>]) -> Option<Self> {
         let covers = runs.first()?.about.covers.start..runs.last()?.about.covers.end;
-        let name = |run: &Run| run.path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let name = |run: &Run| run.path().file_name().map(|name| name.to_string_lossy().into_owned());
         let files = runs.iter().filter_map(|run| Some((name(run)?, run.about.file_bytes()))).collect();
         Some(Self { covers, files })
     }
@@ -169,7 +169,7 @@ impl Checkpoints {
         let there = before.as_ref().map(Manifest::names).unwrap_or_default();
         for (run, (name, _)) in runs.iter().zip(&manifest.files) {
             if !there.contains(name.as_str()) {
-                self.copy(&run.path, &format!("{}/{name}", key.place())).await?;
+                self.copy(run.path(), &format!("{}/{name}", key.place())).await?;
             }
         }
         let bytes = serde_json::to_vec(&manifest).expect("names and numbers are JSON");

@@ -98,7 +98,7 @@ pub fn open_runs(folder: &Path, cold: impl Fn(&About, i64) -> bool) -> Result<Ve
     let newest = found.iter().map(|run| run.about.newest_ms).max().unwrap_or(i64::MIN);
     let mut whole = Vec::new();
     for run in found {
-        whole.extend(if cold(&run.about, newest) { Some(run) } else { usable(Run::open(&run.path, true))? });
+        whole.extend(if cold(&run.about, newest) { Some(run) } else { usable(run.loaded())? });
     }
     let order = plan::stretch(&whole.iter().map(|run| &run.about).collect::<Vec<_>>(), |run| cold(run, newest));
     let mut whole: Vec<Option<Run>> = whole.into_iter().map(Some).collect();

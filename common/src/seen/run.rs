@@ -5,8 +5,8 @@ use std::io::{BufReader, BufWriter, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::filter::Filter;
 use super::format::{About, CRC, ENTRY, FOOTER, check_page, decode, encode, page_at, page_of, pages};
@@ -22,16 +22,21 @@ const STREAM_BYTES: usize = 256 * 1024;
 
 static OPEN: AtomicUsize = AtomicUsize::new(0);
 
-/// A run. Its file is removed when the last user of an obsolete one lets go.
+/// A run, with what is in memory of it. The same run can be there with its tables and without.
 #[derive(Debug)]
 pub struct Run {
-    /// Its file.
-    pub path: PathBuf,
+    stored: Arc<Stored>,
     /// What the file holds.
     pub about: About,
     /// What is in memory of it; nothing while it is so old that it is not asked.
     tables: Option<Tables>,
     file: OnceLock<File>,
+}
+
+/// A run's file. It is removed when the last user of an obsolete one lets go, however much each has in memory.
+#[derive(Debug)]
+struct Stored {
+    path: PathBuf,
     obsolete: AtomicBool,
 }
 
@@ -56,7 +61,22 @@ impl Run {
             return Err(damaged("its length is not what was written"));
         }
         let tables = if tables { Some(Tables::read(path, &file, &about)?) } else { None };
-        Ok(Self { path: path.to_owned(), about, tables, file: OnceLock::new(), obsolete: AtomicBool::new(false) })
+        Ok(Self::new(path.to_owned(), about, tables))
+    }
+
+    fn new(path: PathBuf, about: About, tables: Option<Tables>) -> Self {
+        let stored = Arc::new(Stored { path, obsolete: AtomicBool::new(false) });
+        Self { stored, about, tables, file: OnceLock::new() }
+    }
+
+    /// Where its file is.
+    pub fn path(&self) -> &Path {
+        &self.stored.path
+    }
+
+    /// Whether both are the same run.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.stored, &other.stored)
     }
 
     /// Whether its tables are in memory, so that it can be asked.
@@ -66,8 +86,15 @@ impl Run {
 
     /// The same run without its tables.
     pub fn unloaded(&self) -> Self {
-        let (path, about) = (self.path.clone(), self.about.clone());
-        Self { path, about, tables: None, file: OnceLock::new(), obsolete: AtomicBool::new(false) }
+        let (stored, about) = (Arc::clone(&self.stored), self.about.clone());
+        Self { stored, about, tables: None, file: OnceLock::new() }
+    }
+
+    /// The same run with its tables.
+    pub fn loaded(&self) -> Result<Self, SeenError> {
+        let mut opened = Self::open(self.path(), true)?;
+        opened.stored = Arc::clone(&self.stored);
+        Ok(opened)
     }
 
     /// Hands all sightings of a fingerprint to `each`. The tables must be loaded.
@@ -92,7 +119,7 @@ impl Run {
 
     /// Its file will be removed when nobody uses it any more.
     pub fn make_obsolete(&self) {
-        self.obsolete.store(true, Ordering::Relaxed);
+        self.stored.obsolete.store(true, Ordering::Relaxed);
     }
 
     /// Bytes in memory.
@@ -102,10 +129,10 @@ impl Run {
 
     fn read_at(&self, bytes: &mut [u8], at: u64) -> Result<(), SeenError> {
         if let Some(file) = self.file.get() {
-            return file.read_exact_at(bytes, at).map_err(SeenError::unreadable(&self.path));
+            return file.read_exact_at(bytes, at).map_err(SeenError::unreadable(self.path()));
         }
-        let file = File::open(&self.path).map_err(SeenError::unreadable(&self.path))?;
-        let read = file.read_exact_at(bytes, at).map_err(SeenError::unreadable(&self.path));
+        let file = File::open(self.path()).map_err(SeenError::unreadable(self.path()))?;
+        let read = file.read_exact_at(bytes, at).map_err(SeenError::unreadable(self.path()));
         if OPEN.fetch_add(1, Ordering::Relaxed) >= OPEN_FILES || self.file.set(file).is_err() {
             OPEN.fetch_sub(1, Ordering::Relaxed);
         }
@@ -113,7 +140,7 @@ impl Run {
     }
 
     fn damaged_page(&self) -> SeenError {
-        SeenError::Damaged { path: self.path.clone(), what: "a page is not what was written" }
+        SeenError::Damaged { path: self.path().to_owned(), what: "a page is not what was written" }
     }
 }
 
@@ -122,6 +149,11 @@ impl Drop for Run {
         if self.file.get().is_some() {
             OPEN.fetch_sub(1, Ordering::Relaxed);
         }
+    }
+}
+
+impl Drop for Stored {
+    fn drop(&mut self) {
         if *self.obsolete.get_mut()
             && let Err(error) = fs::remove_file(&self.path)
         {
@@ -195,7 +227,7 @@ struct Reader {
 impl Reader {
     /// None for a run without sightings.
     fn open(run: &Run) -> Result<Option<Self>, SeenError> {
-        let path = run.path.clone();
+        let path = run.path().to_owned();
         let file = File::open(&path).map_err(SeenError::unreadable(&path))?;
         let starts = match &run.tables {
             Some(tables) => tables.starts.clone(),
@@ -302,6 +334,6 @@ impl Writer {
         };
         let (path, about, tables) = (self.path.clone(), self.about.clone(), self.tables);
         write().map_err(SeenError::disk(&path))?;
-        Ok(Run { path, about, tables: Some(tables), file: OnceLock::new(), obsolete: AtomicBool::new(false) })
+        Ok(Run::new(path, about, Some(tables)))
     }
 }

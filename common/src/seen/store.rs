@@ -149,7 +149,7 @@ impl SeenStore {
                 continue;
             }
             if !run.is_loaded() {
-                *run = Arc::new(Run::open(&run.path, true)?);
+                *run = Arc::new(run.loaded()?);
             }
             run.find(fingerprint, |entry| found.note(&entry, sighting, window_ms))?;
         }
@@ -308,7 +308,7 @@ impl SeenStore {
 
     fn merged(&mut self, merged: Result<Run, SeenError>) {
         let Some(Merging { inputs, .. }) = self.merging.take() else { return };
-        let first = self.runs.iter().position(|run| Arc::ptr_eq(run, &inputs[0]));
+        let first = self.runs.iter().position(|run| run.is(&inputs[0]));
         match (merged, first) {
             (Ok(run), Some(first)) => {
                 let inputs = self.runs.splice(first..first + inputs.len(), [Arc::new(run)]);
