@@ -159,6 +159,12 @@ impl Redriver {
         let mut under_way = FuturesUnordered::new();
         loop {
             tokio::select! {
+                biased; // a letter whose turn has come goes before the next one's is waited for
+                Some(letter) = under_way.next() => {
+                    delivered.push(letter?);
+                    sent += 1;
+                    progress(sent);
+                }
                 letter = found.recv(), if more && under_way.len() < AT_ONCE => match letter {
                     Some((wanted, record)) => {
                         sleep_until(pace.turn(Instant::now())).await;
@@ -166,11 +172,6 @@ impl Redriver {
                     }
                     None => more = false,
                 },
-                Some(letter) = under_way.next() => {
-                    delivered.push(letter?);
-                    sent += 1;
-                    progress(sent);
-                }
                 else => break,
             }
             if delivered.len() >= NOTED.0 || noted.elapsed() > NOTED.1 {
