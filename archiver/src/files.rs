@@ -16,6 +16,7 @@ use tidemill_common::failpoint::{Injected, hit};
 
 use crate::columns::Columns;
 use crate::data_file::{self, Written, describe};
+use crate::encoders;
 use crate::promotions::Promotions;
 use crate::rows::Rows;
 use crate::table::DIVIDED_BY;
@@ -91,7 +92,7 @@ impl Files {
             None => self.create(day, rows.len()).await?,
         };
         let encode = move || open.parquet.encode(&rows).map(|bytes| (open, bytes));
-        let (mut open, bytes) = tokio::task::spawn_blocking(encode).await.map_err(panicked)??;
+        let (mut open, bytes) = encoders::run(encode).await.map_err(not_encoded)??;
         hit("archive.written").await.map_err(injected)?;
         self.bytes += bytes.len();
         open.upload.write(bytes.into()).await?;
@@ -195,7 +196,7 @@ fn bad_parquet(error: parquet::errors::ParquetError) -> Error {
     Error::new(ErrorKind::Unexpected, "a Parquet file cannot be written").with_source(error)
 }
 
-fn panicked(error: tokio::task::JoinError) -> Error {
+fn not_encoded(error: std::io::Error) -> Error {
     Error::new(ErrorKind::Unexpected, "writing a file failed").with_source(error)
 }
 

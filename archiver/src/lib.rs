@@ -11,6 +11,7 @@ pub mod commit;
 mod config;
 mod data_file;
 pub mod declared;
+mod encoders;
 mod error;
 mod evolve;
 pub mod files;

@@ -2,20 +2,24 @@
 //! order, so a row costs no allocation and little more memory than its record had. Pure, but for the pieces that are used again.
 
 use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard};
 
 use tidemill_common::codec::datum;
 use tidemill_common::event::EventRef;
 use tidemill_common::origin::Origin;
 
-/// Datums are in pieces of this many bytes, so that memory grows without copying or doubling.
-const PIECE: usize = 256 * 1024;
+/// Datums are in pieces of this many bytes, so that memory grows without copying or doubling,
+const DATUM_PIECE: usize = 256 * 1024;
+/// and rows in pieces of so many.
+const ROW_PIECE: usize = 4_096;
 
 /// Events and where their records stand.
 #[derive(Debug, Default)]
 pub struct Rows {
     datums: Vec<Vec<u8>>,
     datum_bytes: usize,
-    rows: Vec<Row>,
+    rows: Vec<Vec<Row>>,
+    len: usize,
     types: Types,
 }
 
@@ -37,35 +41,34 @@ impl Rows {
     /// Adds an event; `datum` is its bytes in the envelope's layout.
     pub fn add(&mut self, event: &EventRef<'_>, datum: &[u8], at: Origin) {
         let event_type = self.types.number(event.event_type);
-        if self.datums.last().is_none_or(|piece| piece.len() + datum.len() > PIECE) {
-            // Most days have few rows, and the first piece grows with them.
-            self.datums.push(if self.datums.is_empty() { Vec::new() } else { pieces::take() });
-        }
-        let piece = self.datums.len() - 1;
-        let (start, len) = (self.datums[piece].len() as u32, datum.len() as u32);
-        self.datums[piece].extend_from_slice(datum);
+        let bytes = room(&mut self.datums, datum.len(), &DATUMS);
+        let (start, len) = (bytes.len() as u32, datum.len() as u32);
+        bytes.extend_from_slice(datum);
         self.datum_bytes += datum.len();
-        self.rows.push(Row { piece: piece as u32, start, len, event_type, at, occurred_at: event.timestamp });
+        let piece = self.datums.len() as u32 - 1;
+        let row = Row { piece, start, len, event_type, at, occurred_at: event.timestamp };
+        room(&mut self.rows, 1, &ROWS).push(row);
+        self.len += 1;
     }
 
     /// How many there are.
     pub fn len(&self) -> usize {
-        self.rows.len()
+        self.len
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.rows.is_empty()
+        self.len == 0
     }
 
     /// How many bytes they take.
     pub fn bytes(&self) -> usize {
-        self.datum_bytes + self.rows.len() * Self::OVERHEAD
+        self.datum_bytes + self.len * Self::OVERHEAD
     }
 
     /// A row.
     pub fn get(&self, index: usize) -> (EventRef<'_>, Origin) {
-        let row = &self.rows[index];
+        let row = &self.rows[index / ROW_PIECE][index % ROW_PIECE];
         let bytes = &self.datums[row.piece as usize][row.start as usize..][..row.len as usize];
         (datum::read(bytes).expect("it was read before it was added"), row.at)
     }
@@ -74,8 +77,8 @@ impl Rows {
     /// they came.
     pub fn order(&self) -> Vec<u32> {
         let ranks = self.types.ranks();
-        let key = |(index, row): (usize, &Row)| (ranks[row.event_type as usize], row.occurred_at, index as u32);
-        let mut keys: Vec<(u32, i64, u32)> = self.rows.iter().enumerate().map(key).collect();
+        let key = |(index, row): (u32, &Row)| (ranks[row.event_type as usize], row.occurred_at, index);
+        let mut keys: Vec<(u32, i64, u32)> = (0..).zip(self.rows.iter().flatten()).map(key).collect();
         keys.sort_unstable();
         keys.into_iter().map(|(_, _, index)| index).collect()
     }
@@ -83,35 +86,45 @@ impl Rows {
 
 impl Drop for Rows {
     fn drop(&mut self) {
-        self.datums.drain(..).for_each(pieces::give_back);
+        self.datums.drain(..).for_each(|piece| DATUMS.give_back(piece));
+        self.rows.drain(..).for_each(|piece| ROWS.give_back(piece));
     }
 }
 
+/// The last piece, if it takes so many more, or a new one. Most days have few rows, and the first piece grows with them.
+fn room<'a, T>(list: &'a mut Vec<Vec<T>>, more: usize, pieces: &Pieces<T>) -> &'a mut Vec<T> {
+    if list.last().is_none_or(|piece| piece.len() + more > pieces.size) {
+        list.push(if list.is_empty() { Vec::new() } else { pieces.take() });
+    }
+    list.last_mut().expect("there is one now")
+}
+
 /// Pieces that are used again: given back to the system, each would be cleared page by page before it is filled.
-mod pieces {
-    use std::sync::{Mutex, MutexGuard};
-
-    use super::PIECE;
-
+struct Pieces<T> {
+    size: usize,
     /// Most that are kept.
-    const KEPT: usize = 64;
+    most: usize,
+    free: Mutex<Vec<Vec<T>>>,
+}
 
-    static FREE: Mutex<Vec<Vec<u8>>> = Mutex::new(Vec::new());
+static DATUMS: Pieces<u8> = Pieces { size: DATUM_PIECE, most: 64, free: Mutex::new(Vec::new()) };
+static ROWS: Pieces<Row> = Pieces { size: ROW_PIECE, most: 16, free: Mutex::new(Vec::new()) };
 
-    pub fn take() -> Vec<u8> {
-        free().pop().unwrap_or_else(|| Vec::with_capacity(PIECE))
+impl<T> Pieces<T> {
+    fn take(&self) -> Vec<T> {
+        self.free().pop().unwrap_or_else(|| Vec::with_capacity(self.size))
     }
 
-    pub fn give_back(mut piece: Vec<u8>) {
-        let mut free = free();
-        if piece.capacity() == PIECE && free.len() < KEPT {
+    fn give_back(&self, mut piece: Vec<T>) {
+        let mut free = self.free();
+        if piece.capacity() == self.size && free.len() < self.most {
             piece.clear();
             free.push(piece);
         }
     }
 
-    fn free() -> MutexGuard<'static, Vec<Vec<u8>>> {
-        FREE.lock().expect("no holder panics")
+    fn free(&self) -> MutexGuard<'_, Vec<Vec<T>>> {
+        self.free.lock().expect("no holder panics")
     }
 }
 
@@ -155,20 +168,42 @@ mod tests {
 
     use super::*;
 
+    fn rows(list: impl Iterator<Item = Event>) -> Rows {
+        let (mut rows, mut bytes) = (Rows::default(), Vec::new());
+        for (offset, event) in (0..).zip(list) {
+            bytes.clear();
+            datum::write(&event.as_ref(), &mut bytes);
+            rows.add(&event.as_ref(), &bytes, Origin { partition: 1, offset, append_ms: offset * 2 });
+        }
+        rows
+    }
+
+    #[test]
+    fn pieces_are_filled_and_used_again() {
+        let count = 2 * ROW_PIECE as i64 + 7;
+        for round in 0..3 {
+            let rows = rows((0..count).map(|i| Event::new(format!("{round}-{i:0>99}"), "t", -i)));
+            assert!(rows.datums.len() > 1 && rows.rows.len() == 3, "there are pieces");
+            let (order, mut expected) = (rows.order(), (0..count).rev());
+            assert_eq!((order.len(), rows.len()), (count as usize, count as usize));
+            for index in order {
+                let (event, at) = rows.get(index as usize);
+                assert_eq!(Some(at.offset), expected.next(), "the latest occurred first");
+                assert_eq!(event.event_id, format!("{round}-{:0>99}", at.offset));
+            }
+        }
+    }
+
     proptest! {
         #[test]
         fn rows_come_back_by_type_time_and_arrival(
             list in prop::collection::vec(("[a-c]{1,2}", 0i64..4, prop::option::of(".{0,9}")), 0..60),
         ) {
-            let mut rows = Rows::default();
-            let mut expected = Vec::new();
-            for (offset, (event_type, timestamp, properties)) in (0..).zip(list) {
-                let event = Event { properties, ..Event::new(format!("e-{offset}"), event_type, timestamp) };
-                let mut bytes = Vec::new();
-                datum::write(&event.as_ref(), &mut bytes);
-                rows.add(&event.as_ref(), &bytes, Origin { partition: 1, offset, append_ms: offset * 2 });
-                expected.push((event, offset));
-            }
+            let list = list.into_iter().enumerate().map(|(offset, (event_type, timestamp, properties))| {
+                Event { properties, ..Event::new(format!("e-{offset}"), event_type, timestamp) }
+            });
+            let mut expected: Vec<_> = list.zip(0..).collect();
+            let rows = rows(expected.iter().map(|(event, _)| event.clone()));
             prop_assert_eq!(rows.len(), expected.len());
             expected.sort_by(|(a, _), (b, _)| (&a.event_type, a.timestamp).cmp(&(&b.event_type, b.timestamp)));
             let sorted = rows.order().into_iter().map(|index| {
