@@ -34,7 +34,8 @@ class Play:
         self.query = query
         jars = ",".join(str(jar) for jar in Path(options.jars).glob("*.jar"))
         self.spark = Spark(self.database, self.warehouse, self.project, jars, options.work)
-        self.engines = [PyIceberg(self.table), DuckDb(self.table), self.spark, Tidemill(query.url, options.key)]
+        self.ours = Tidemill(query.url, options.key)
+        self.engines = [PyIceberg(self.table), DuckDb(self.table), self.spark, self.ours]
 
     def start(self, service: str):
         """Starts a service of ours and waits until it is ready."""
@@ -76,6 +77,9 @@ class Play:
         expected = summary_of(self.sender.rows, self.promoted)
         files = len(list(self.table().scan().plan_files()))
         print(f"{act}: {expected.rows} rows, {len(expected.days)} days and types, {files} files")
+        newest = self.table().current_snapshot().snapshot_id
+        # Without a stream there is no tail that has what an older snapshot lacks.
+        self.until("our SQL asks the newest snapshot", lambda: self.ours.snapshot() == newest)
         for engine in self.engines:
             name, found = type(engine).__name__, engine.summary(self.promoted)
             differences = [part for part in ("rows", "days", "checksum") if getattr(found, part) != getattr(expected, part)]
