@@ -22,14 +22,14 @@ pub enum Followed {
     Lost,
 }
 
-/// The ends of partitions are news to us and no errors.
-struct Quiet;
+/// The ends of partitions are news to readers and no errors.
+pub(super) struct Quiet;
 
 impl ClientContext for Quiet {
     fn error(&self, error: KafkaError, reason: &str) {
         let is_end = matches!(error, KafkaError::Global(RDKafkaErrorCode::PartitionEOF));
         if !is_end {
-            tracing::warn!(%error, reason, "a follower's client");
+            tracing::warn!(%error, reason, "a reader's client");
         }
     }
 }

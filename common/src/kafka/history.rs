@@ -12,6 +12,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio_util::sync::CancellationToken;
 
+use super::follow::Quiet;
 use super::leader_changes::leader_changes;
 use super::{KafkaConfig, Record, TopicPartition};
 
@@ -41,13 +42,15 @@ pub struct End {
     pub leader_changes: Option<i32>,
 }
 
+type Reader = BaseConsumer<Quiet>;
+
 /// A reader of the past. Cheap to clone.
 #[derive(Clone)]
 pub struct History {
     kafka: KafkaConfig,
     /// Asks for offsets; kept, since connecting takes a hundred times longer than asking. After an error it is given
     /// up: what the client remembers of a partition's leader outlives that leader, and it asks nobody else.
-    asking: Arc<Mutex<Option<Arc<BaseConsumer>>>>,
+    asking: Arc<Mutex<Option<Arc<Reader>>>>,
 }
 
 impl History {
@@ -90,12 +93,12 @@ impl History {
     /// When the record at each of these offsets was appended, or the next one there is, in milliseconds since 1970.
     /// Absent where none came within a few seconds.
     pub fn append_times(&self, positions: &[(TopicPartition, i64)]) -> KafkaResult<HashMap<TopicPartition, i64>> {
-        let consumer: BaseConsumer = self
+        let consumer: Reader = self
             .config()
             .set("auto.offset.reset", "earliest")
             // One record of each is enough; brokers give a batch in any case.
             .set("max.partition.fetch.bytes", "1024")
-            .create()?;
+            .create_with_context(Quiet)?;
         consumer.assign(&list_of(positions.iter().map(|(at, offset)| (at, Offset::Offset(*offset))))?)?;
         let (mut found, deadline) = (HashMap::new(), Instant::now() + APPEND_TIMES);
         while found.len() < positions.len() && Instant::now() < deadline {
@@ -136,7 +139,7 @@ impl History {
         Ok(())
     }
 
-    fn ask<T>(&self, ask: impl FnOnce(&BaseConsumer) -> KafkaResult<T>) -> KafkaResult<T> {
+    fn ask<T>(&self, ask: impl FnOnce(&Reader) -> KafkaResult<T>) -> KafkaResult<T> {
         let kept = self.asking().clone();
         let consumer = match kept {
             Some(consumer) => consumer,
@@ -147,12 +150,12 @@ impl History {
         ask(&consumer).inspect_err(|_| *self.asking() = None)
     }
 
-    fn asking(&self) -> MutexGuard<'_, Option<Arc<BaseConsumer>>> {
+    fn asking(&self) -> MutexGuard<'_, Option<Arc<Reader>>> {
         self.asking.lock().expect("no holder panics")
     }
 
-    fn consumer(&self) -> KafkaResult<BaseConsumer> {
-        self.config().create()
+    fn consumer(&self) -> KafkaResult<Reader> {
+        self.config().create_with_context(Quiet)
     }
 
     fn config(&self) -> ClientConfig {
@@ -169,7 +172,7 @@ impl History {
 }
 
 fn read_topic<E: From<KafkaError>>(
-    consumer: &BaseConsumer,
+    consumer: &Reader,
     topic: &Arc<str>,
     mut open: BTreeMap<i32, i64>,
     cancel: &CancellationToken,
@@ -211,7 +214,7 @@ fn read_topic<E: From<KafkaError>>(
 }
 
 fn offsets<'a>(
-    consumer: &BaseConsumer,
+    consumer: &Reader,
     asked: impl Iterator<Item = (&'a TopicPartition, Offset)>,
 ) -> KafkaResult<HashMap<TopicPartition, i64>> {
     read_offsets(&consumer.offsets_for_times(list_of(asked)?, TIMEOUT)?)
