@@ -177,7 +177,7 @@ impl Archive {
 
 #[cfg(test)]
 mod tests {
-    use tidemill_common::kafka::TopicPartition;
+    use tidemill_common::kafka::{Gap, TopicPartition};
     use tokio_util::sync::CancellationToken;
 
     use super::*;
@@ -188,10 +188,10 @@ mod tests {
         let mut archive = Archive::new("shop", topic.clone());
         for failures in 1..6 {
             let at = TopicPartition { topic: topic.clone(), partition: 3 };
-            archive.fail(ArchiveError::Ahead { at, position: 9, high: 4 });
+            archive.fail(ArchiveError::Gap { at, gap: Gap::Cut { from: 4, to: 9 } });
             let waiting = archive.problem();
             assert_eq!(waiting.is_some(), failures > 2, "not for a moment's failure");
-            assert!(waiting.as_ref().is_none_or(|problem| problem.contains("Restore the log")), "{waiting:?}");
+            assert!(waiting.as_ref().is_none_or(|problem| problem.contains("Restore the topic")), "{waiting:?}");
             archive.enter(State::Preparing { number: 1, _cancel: CancellationToken::new().drop_guard() });
             assert_eq!(archive.problem(), waiting);
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use tidemill_common::event::EventRef;
+use tidemill_common::kafka::Reached;
 use tidemill_common::names::ROUTE;
 use tidemill_common::origin::Origin;
 
@@ -33,14 +34,14 @@ pub struct Buffer {
     bytes: usize,
     /// Since the last commit, with those that were taken out since.
     rows: usize,
-    moved: BTreeMap<i32, i64>,
+    moved: BTreeMap<i32, Reached>,
     since: Option<Instant>,
 }
 
 impl Buffer {
     /// Adds a row; `datum` is the event's bytes in the envelope's layout.
     pub fn add(&mut self, event: &EventRef<'_>, datum: &[u8], at: Origin, now: Instant) {
-        self.pass(at.partition % ROUTE, at.offset, now);
+        self.pass(at, now);
         let rows = self.days.entry(day_of(event.timestamp)).or_default();
         let before = rows.bytes();
         rows.add(event, datum, at);
@@ -48,9 +49,12 @@ impl Buffer {
         self.rows += 1;
     }
 
-    /// Goes past a record of a topic's partition that leaves no row.
-    pub fn pass(&mut self, partition: i32, offset: i64, now: Instant) {
-        self.moved.insert(partition, offset + 1);
+    /// Goes past a record that leaves no row.
+    pub fn pass(&mut self, at: Origin, now: Instant) {
+        let reached = self.moved.entry(at.partition % ROUTE).or_default();
+        reached.next = at.offset + 1;
+        // Clocks of brokers differ, so the last one need not be the newest.
+        reached.newest_ms = reached.newest_ms.max(at.append_ms);
         self.since.get_or_insert(now);
     }
 
@@ -72,9 +76,9 @@ impl Buffer {
         rows
     }
 
-    /// Takes everything out: what is left of the rows, and the next offset of each partition that has moved. What
+    /// Takes everything out: what is left of the rows, and how far each partition has got that has moved. What
     /// comes now is part of the commit after that.
-    pub fn take(&mut self) -> (BTreeMap<i64, Rows>, BTreeMap<i32, i64>) {
+    pub fn take(&mut self) -> (BTreeMap<i64, Rows>, BTreeMap<i32, Reached>) {
         let taken = std::mem::take(self);
         (taken.days, taken.moved)
     }
@@ -105,23 +109,28 @@ mod tests {
     const LIMITS: Limits = Limits { interval: Duration::from_secs(60), rows: 3, days: 2 };
     const SECOND: i64 = 1_000_000;
 
+    fn at(partition: i32, offset: i64) -> Origin {
+        Origin { partition, offset, append_ms: 1_000 - offset }
+    }
+
     fn add(buffer: &mut Buffer, partition: i32, offset: i64, timestamp: i64, now: Instant) {
         let event = Event::new(format!("{partition}-{offset}"), "t", timestamp);
         let mut bytes = Vec::new();
         datum::write(&event.as_ref(), &mut bytes);
-        buffer.add(&event.as_ref(), &bytes, Origin { partition, offset, append_ms: 0 }, now);
+        buffer.add(&event.as_ref(), &bytes, at(partition, offset), now);
     }
 
     #[test]
     fn the_first_record_sets_the_clock_even_when_it_leaves_no_row() {
         let (mut buffer, start) = (Buffer::default(), Instant::now());
         assert!(!buffer.due(&LIMITS, start + Duration::from_secs(9_999)), "nothing moved, nothing to commit");
-        buffer.pass(0, 4, start);
+        buffer.pass(at(0, 4), start);
         add(&mut buffer, 1, 7, 0, start + Duration::from_secs(59));
         assert!(!buffer.due(&LIMITS, start + Duration::from_secs(59)));
         assert!(buffer.due(&LIMITS, start + Duration::from_secs(60)));
         let (days, moved) = buffer.take();
-        assert_eq!((days.len(), moved), (1, BTreeMap::from([(0, 5), (1, 8)])));
+        let reached = |next, newest_ms| Reached { next, newest_ms };
+        assert_eq!((days.len(), moved), (1, BTreeMap::from([(0, reached(5, 996)), (1, reached(8, 993))])));
         assert!(buffer.is_empty() && !buffer.due(&LIMITS, start + Duration::from_secs(9_999)));
     }
 
@@ -154,7 +163,7 @@ mod tests {
                 if *first {
                     add(&mut buffer, *partition, offset, day * 86_400 * SECOND, now);
                 } else {
-                    buffer.pass(*partition, offset, now);
+                    buffer.pass(at(*partition, offset), now);
                 }
                 if *take {
                     taken += buffer.take_day(*day).len();
@@ -166,7 +175,9 @@ mod tests {
             let (days, moved) = buffer.take();
             prop_assert_eq!(bytes, days.values().map(Rows::bytes).sum::<usize>());
             prop_assert_eq!(taken + days.values().map(Rows::len).sum::<usize>(), records.iter().filter(|r| r.1).count());
-            let expected: BTreeMap<i32, i64> = (0..4).zip(next).filter(|(_, next)| *next > 0).collect();
+            let reached = |next| Reached { next, newest_ms: 1_000 };
+            let moving = (0..4).zip(next).filter(|(_, next)| *next > 0);
+            let expected: BTreeMap<i32, Reached> = moving.map(|(partition, next)| (partition, reached(next))).collect();
             prop_assert_eq!(moved, expected);
         }
     }

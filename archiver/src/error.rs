@@ -1,7 +1,7 @@
 //! What keeps a project's archive from going on.
 
 use tidemill_common::failpoint::Injected;
-use tidemill_common::kafka::TopicPartition;
+use tidemill_common::kafka::{Gap, TopicPartition};
 use tidemill_common::seen::{FillError, SeenError};
 
 use crate::commit::CommitError;
@@ -10,19 +10,16 @@ use crate::positions::BadPosition;
 /// Why an archive cannot go on.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// Retention was faster than we.
+    /// Retention was faster than we, or the log has lost its end.
     #[error(
-        "{} partition {}: records {position} to {} were deleted before they were archived; raise the topic's \
-         retention, and set TIDEMILL_ARCHIVER__ON_GAP=skip once to go on without them",
-        at.topic, at.partition, low - 1
+        "{} partition {}: {gap}. To go on at offset {}, start the archiver once with TIDEMILL_ARCHIVER__ON_GAP=skip",
+        at.topic, at.partition, gap.behind()
     )]
     Gap {
         /// Where.
         at: TopicPartition,
-        /// The table's position.
-        position: i64,
-        /// The first offset that the log still holds.
-        low: i64,
+        /// What is lacking.
+        gap: Gap,
     },
     /// The stream could read a record that we cannot.
     #[error(
@@ -37,21 +34,6 @@ pub enum ArchiveError {
         offset: i64,
         /// What the decoder said.
         reason: String,
-    },
-    /// The log has less than the table.
-    #[error(
-        "{} partition {}: the table is at offset {position}, but the log ends at {high}: it was cut, and what is \
-         written to it now would be taken for archived. Restore the log, and the archive goes on; or, if those \
-         records are gone for good, rename or drop the project's table, and a new one is made from the log",
-        at.topic, at.partition
-    )]
-    Ahead {
-        /// Where.
-        at: TopicPartition,
-        /// The table's position.
-        position: i64,
-        /// The log's end.
-        high: i64,
     },
     /// Its topic exists, but not the project.
     #[error("there is no project {0:?}; make it with 'tidemill projects create'")]
@@ -104,8 +86,8 @@ pub enum ArchiveError {
 }
 
 impl ArchiveError {
-    /// Whether trying again is pointless: a person has to decide.
+    /// Whether trying again is pointless: a person has to decide. A lost end may come back.
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::Gap { .. } | Self::Unreadable { .. })
+        matches!(self, Self::Gap { gap: Gap::Deleted { .. }, .. } | Self::Unreadable { .. })
     }
 }

@@ -124,12 +124,12 @@ impl Live {
                 } else {
                     let project = self.project.id.clone();
                     metrics::counter!("tidemill_archiver_copies_total", "project" => project).increment(1);
-                    self.buffer.pass(partition, at.offset, now);
+                    self.buffer.pass(at, now);
                 }
             }
             // Strays count at home, rejected records nowhere: here, both are only passed.
             Some(Verdict::Stray { .. } | Verdict::Rejected(_)) | None => {
-                self.buffer.pass(partition, at.offset, now);
+                self.buffer.pass(at, now);
             }
         }
         self.next.insert(partition, at.offset + 1);

@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::{Deserialize, Serialize};
+use tidemill_common::kafka::Reached;
 use tidemill_common::names::{events_topic, partition_number};
 
 /// A partition's position.
@@ -15,11 +16,23 @@ pub struct Position {
     pub incarnation: String,
     /// The first offset that the table does not hold.
     pub next: i64,
+    /// The newest append time before that, in milliseconds since 1970; 0 where it is not known.
+    #[serde(default)]
+    pub newest_ms: i64,
+}
+
+impl Position {
+    /// That, as the log is asked about it.
+    pub fn reached(&self) -> Reached {
+        Reached { next: self.next, newest_ms: self.newest_ms }
+    }
 }
 
 /// A property that should be a position and is not.
 #[derive(Debug, thiserror::Error)]
-#[error("the table property {key} = {value:?} is no position; it must be like {{\"incarnation\":\"…\",\"next\":123}}")]
+#[error(
+    "the table property {key} = {value:?} is no position; it must be like {{\"incarnation\":\"…\",\"next\":123,\"newest_ms\":1700000000000}}"
+)]
 pub struct BadPosition {
     key: String,
     value: String,
@@ -65,38 +78,6 @@ pub fn read_all(properties: &HashMap<String, String>, project: &str) -> Result<P
     Ok(all)
 }
 
-/// Where a partition is to be read from.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Start {
-    /// Here.
-    At(i64),
-    /// The records from `position` up to `low` were deleted before they were archived.
-    Gap {
-        /// The table's position.
-        position: i64,
-        /// The first offset that the log still holds.
-        low: i64,
-    },
-    /// The table is ahead of the log's end.
-    Ahead {
-        /// The table's position.
-        position: i64,
-        /// The log's end.
-        high: i64,
-    },
-}
-
-/// Where to read a partition whose log holds `low..high`. A position in another incarnation of the topic
-/// says nothing about this one.
-pub fn start(known: Option<&Position>, incarnation: &str, (low, high): (i64, i64)) -> Start {
-    match known.filter(|position| position.incarnation == incarnation).map(|position| position.next) {
-        None => Start::At(low),
-        Some(position) if position < low => Start::Gap { position, low },
-        Some(position) if position > high => Start::Ahead { position, high },
-        Some(position) => Start::At(position),
-    }
-}
-
 /// Where a table stands between the positions that a commit starts from and those that it makes.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Standing {
@@ -126,17 +107,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn at(next: i64) -> Position {
-        Position { incarnation: "now".to_owned(), next }
-    }
-
-    #[test]
-    fn positions_start_at_the_table_or_at_the_log() {
-        assert_eq!(start(None, "now", (7, 9)), Start::At(7));
-        assert_eq!(start(Some(&at(8)), "now", (7, 9)), Start::At(8));
-        assert_eq!(start(Some(&at(7)), "now", (7, 7)), Start::At(7), "an empty log");
-        assert_eq!(start(Some(&at(6)), "now", (7, 9)), Start::Gap { position: 6, low: 7 });
-        assert_eq!(start(Some(&at(10)), "now", (7, 9)), Start::Ahead { position: 10, high: 9 });
-        assert_eq!(start(Some(&at(1)), "made again", (7, 9)), Start::At(7));
+        Position { incarnation: "now".to_owned(), next, newest_ms: 0 }
     }
 
     #[test]
@@ -173,11 +144,11 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read(
-            list in prop::collection::btree_map(0i32..200, ("[A-Za-z0-9_-]{22}", 0i64..), 0..20),
+            list in prop::collection::btree_map(0i32..200, ("[A-Za-z0-9_-]{22}", 0i64.., 0i64..), 0..20),
             others in prop::collection::hash_map("[a-z.]{1,20}", "[a-z]{0,5}", 0..5),
         ) {
-            let positions: Positions =
-                list.into_iter().map(|(p, (incarnation, next))| (p, Position { incarnation, next })).collect();
+            let position = |(incarnation, next, newest_ms)| Position { incarnation, next, newest_ms };
+            let positions: Positions = list.into_iter().map(|(p, about)| (p, position(about))).collect();
             let mut properties = others;
             properties.extend(write("events.shop-1", &positions));
             properties.extend(write("events.shop", &Positions::from([(1, at(77))])));

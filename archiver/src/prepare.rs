@@ -10,7 +10,7 @@ use tidemill_common::codec::Decoder;
 use tidemill_common::config::Connections;
 use tidemill_common::home::Layout;
 use tidemill_common::http::Health;
-use tidemill_common::kafka::{History, KafkaConfig, TopicPartition, topic_incarnations};
+use tidemill_common::kafka::{Gap, History, KafkaConfig, TopicPartition, topic_incarnations};
 use tidemill_common::projects::{self, Project};
 use tidemill_common::registry::Registry;
 use tidemill_common::seen::{Checkpoints, Fill, Filler, Limits, SeenStore, SeenStores, StoreKey};
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, OnGap};
 use crate::error::ArchiveError;
-use crate::positions::{self, Start, start};
+use crate::positions::{self, Position};
 use crate::table::Tables;
 
 /// Sightings in memory: 45 bytes each.
@@ -101,52 +101,47 @@ pub async fn prepare(
     let table = shared.tables.load_or_create(&project).await?;
     // Asked for after the table: it knows every era that lies before its positions.
     let project = known_project().await?;
-    let at: Vec<_> = partitions.iter().map(|&partition| TopicPartition { topic: topic.clone(), partition }).collect();
-    let (incarnations, bounds) = look_at_log(&shared, &project, at.clone()).await?;
+    let (kafka, topics) = (shared.kafka.clone(), project.topics());
+    let ask = move || topic_incarnations(&kafka, &topics, KAFKA_TIMEOUT);
+    let incarnations = tokio::task::spawn_blocking(ask).await??;
     let incarnation = incarnations.get(&*topic).ok_or_else(|| ArchiveError::NoTopic(topic.to_string()))?.clone();
-    let positions = positions::read(table.metadata().properties(), &topic)?;
-    let mut starts = BTreeMap::new();
-    for at in at {
-        let bounds = *bounds.get(&at).ok_or_else(|| ArchiveError::NoTopic(topic.to_string()))?;
-        let start = start(positions.get(&at.partition), &incarnation, bounds);
-        starts.insert(at.partition, resolve(at, start, shared.config.on_gap)?);
-    }
+    let mut positions = positions::read(table.metadata().properties(), &topic)?;
+    // One in another incarnation of the topic says nothing about this one.
+    positions.retain(|_, position| position.incarnation == incarnation);
+    let reached = |partition| positions.get(&partition).map(Position::reached);
+    let at = |partition| TopicPartition { topic: topic.clone(), partition };
+    let asked: Vec<_> = partitions.iter().map(|&partition| (at(partition), reached(partition))).collect();
+    let history = shared.history.clone();
+    let found = tokio::task::spawn_blocking(move || history.starts(&asked)).await??;
     let layout = Arc::new(project.layout(&incarnations));
     let mut known = if known.incarnation == incarnation { known.stores } else { HashMap::new() };
-    let fills = starts.iter().map(|(&partition, &next)| Fill {
-        key: StoreKey { topic: topic.to_string(), incarnation: incarnation.clone(), partition },
-        next,
-        again_from: next,
-        layout: Arc::clone(&layout),
-        window_ms: project.dedupe_window_ms,
-        seen: known.remove(&partition),
-    });
-    let fills: Vec<Fill> = fills.collect();
+    let (mut starts, mut fills) = (BTreeMap::new(), Vec::new());
+    for partition in partitions {
+        let at = at(partition);
+        let start = *found.get(&at).ok_or_else(|| ArchiveError::NoTopic(topic.to_string()))?;
+        let next = start.or_else(|gap| bridge(at, gap, shared.config.on_gap))?;
+        starts.insert(partition, next);
+        fills.push(Fill {
+            key: StoreKey { topic: topic.to_string(), incarnation: incarnation.clone(), partition },
+            next,
+            again_from: next,
+            layout: Arc::clone(&layout),
+            window_ms: project.dedupe_window_ms,
+            seen: known.remove(&partition),
+            lost_end: matches!(start, Err(Gap::Cut { .. })),
+        });
+    }
     let filled = tokio::task::spawn_blocking(move || shared.filler.fill(fills, &cancel, |_, _| ())).await??;
     let stores = filled.into_iter().map(|(at, seen)| (at.partition, seen)).collect();
     Ok(Prepared { project, layout, table, starts, seen: Seen { incarnation, stores } })
 }
 
-type Bounds = HashMap<TopicPartition, (i64, i64)>;
-
-async fn look_at_log(
-    shared: &Shared,
-    project: &Project,
-    at: Vec<TopicPartition>,
-) -> Result<(HashMap<String, String>, Bounds), ArchiveError> {
-    let (kafka, history, topics) = (shared.kafka.clone(), shared.history.clone(), project.topics());
-    tokio::task::spawn_blocking(move || Ok((topic_incarnations(&kafka, &topics, KAFKA_TIMEOUT)?, history.bounds(&at)?)))
-        .await?
-}
-
-fn resolve(at: TopicPartition, start: Start, on_gap: OnGap) -> Result<i64, ArchiveError> {
-    match (start, on_gap) {
-        (Start::At(offset), _) => Ok(offset),
-        (Start::Gap { position, low }, OnGap::Skip) => {
-            tracing::error!(topic = %at.topic, partition = at.partition, position, low, "skipped what retention deleted");
-            Ok(low)
-        }
-        (Start::Gap { position, low }, OnGap::Stop) => Err(ArchiveError::Gap { at, position, low }),
-        (Start::Ahead { position, high }, _) => Err(ArchiveError::Ahead { at, position, high }),
+/// Where to go on behind a gap, if a person has said so.
+fn bridge(at: TopicPartition, gap: Gap, on_gap: OnGap) -> Result<i64, ArchiveError> {
+    if on_gap == OnGap::Stop {
+        return Err(ArchiveError::Gap { at, gap });
     }
+    let TopicPartition { topic, partition } = at;
+    tracing::error!(%topic, partition, %gap, "going on all the same, as on_gap = skip says");
+    Ok(gap.behind())
 }

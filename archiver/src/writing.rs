@@ -10,6 +10,7 @@ use iceberg::spec::DataFile;
 use iceberg::table::Table;
 use metrics::{counter, gauge, histogram};
 use tidemill_common::failpoint::hit;
+use tidemill_common::kafka::Reached;
 use tokio::sync::{Notify, mpsc};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -19,7 +20,7 @@ use crate::error::ArchiveError;
 use crate::evolve::evolve;
 use crate::files::Files;
 use crate::maintain::LEAST_ORPHAN_AGE;
-use crate::positions::{Position, Positions};
+use crate::positions::{self, Position, Positions};
 use crate::prepare::Shared;
 use crate::rows::Rows;
 
@@ -64,7 +65,7 @@ enum Step {
     /// Rows of a day; its last ones close its file.
     Rows { day: i64, rows: Rows, last: bool },
     /// That was all.
-    End(BTreeMap<i32, i64>),
+    End(BTreeMap<i32, Reached>),
 }
 
 /// How far it is, and whom to tell.
@@ -102,7 +103,7 @@ impl Writing {
     }
 
     /// Writes the last rows, and commits.
-    pub fn end(&mut self, rows: BTreeMap<i64, Rows>, moved: BTreeMap<i32, i64>) {
+    pub fn end(&mut self, rows: BTreeMap<i64, Rows>, moved: BTreeMap<i32, Reached>) {
         for (day, rows) in rows {
             self.send(day, rows, true);
         }
@@ -178,8 +179,15 @@ async fn write_batch(
     if begun.elapsed() > OLDEST {
         return Err(ArchiveError::Slow("writing a commit's files", OLDEST.as_secs()));
     }
-    let at = |next| Position { incarnation: incarnation.clone(), next };
-    let end: Positions = moved.iter().map(|(&partition, &next)| (partition, at(next))).collect();
+    let before = positions::read(known.metadata().properties(), &topic)?;
+    let end: Positions = moved
+        .iter()
+        .map(|(&partition, reached)| {
+            let before = before.get(&partition).filter(|position| position.incarnation == incarnation);
+            let newest_ms = before.map_or(0, |position| position.newest_ms).max(reached.newest_ms);
+            (partition, Position { incarnation: incarnation.clone(), next: reached.next, newest_ms })
+        })
+        .collect();
     // Whoever else has moved these partitions on since `known` was loaded must be noticed, so that is the base.
     let committing = commit(catalog, &known, &topic, &end, &files);
     let limit = ArchiveError::Slow("a commit", COMMIT_TIMEOUT.as_secs());
@@ -187,6 +195,7 @@ async fn write_batch(
     tracing::debug!(%topic, rows = count, files = files.len(), seconds = started.elapsed().as_secs_f64(), "committed");
     histogram!("tidemill_archiver_commit_seconds").record(started.elapsed());
     report(&project, count, &files, &table);
+    let moved = moved.into_iter().map(|(partition, reached)| (partition, reached.next)).collect();
     Ok(Committed { table, declared, moved })
 }
 

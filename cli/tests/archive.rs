@@ -36,7 +36,8 @@ async fn fill(stack: &Stack, partition: i32, next: i64, users: &[&str]) {
         let mut files = Files::new(&table, Arc::default(), usize::MAX).unwrap();
         files.write(DAY, rows, true).await.unwrap();
         let files = files.close().await.unwrap();
-        let end = Positions::from([(partition, Position { incarnation: "one".to_owned(), next: offset + 1 })]);
+        let end =
+            Positions::from([(partition, Position { incarnation: "one".to_owned(), next: offset + 1, newest_ms: 0 })]);
         commit(tables.catalog().await.unwrap(), &table, "events.any", &end, &files).await.unwrap();
     }
 }

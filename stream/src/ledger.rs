@@ -62,6 +62,8 @@ pub struct Standing {
     pub epoch: i64,
     /// The positions of those that the ledger knows.
     pub positions: HashMap<Place, Position>,
+    /// When the newest record before each position was appended, in milliseconds since 1970.
+    pub newest_ms: HashMap<Place, i64>,
 }
 
 /// The positions of these partitions; those that are new begin at the beginning. Where a topic was made again, what
@@ -163,7 +165,7 @@ pub async fn advance(tx: &mut PgConnection, side: Side, steps: &[Advance]) -> Re
     }
     // In this statement, since the one before may have waited for its locks.
     let forgotten: Vec<i64> = sqlx::query_scalar(
-        "UPDATE ledger l SET next_offset = w.next, projected_offset = w.projected, as_of = w.as_of
+        "UPDATE ledger l SET next_offset = w.next, projected_offset = w.projected, as_of = GREATEST(l.as_of, w.as_of)
          FROM unnest($2::text[], $3::int[], $4::text[], $5::int[], $6::bigint[], $7::bigint[], $8::timestamptz[])
               AS w(topic, partition, incarnation, generation, next, projected, as_of)
          WHERE l.view = $1 AND l.topic = w.topic AND l.partition = w.partition
@@ -182,22 +184,6 @@ pub async fn advance(tx: &mut PgConnection, side: Side, steps: &[Advance]) -> Re
     .await?;
     let forgotten = forgotten.first().copied().unwrap_or_default();
     Ok(Some(History { epoch: found.epoch, forgotten }))
-}
-
-/// When the last record was appended that is counted, in milliseconds since 1970.
-pub async fn as_of(pool: &PgPool, place: &Place) -> Result<Option<i64>, sqlx::Error> {
-    let row = sqlx::query(
-        "SELECT as_of FROM ledger
-         WHERE view = $1 AND topic = $2 AND partition = $3 AND topic_incarnation = $4 AND generation = $5",
-    )
-    .bind(VIEW)
-    .bind(&place.topic)
-    .bind(place.partition)
-    .bind(&place.incarnation)
-    .bind(place.generation)
-    .fetch_optional(pool)
-    .await?;
-    row.map(|row| Ok(row.try_get::<DateTime<Utc>, _>(0)?.timestamp_millis())).transpose()
 }
 
 /// Goes past records that the log does not have (any more), because a person has said so, and notes it in `gaps`.
@@ -263,7 +249,7 @@ async fn standing(
 ) -> Result<Standing, sqlx::Error> {
     let sql = format!(
         "SELECT l.topic, l.partition, l.topic_incarnation, l.generation, l.next_offset, l.projected_offset,
-                (SELECT epoch FROM timeline)
+                l.as_of, (SELECT epoch FROM timeline)
          FROM ledger l
          JOIN unnest($2::text[], $3::int[], $4::text[], $5::int[]) AS w(topic, partition, incarnation, generation)
            ON l.topic = w.topic AND l.partition = w.partition
@@ -287,8 +273,9 @@ async fn standing(
             incarnation: row.try_get(2)?,
             generation: row.try_get(3)?,
         };
+        standing.newest_ms.insert(place.clone(), row.try_get::<DateTime<Utc>, _>(6)?.timestamp_millis());
         standing.positions.insert(place, Position { next: row.try_get(4)?, projected: row.try_get(5)? });
-        standing.epoch = row.try_get(6)?;
+        standing.epoch = row.try_get(7)?;
     }
     Ok(standing)
 }

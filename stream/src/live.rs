@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::Utc;
 use sqlx::PgPool;
 use tidemill_common::home::Layout;
-use tidemill_common::kafka::{KafkaConfig, TopicPartition, topic_incarnations};
+use tidemill_common::kafka::{Gap, KafkaConfig, Reached, TopicPartition, topic_incarnations};
 use tidemill_common::names::project_of;
 use tidemill_common::projects::{self, Project};
 use tidemill_common::seen::{Fill, Filler, SeenStore, StoreKey};
@@ -17,7 +17,7 @@ use crate::config::OnGap;
 use crate::fold::carts::CART_EVENTS;
 use crate::fold::guard::Guard;
 use crate::fold::rollups::Changes;
-use crate::ledger::{self, Place, Position};
+use crate::ledger::{self, Place, Position, Standing};
 use crate::metric::{Definitions, Subject};
 use crate::project::list;
 use crate::properties::Fields;
@@ -110,17 +110,20 @@ impl Preparer {
             None => standing.epoch,
         };
         timeline.enter(epoch);
-        let positions = standing.positions;
         // Asked after the ledger, which may have been brought here meanwhile.
         let layouts = self.layouts(places.values().map(|(_, project)| project.id.clone()).collect()).await?;
-        let bounds = self.bounds(&places).await?;
+        let starts = self.starts(&places, &standing).await?;
         let (mut again, mut behind) = (0, BTreeSet::new());
         let mut fills = Vec::new();
         let mut live = HashMap::new();
         for (at, (place, project)) in places {
-            let (Some(&position), Some(&bounds)) = (positions.get(&place), bounds.get(&at)) else { continue };
+            let (Some(&position), Some(&start)) = (standing.positions.get(&place), starts.get(&at)) else { continue };
             let Some((project, layout)) = layouts.get(&project.id).cloned() else { continue };
-            let position = match self.bridge_gap(&place, position, bounds).await? {
+            let bridged = match start {
+                Ok(_) => Ok(position),
+                Err(gap) => self.bridge(&place, position.next, gap).await?,
+            };
+            let position = match bridged {
                 Ok(position) => position,
                 Err(gap) => {
                     tracing::error!(%gap, "a partition is stuck");
@@ -148,6 +151,7 @@ impl Preparer {
                 layout: Arc::clone(&layout),
                 window_ms: project.dedupe_window_ms,
                 seen: kept.map(|(_, seen)| seen),
+                lost_end: matches!(start, Err(Gap::Cut { .. })),
             });
             live.insert(at, (place, project, layout, position));
         }
@@ -214,48 +218,38 @@ impl Preparer {
         Ok(blocking(ask).await??)
     }
 
-    async fn bounds(&self, places: &Places) -> Result<HashMap<TopicPartition, (i64, i64)>, Transient> {
-        let partitions: Vec<TopicPartition> = places.keys().cloned().collect();
+    /// Where the log says that each of these goes on, or why it does not; absent where there is no such partition.
+    async fn starts(
+        &self,
+        places: &Places,
+        standing: &Standing,
+    ) -> Result<HashMap<TopicPartition, Result<i64, Gap>>, Transient> {
+        let reached = |place: &Place| {
+            let (position, newest_ms) = (standing.positions.get(place)?, *standing.newest_ms.get(place)?);
+            Some(Reached { next: position.next, newest_ms })
+        };
+        let partitions: Vec<_> = places.iter().map(|(at, (place, _))| (at.clone(), reached(place))).collect();
         let history = self.filler.history.clone();
-        Ok(blocking(move || history.bounds(&partitions)).await??)
+        Ok(blocking(move || history.starts(&partitions)).await??)
     }
 
     /// Retention may have passed the ledger's position, or the log may have lost its end: then it is for a
     /// person to decide, and the inner error says what.
-    async fn bridge_gap(
-        &self,
-        place: &Place,
-        position: Position,
-        bounds: (i64, i64),
-    ) -> Result<Result<Position, String>, Transient> {
-        let Some(gap) = Gap::between(position.next, bounds) else { return Ok(Ok(position)) };
-        let at = format!("{}/{}", place.topic, place.partition);
-        let next = match gap {
-            Gap::Deleted { to, .. } => to,
-            Gap::Cut { from, .. } => self.uncounted(place).await?.unwrap_or(from),
-        };
+    async fn bridge(&self, place: &Place, next: i64, gap: Gap) -> Result<Result<Position, String>, Transient> {
+        let (at, behind) = (format!("{}/{}", place.topic, place.partition), gap.behind());
         if self.on_gap == OnGap::Stop {
             return Ok(Err(format!(
-                "{at}: {gap}. To go on at offset {next}, start the worker once with TIDEMILL_STREAM__ON_GAP=skip"
+                "{at}: {gap}. To go on at offset {behind}, start the worker once with TIDEMILL_STREAM__ON_GAP=skip"
             )));
         }
-        if !ledger::skip(&self.pool, place, position.next, next).await? {
+        if !ledger::skip(&self.pool, place, next, behind).await? {
             return Err(Transient::NotReady(format!("{at} has moved meanwhile")));
         }
-        tracing::error!(%at, %gap, next, "going on all the same, as on_gap = skip says");
+        tracing::error!(%at, %gap, behind, "going on all the same, as on_gap = skip says");
         if let Gap::Deleted { from, to } = gap {
             metrics::counter!("tidemill_stream_skipped_records_total").increment((to - from).unsigned_abs());
         }
-        Ok(Ok(Position { next, projected: next }))
-    }
-
-    /// The first record that was appended after the last one that was counted, in a log that has lost its end.
-    async fn uncounted(&self, place: &Place) -> Result<Option<i64>, Transient> {
-        let Some(counted_ms) = ledger::as_of(&self.pool, place).await?.filter(|ms| *ms > 0) else { return Ok(None) };
-        let (history, topic) = (self.filler.history.clone(), Arc::from(place.topic.as_str()));
-        let at = TopicPartition { topic, partition: place.partition };
-        let behind = blocking(move || history.offsets_at(&[(at, counted_ms + 1)])).await??;
-        Ok(behind.into_values().next())
+        Ok(Ok(Position { next: behind, projected: behind }))
     }
 
     async fn fill(&self, fills: Vec<Fill>) -> Result<(HashMap<TopicPartition, SeenStore>, Touched), Transient> {
@@ -287,65 +281,6 @@ impl Preparer {
     }
 }
 
-/// Where the log and the ledger do not meet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Gap {
-    /// Records `from..to` were deleted before they were counted.
-    Deleted { from: i64, to: i64 },
-    /// Records `from..to` were counted, but the log does not have them any more.
-    Cut { from: i64, to: i64 },
-}
-
-impl Gap {
-    /// Between what is counted up to `next` and a log from `low` up to `high`.
-    fn between(next: i64, (low, high): (i64, i64)) -> Option<Self> {
-        if next > high {
-            return Some(Self::Cut { from: high, to: next });
-        }
-        (next < low).then_some(Self::Deleted { from: next, to: low })
-    }
-}
-
-impl std::fmt::Display for Gap {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Deleted { from, to } => write!(
-                f,
-                "the log begins at offset {to} and the ledger stands at {from}: offsets {from} to {} ({} records) were \
-                 deleted before they were counted; raise the topic's retention",
-                to - 1,
-                to - from
-            ),
-            Self::Cut { from, to } => write!(
-                f,
-                "the log ends at offset {from} and the ledger stands at {to}: the log has lost its end, offsets {from} \
-                 to {} ({} records). They stay counted, but what is written there would be taken for counted, too. Restore \
-                 the topic if that can be",
-                to - 1,
-                to - from
-            ),
-        }
-    }
-}
-
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Transient> {
     tokio::task::spawn_blocking(work).await.map_err(|error| Transient::NotReady(error.to_string()))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_gap_is_where_log_and_ledger_do_not_meet() {
-        assert_eq!(Gap::between(5, (0, 10)), None);
-        assert_eq!(Gap::between(5, (5, 5)), None, "all is counted and deleted");
-        assert_eq!(Gap::between(0, (0, 0)), None);
-        let deleted = Gap::between(5, (8, 10)).expect("a gap");
-        assert_eq!(deleted, Gap::Deleted { from: 5, to: 8 });
-        assert!(deleted.to_string().contains("offsets 5 to 7 (3 records) were deleted"), "{deleted}");
-        let cut = Gap::between(12, (8, 10)).expect("a gap");
-        assert_eq!(cut, Gap::Cut { from: 10, to: 12 });
-        assert!(cut.to_string().contains("lost its end, offsets 10 to 11 (2 records)"), "{cut}");
-    }
 }

@@ -98,7 +98,11 @@ mod tests {
     }
 
     fn standing(epoch: i64, next: i64) -> Standing {
-        Standing { epoch, positions: HashMap::from([(place(0), Position { next, projected: 0 })]) }
+        Standing {
+            epoch,
+            positions: HashMap::from([(place(0), Position { next, projected: 0 })]),
+            ..Standing::default()
+        }
     }
 
     #[test]

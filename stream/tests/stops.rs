@@ -177,6 +177,26 @@ async fn records_deleted_before_anybody_came_are_a_gap_too_and_so_is_a_lost_end(
     assert_eq!(counted(&stack).await, 195);
     assert_eq!(running.health().await.0, 200);
     running.stop().await;
+
+    // So does one that has grown past where it was before.
+    stack.send_all(&live_traffic(200..300, 10)).await;
+    let end = stack.ends(&events_topic(&stack.project)).await[&3];
+    let next: i64 = sqlx::query_scalar(
+        "UPDATE ledger l SET next_offset = $1 FROM ledger old
+         WHERE l.partition = 3 AND (old.topic, old.partition) = (l.topic, l.partition) RETURNING old.next_offset",
+    )
+    .bind(end)
+    .fetch_one(&stack.pool)
+    .await
+    .unwrap();
+    let running = worker(&stack, "e", |_, _| ()).await;
+    let lost = format!("lost its end: offsets {next} to {} ({} records)", end - 1, end - next);
+    eventually("health names it", || async { running.health().await.1.contains(&lost) }).await;
+    running.stop().await;
+    let running = worker(&stack, "f", |config, _| config.on_gap = OnGap::Skip).await;
+    drained(&stack).await;
+    assert_eq!(counted(&stack).await, 295);
+    running.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -204,7 +224,7 @@ async fn retention_that_overtakes_a_running_worker_is_noticed() {
     lock.rollback().await.unwrap();
     eventually("health names it", || async {
         let (status, health) = running.health().await;
-        status == 503 && health.contains("were deleted before they were counted")
+        status == 503 && health.contains("were deleted before they were read")
     })
     .await;
     let elsewhere = live_traffic(40..80, 10).iter().filter(|event| home(event) != 0).count() as i64;

@@ -16,7 +16,7 @@ use crate::support::{World, rows, table_positions, write_files};
 const TOPIC: &str = "events.any";
 
 fn at(list: &[(i32, i64)]) -> Positions {
-    let position = |next| Position { incarnation: "one".to_owned(), next };
+    let position = |next| Position { incarnation: "one".to_owned(), next, newest_ms: 0 };
     list.iter().map(|&(partition, next)| (partition, position(next))).collect()
 }
 

@@ -46,7 +46,7 @@ async fn rows_lie_by_type_and_time() {
     let files = write_files(&table, 0, &(0..60).map(|i| (i, event(i))).collect::<Vec<_>>()).await;
     assert_eq!(files[0].sort_order_id(), Some(1));
     let catalog = world.tables.catalog().await.unwrap();
-    let end = Positions::from([(0, Position { incarnation: "one".to_owned(), next: 60 })]);
+    let end = Positions::from([(0, Position { incarnation: "one".to_owned(), next: 60, newest_ms: 0 })]);
     commit(catalog, &table, "events.any", &end, &files).await.unwrap();
     let mut read = Vec::new();
     for batch in batches(&world, &world.project).await {

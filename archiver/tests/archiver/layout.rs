@@ -80,7 +80,7 @@ async fn runs_of_rows_are_row_groups_with_all_that_helps_to_skip_them() {
     assert!(
         !file.lower_bounds().contains_key(&id("properties")) && !file.lower_bounds().contains_key(&id("session_id"))
     );
-    let end = Positions::from([(0, Position { incarnation: "one".to_owned(), next: 500 })]);
+    let end = Positions::from([(0, Position { incarnation: "one".to_owned(), next: 500, newest_ms: 0 })]);
     commit(world.tables.catalog().await.unwrap(), &table, "events.any", &end, &files).await.unwrap();
     assert_eq!(batches(&world, &world.project).await.iter().map(|batch| batch.num_rows()).sum::<usize>(), 500);
 }

@@ -29,7 +29,7 @@ async fn fill(world: &World, times: std::ops::Range<i64>) {
     let mut table = world.tables.load_or_create(&world.project).await.unwrap();
     for round in times {
         let files = write_files(&table, 0, &[(round, event(&format!("e-{round}"), "click", 1_700_000_000))]).await;
-        let end = Positions::from([(0, Position { incarnation: "one".to_owned(), next: round + 1 })]);
+        let end = Positions::from([(0, Position { incarnation: "one".to_owned(), next: round + 1, newest_ms: 0 })]);
         table = commit(catalog, &table, "events.any", &end, &files).await.unwrap();
     }
 }
@@ -108,7 +108,7 @@ async fn an_interval_protects_young_snapshots_and_there_is_always_one() {
     assert_eq!(maintain(&world, "nobody", &ALL, later).await.unwrap(), None);
 }
 
-/// `ArchiveError::Ahead` tells people to rename a table; its successor lies in the same folder.
+/// The table of a new name and its successor lie in the same folder.
 #[tokio::test(flavor = "multi_thread")]
 async fn files_of_a_renamed_table_are_not_orphans() {
     let world = World::new().await;

@@ -12,8 +12,8 @@ use tidemill_common::names::events_topic;
 use tidemill_testkit::{event, eventually};
 
 use crate::support::{
-    World, archived, config, ends, events_with_copies, first_sights, give_up, incarnation, rows, send_to, start,
-    table_positions,
+    Archiver, World, archived, config, ends, events_with_copies, first_sights, give_up, incarnation, rows, send_to,
+    start, table_positions,
 };
 
 /// Deletes a partition's records before an offset, as retention does.
@@ -38,7 +38,7 @@ async fn a_gap_is_named_and_stops_until_a_person_decides() {
 
     let archiver = start(&world, config(&world, "b")).await;
     let error = archiver.task.await.unwrap().unwrap_err().to_string();
-    let gap = format!("partition 2: records {position} to {} were deleted", position + 6);
+    let gap = format!("offsets {position} to {} (7 records) were deleted", position + 6);
     assert!(error.contains(&gap), "{error}");
     assert_eq!(rows(&world, &world.project).await, before);
 
@@ -102,26 +102,37 @@ async fn what_only_the_archiver_cannot_read_stops_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_log_that_was_cut_is_shown_until_it_is_restored() {
+async fn a_log_that_has_lost_its_end_waits_for_a_person_however_long_it_grows() {
     let world = World::new().await;
     let known = world.tables.load_or_create(&world.project).await.unwrap();
-    let ahead = Position { incarnation: incarnation(&world).await, next: 5 };
+    let newest_ms = chrono::Utc::now().timestamp_millis() - 1_000;
+    let ahead = Position { incarnation: incarnation(&world).await, next: 5, newest_ms };
     let (catalog, topic) = (world.tables.catalog().await.unwrap(), events_topic(&world.project));
     commit(catalog, &known, &topic, &Positions::from([(2, ahead)]), &[]).await.unwrap();
+    let waits = async |archiver: &Archiver| {
+        eventually("health says what is wrong and what to do", || async {
+            let health = archiver.get("/health").await;
+            let wrong = health.contains("partition 2: the log has lost its end: offsets 0 to 4 (5 records)");
+            health.starts_with("HTTP/1.1 503") && wrong && health.contains("TIDEMILL_ARCHIVER__ON_GAP=skip")
+        })
+        .await;
+    };
     let archiver = start(&world, config(&world, "a")).await;
-    eventually("health says what is wrong and what to do", || async {
-        let health = archiver.get("/health").await;
-        let wrong = health.contains("partition 2: the table is at offset 5, but the log ends at 0");
-        health.starts_with("HTTP/1.1 503") && wrong && health.contains("Restore the log")
-    })
-    .await;
+    waits(&archiver).await;
     world.send_all(&events_with_copies(0, 100)).await;
     assert!(ends(&world, &world.project).await[&2] > 5);
+    archiver.stop().await;
+    let archiver = start(&world, config(&world, "b")).await;
+    waits(&archiver).await;
+    archiver.stop().await;
+    assert_eq!(rows(&world, &world.project).await, []);
+
+    let mut skip = config(&world, "c");
+    skip.on_gap = OnGap::Skip;
+    let archiver = start(&world, skip).await;
     archived(&world, &world.project).await;
     archiver.stop().await;
-    let mut expected = first_sights(&world, |_| true).await;
-    expected.retain(|(partition, offset, _)| *partition != 2 || *offset >= 5);
-    assert_eq!(rows(&world, &world.project).await, expected);
+    assert_eq!(rows(&world, &world.project).await, first_sights(&world, |_| true).await);
 }
 
 #[tokio::test(flavor = "multi_thread")]

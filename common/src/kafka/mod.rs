@@ -2,6 +2,7 @@
 //! views, reads of the past, followers of what comes, and seeks of other groups.
 
 mod follow;
+mod gap;
 mod group;
 mod history;
 mod leader_changes;
@@ -19,6 +20,7 @@ use rdkafka::ClientConfig;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 
 pub use follow::{Followed, Follower};
+pub use gap::{Gap, Reached};
 pub use group::{GroupConsumer, GroupEvent, InHand, Room};
 pub use history::{End, History, Span};
 pub use producer::{Deliveries, Delivery, Outgoing, Producer, Recipient, Sending};

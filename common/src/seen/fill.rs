@@ -67,6 +67,8 @@ pub struct Fill {
     pub window_ms: i64,
     /// The store, if it is open already.
     pub seen: Option<SeenStore>,
+    /// The log has lost its end, which the store may still know.
+    pub lost_end: bool,
 }
 
 /// Completes stores. Cheap to clone.
@@ -207,7 +209,7 @@ impl Filler {
                 Some(seen) => seen,
                 None => self.stores.load(&fill.key, fill.window_ms)?,
             };
-            if seen.covered().end > high {
+            if fill.lost_end || seen.covered().end > high {
                 tracing::warn!(topic = %at.topic, partition = at.partition, "the log has lost its end; so has its seen store");
                 seen.forget();
             }

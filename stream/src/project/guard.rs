@@ -216,7 +216,11 @@ mod tests {
     }
 
     fn standing(next: i64) -> Standing {
-        Standing { epoch: 5, positions: HashMap::from([(place(), Position { next, projected: 0 })]) }
+        Standing {
+            epoch: 5,
+            positions: HashMap::from([(place(), Position { next, projected: 0 })]),
+            ..Standing::default()
+        }
     }
 
     fn held(began: (i64, i64), shown: (i64, i64), whole: &str) -> Held {
