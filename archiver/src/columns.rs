@@ -143,8 +143,8 @@ fn column(field: &Field, promotions: &Promotions) -> Column {
         "kafka_partition" => Column::Partition(Int32Builder::new()),
         "kafka_offset" => Column::Offset(Int64Builder::new()),
         name => {
-            let found = promotions.columns().iter().enumerate().find(|(_, (column, _))| column == name);
-            let promoted = found.and_then(|(slot, (_, kind))| Some((slot, Promoted::of(*kind, field.data_type())?)));
+            let mut of_name = promotions.columns().iter().enumerate().filter(|(_, (column, _))| column == name);
+            let promoted = of_name.find_map(|(slot, (_, kind))| Some((slot, Promoted::of(*kind, field.data_type())?)));
             promoted.map_or(Column::Null(field.data_type().clone()), |(slot, values)| Column::Promoted(slot, values))
         }
     }
@@ -202,7 +202,10 @@ mod tests {
         let path = vec!["a".to_owned()];
         let promote = |column: &str, kind| promoted::Promoted { column: column.to_owned(), kind, path: path.clone() };
         let promoted = vec![promote("amount", Kind::Double), promote("retyped", Kind::Double)];
-        let promotions = Arc::new(Promotions::new(vec![("page".to_owned(), promoted)]));
+        let promotions = Arc::new(Promotions::new(vec![
+            ("another".to_owned(), vec![promote("amount", Kind::Text)]),
+            ("page".to_owned(), promoted),
+        ]));
         let more =
             [("amount", PrimitiveType::Double), ("foreign", PrimitiveType::Date), ("retyped", PrimitiveType::String)];
         let mut columns = Columns::new(schema(&more), promotions);

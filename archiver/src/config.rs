@@ -49,7 +49,8 @@ pub struct Config {
     pub checkpoint_interval_ms: u64,
 }
 
-/// What to do when records were deleted before they were archived.
+/// What to do where the log and the table do not meet: records were deleted before they were archived, or the log has lost
+/// its end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OnGap {

@@ -92,11 +92,15 @@ struct Summary {
 }
 
 impl Summary {
-    /// All columns are primitive, so the file's are the schema's, in order.
+    /// What the file says of the schema's primitive columns. Ours are, but another engine may have added some that are
+    /// not, and each of those is several of the file's, or none.
     fn of(metadata: &ParquetMetaData, schema: &Schema) -> Self {
         let mut summary = Self::default();
-        for (index, field) in schema.as_struct().fields().iter().enumerate() {
+        let leaves = metadata.file_metadata().schema_descr().columns().iter().enumerate();
+        let places: HashMap<&[String], usize> = leaves.map(|(index, leaf)| (leaf.path().parts(), index)).collect();
+        for field in schema.as_struct().fields() {
             let Some(kind) = field.field_type.as_primitive_type() else { continue };
+            let Some(&index) = places.get(std::slice::from_ref(&field.name)) else { continue };
             let chunks = || metadata.row_groups().iter().map(|group| group.column(index));
             summary.sizes.insert(field.id, chunks().map(|chunk| chunk.compressed_size() as u64).sum());
             summary.values.insert(field.id, chunks().map(|chunk| chunk.num_values() as u64).sum());

@@ -27,11 +27,9 @@ async fn add_columns(catalog: &dyn Catalog, mut table: Table, promotions: &Promo
     let mut refusal = None;
     for _ in 0..ATTEMPTS {
         let schema = table.metadata().current_schema();
-        let missing: Vec<_> = promotions
-            .columns()
-            .iter()
-            .filter(|(name, _)| schema.field_by_name_case_insensitive(name).is_none())
-            .collect();
+        let lacks = |(name, _): &&(String, Kind)| schema.field_by_name_case_insensitive(name).is_none();
+        let mut missing: Vec<_> = promotions.columns().iter().filter(lacks).collect();
+        missing.dedup_by_key(|(name, _)| name);
         if missing.is_empty() {
             return Ok(table);
         }

@@ -19,7 +19,7 @@ use crate::data_file::{self, Written, describe};
 use crate::encoders;
 use crate::promotions::Promotions;
 use crate::rows::Rows;
-use crate::table::DIVIDED_BY;
+use crate::table::{COLUMNS, DIVIDED_BY};
 
 /// Rows become columns so many at a time: few enough to stay in the processor's cache.
 const BATCH: usize = 2_048;
@@ -64,6 +64,7 @@ impl Files {
         let schema = metadata.current_schema().clone();
         let spec = metadata.default_partition_spec().clone();
         divided_by_day(&spec, &schema)?;
+        named_as_made(&schema)?;
         let sort_order = metadata.default_sort_order();
         Ok(Self {
             file_io: table.file_io().clone(),
@@ -192,6 +193,18 @@ fn divided_by_day(spec: &PartitionSpec, schema: &Schema) -> Result<()> {
     }
 }
 
+/// Our columns are found by name: one that was renamed would get no values any more. One that was dropped needs none.
+fn named_as_made(schema: &Schema) -> Result<()> {
+    let renamed = (1..).zip(COLUMNS).find_map(|(id, column)| {
+        let field = schema.field_by_id(id).filter(|field| field.name != column.name)?;
+        Some((column.name, &field.name))
+    });
+    renamed.map_or(Ok(()), |(name, now)| {
+        let message = format!("the table's column {name} is named {now} now; name it {name} again");
+        Err(Error::new(ErrorKind::FeatureUnsupported, message))
+    })
+}
+
 fn bad_parquet(error: parquet::errors::ParquetError) -> Error {
     Error::new(ErrorKind::Unexpected, "a Parquet file cannot be written").with_source(error)
 }
@@ -202,4 +215,26 @@ fn not_encoded(error: std::io::Error) -> Error {
 
 fn injected(error: Injected) -> Error {
     Error::new(ErrorKind::Unexpected, "a file was not written").with_source(error)
+}
+
+#[cfg(test)]
+mod tests {
+    use iceberg::spec::{NestedField, Type};
+
+    use super::*;
+
+    #[test]
+    fn a_renamed_column_is_told_from_one_that_was_dropped() {
+        let named = |name: fn(&'static str) -> Option<&'static str>| {
+            let fields = (1..).zip(COLUMNS).filter_map(|(id, column)| {
+                let kind = Type::Primitive(column.kind);
+                Some(Arc::new(NestedField::new(id, name(column.name)?, kind, column.required)))
+            });
+            named_as_made(&Schema::builder().with_fields(fields).build().expect("schema"))
+        };
+        assert!(named(Some).is_ok());
+        assert!(named(|name| Some(name).filter(|name| *name != "client_address")).is_ok());
+        let error = named(|name| Some(if name == "user_id" { "who" } else { name })).expect_err("renamed").to_string();
+        assert!(error.contains("the table's column user_id is named who now"), "{error}");
+    }
 }

@@ -1,6 +1,6 @@
 //! Promoted columns of a project: which there are, and what an event has in them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 
 use chrono::DateTime;
@@ -43,25 +43,34 @@ enum Node {
 }
 
 impl Promotions {
-    /// What the event types declare. A column has one kind: that of the first type, by name, that declares it.
+    /// What the event types declare. Where two declare a column with different kinds, it is listed with both: the table's
+    /// column has one of them, and the values of the other kind have no place.
     pub fn new(mut declared: Vec<(String, Vec<Promoted>)>) -> Self {
         declared.sort_by(|(one, _), (other, _)| one.cmp(other));
-        let mut kinds: BTreeMap<&str, Kind> = BTreeMap::new();
-        for promoted in declared.iter().flat_map(|(_, promoted)| promoted) {
-            if kinds.len() < MOST {
-                kinds.entry(&promoted.column).or_insert(promoted.kind);
+        let mut columns: Vec<(String, Kind)> = Vec::new();
+        for (event_type, Promoted { column, kind, .. }) in
+            declared.iter().flat_map(|(event_type, all)| all.iter().map(move |promoted| (event_type, promoted)))
+        {
+            let same_name = columns.iter().filter(|(name, _)| name == column).map(|(_, kind)| *kind);
+            match same_name.collect::<Vec<_>>() {
+                kinds if kinds.contains(kind) => {}
+                kinds if columns.len() < MOST => {
+                    if !kinds.is_empty() {
+                        tracing::warn!(event_type, column, ?kind, others = ?kinds, "a promoted column has other kinds, too");
+                    }
+                    columns.push((column.clone(), *kind));
+                }
+                _ => tracing::warn!(event_type, column, "a table has no more than {MOST} promoted columns"),
             }
         }
-        let columns: Vec<(String, Kind)> = kinds.into_iter().map(|(name, kind)| (name.to_owned(), kind)).collect();
+        columns.sort_by(|(one, _), (other, _)| one.cmp(other)); // of one name, the first that was declared is first
         let mut types = HashMap::new();
         for (event_type, promoted) in declared {
             let mut root = Vec::new();
             for Promoted { column, kind, path } in promoted {
-                match columns.binary_search_by(|(name, _)| name.cmp(&column)) {
-                    Ok(slot) if columns[slot].1 == kind => plant(&mut root, &path, Node::Column(slot, kind)),
-                    _ => {
-                        tracing::warn!(event_type, column, ?kind, "a promoted column stays empty: it has another type")
-                    }
+                let slot = columns.iter().position(|(name, other)| *name == column && *other == kind);
+                if let Some(slot) = slot {
+                    plant(&mut root, &path, Node::Column(slot, kind));
                 }
             }
             if !root.is_empty() {
@@ -71,7 +80,7 @@ impl Promotions {
         Self { columns, types }
     }
 
-    /// The columns, by name.
+    /// The columns, by name; those of one name in the order of the types' names.
     pub fn columns(&self) -> &[(String, Kind)] {
         &self.columns
     }
@@ -249,14 +258,16 @@ mod tests {
             ("buy".to_owned(), vec![promoted("price", Kind::Double, &["price"]), promoted("at", Kind::Time, &["at"])]),
         ]);
         let names: Vec<&str> = promotions.columns().iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["at", "depth", "price"]);
+        assert_eq!(names, ["at", "depth", "price", "price"]);
+        assert_eq!(promotions.columns()[2].1, Kind::Double, "buy comes first");
+        let text = |text: &str| Some(Scalar::Text(text.to_owned()));
         let (long, double) = (|n| Some(Scalar::Long(n)), |n| Some(Scalar::Double(n)));
         let all = r#"{"a":[1,{"b":2}],"page":{"x":{},"depth":7},"price":9.5,"at":"1970-01-01T00:00:01Z","p":"x"}"#;
-        assert_eq!(values(&promotions, "view", all), [None, long(7), None], "buy comes first and says what price is");
-        assert_eq!(values(&promotions, "buy", all), [long(1_000_000), None, double(9.5)]);
-        assert_eq!(values(&promotions, "other", all), [None, None, None]);
-        assert_eq!(values(&promotions, "buy", r#"{"price":3}"#), [None, None, double(3.0)]);
-        assert_eq!(values(&promotions, "view", r#"{"page":{"depth":5.0}}"#), [None, long(5), None]);
+        assert_eq!(values(&promotions, "view", all), [None, long(7), None, text("x")]);
+        assert_eq!(values(&promotions, "buy", all), [long(1_000_000), None, double(9.5), None]);
+        assert_eq!(values(&promotions, "other", all), [None, None, None, None]);
+        assert_eq!(values(&promotions, "buy", r#"{"price":3}"#), [None, None, double(3.0), None]);
+        assert_eq!(values(&promotions, "view", r#"{"page":{"depth":5.0}}"#), [None, long(5), None, None]);
         for other in [
             r#"{"page":{"depth":"7"}}"#,
             r#"{"page":{"depth":{"a":1}}}"#,
@@ -264,7 +275,7 @@ mod tests {
             r#"{"page":[7]}"#,
             r#"{"page":{"depth":5.5}}"#,
         ] {
-            assert_eq!(values(&promotions, "view", other), [None, None, None], "{other}");
+            assert_eq!(values(&promotions, "view", other), [None, None, None, None], "{other}");
         }
     }
 }

@@ -140,6 +140,10 @@ async fn a_user_is_forgotten_in_postgres_and_his_archived_events_are_told() {
     for copy in &copies {
         shown.hset(copy, "totalEvents", 1).expire(copy, 60);
     }
+    let answers = [&stack.project, "another"].map(|project| format!("query:{project}:1f"));
+    for answer in &answers {
+        shown.set_ex(answer, "{}", 60);
+    }
     redis.run::<()>(&shown).await.unwrap();
     let forget = |user: &str| run(&stack, &["forget", "--yes", "--project", &stack.project, "--user", user]);
     let done = json_of(&forget(USER));
@@ -158,11 +162,11 @@ async fn a_user_is_forgotten_in_postgres_and_his_archived_events_are_told() {
     assert_eq!(left, [("s-1".to_owned(), None, false, 8), ("s-2".to_owned(), other, false, 3)]);
     let mut look = redis::pipe();
     look.smembers(&seen);
-    for copy in &copies {
-        look.exists(copy);
+    for key in copies.iter().chain(&answers) {
+        look.exists(key);
     }
-    let left: (Vec<String>, i64, i64, i64) = redis.run(&look).await.unwrap();
-    assert_eq!(left, (vec!["other".to_owned()], 0, 0, 1));
+    let left: (Vec<String>, i64, i64, i64, i64, i64) = redis.run(&look).await.unwrap();
+    assert_eq!(left, (vec!["other".to_owned()], 0, 0, 1, 0, 1));
     assert_eq!(json_of(&forget(USER))["sessions"], 0, "again, there is nothing left to do");
 
     fill(&stack, 0, 0, &[USER, "other", USER]).await;

@@ -26,6 +26,7 @@ use tidemill_stream::metric::Definitions;
 use tokio_util::sync::CancellationToken;
 
 pub use config::{Address, Config, Engine, Kind, SettingsError};
+pub use sql::drop_answers;
 
 /// Serves until shutdown.
 pub async fn run(

@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::{Float64Type, Int64Type};
-use iceberg::spec::DataFile;
+use iceberg::spec::{DataFile, Datum, NestedField, PrimitiveType, StructType, Type};
+use iceberg::transaction::{AddColumn, ApplyTransactionAction, Transaction};
 use parquet::basic::Compression;
 use parquet::file::properties::ReaderProperties;
 use parquet::file::reader::FileReader;
@@ -15,7 +16,9 @@ use serde_json::json;
 use tidemill_archiver::commit::commit;
 use tidemill_archiver::files::Files;
 use tidemill_archiver::positions::{Position, Positions};
+use tidemill_archiver::promotions::Promotions;
 use tidemill_common::event::Event;
+use tidemill_common::promoted::{Kind, Promoted};
 use tidemill_testkit::{event, eventually};
 
 use crate::support::{World, archived, as_rows, batches, config, start};
@@ -96,6 +99,35 @@ async fn a_long_file_is_followed_by_another() {
     let files = files.close().await.unwrap();
     assert_eq!(files.len(), 3);
     assert!(files.iter().all(|file| file.sort_order_id() == Some(1)), "one run each");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn columns_of_another_engine_do_not_shift_what_is_said_of_ours() {
+    let world = World::new().await;
+    let (table, catalog) =
+        (world.tables.load_or_create(&world.project).await.unwrap(), world.tables.catalog().await.unwrap());
+    let text = |id, name: &str| Arc::new(NestedField::optional(id, name, Type::Primitive(PrimitiveType::String)));
+    let device = Type::Struct(StructType::new(vec![text(101, "system"), text(102, "brand")]));
+    let transaction = Transaction::new(&table);
+    let update = transaction
+        .update_schema()
+        .add_column(AddColumn::optional("device", device))
+        .add_column(AddColumn::optional("price", Type::Primitive(PrimitiveType::Double)));
+    let table = update.apply(transaction).unwrap().commit(catalog).await.unwrap();
+    let price = Promoted { column: "price".to_owned(), kind: Kind::Double, path: vec!["price".to_owned()] };
+    let promotions = Arc::new(Promotions::new(vec![("buy".to_owned(), vec![price])]));
+    let buy = |i: i64| Event {
+        properties: Some(json!({ "price": i as f64 }).to_string()),
+        ..event(&format!("e-{i}"), "buy", 1_700_000_000)
+    };
+    let bought: Vec<_> = (0..10).map(|i| (i, buy(i))).collect();
+    let mut files = Files::new(&table, promotions, usize::MAX).unwrap();
+    files.write(DAY, as_rows(0, &bought), true).await.unwrap();
+    let files = files.close().await.unwrap();
+    let id = table.metadata().current_schema().field_id_by_name("price").unwrap();
+    let bounds = (&files[0].lower_bounds()[&id], &files[0].upper_bounds()[&id]);
+    assert_eq!(bounds, (&Datum::double(0.0), &Datum::double(9.0)));
+    assert_eq!(files[0].null_value_counts()[&id], 0);
 }
 
 /// Registers a schema as the gateway does.

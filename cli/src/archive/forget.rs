@@ -14,6 +14,7 @@ use tidemill_archiver::maintain::forget_past;
 use tidemill_archiver::table::Tables;
 use tidemill_common::config::Connections;
 use tidemill_common::redis::Redis;
+use tidemill_query::drop_answers;
 use tidemill_stream::forget::Removed;
 use tokio::process;
 
@@ -105,7 +106,9 @@ async fn forget(
     }
     let past = forget_past(tables, &who.project, Utc::now().timestamp_millis()).await?.unwrap_or_default();
     (forgotten.snapshots, forgotten.removed_files) = (past.snapshots, past.expired_files);
-    Ok(())
+    // Last: until now a query could make one of him.
+    let dropped = drop_answers(redis, &who.project).await;
+    dropped.context("answers of queries that were given before are in Redis still; run this again when it answers")
 }
 
 async fn delete_with_spark(who: &Forget, archived: u64) -> anyhow::Result<()> {

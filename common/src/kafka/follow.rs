@@ -16,8 +16,6 @@ use super::{KafkaConfig, Record};
 pub enum Followed {
     /// The next record of a partition.
     Record(Record),
-    /// There is nothing more in this partition for now.
-    End(i32),
     /// The brokers cannot be reached; the client tries on by itself.
     Lost,
 }
@@ -52,7 +50,6 @@ impl Follower {
             .set("group.id", "tidemill.follow")
             .set("enable.auto.commit", "false")
             .set("auto.offset.reset", "error")
-            .set("enable.partition.eof", "true")
             .set("queued.max.messages.kbytes", buffer_kb.to_string())
             .set("fetch.queue.backoff.ms", "20")
             .set("fetch.wait.max.ms", "250");
@@ -70,7 +67,6 @@ impl Follower {
         match self.consumer.poll(wait) {
             None => Ok(None),
             Some(Ok(message)) => Ok(Some(Followed::Record(Record::of(Arc::clone(&self.topic), &message)))),
-            Some(Err(KafkaError::PartitionEOF(partition))) => Ok(Some(Followed::End(partition))),
             Some(Err(KafkaError::MessageConsumption(
                 RDKafkaErrorCode::AllBrokersDown | RDKafkaErrorCode::BrokerTransportFailure,
             ))) => Ok(Some(Followed::Lost)),

@@ -34,6 +34,16 @@ pub struct Kept {
     stop: CancellationToken,
 }
 
+/// A snapshot and the rows behind it.
+pub struct Taken {
+    pub snapshot: Arc<Snapshot>,
+    pub tail: Vec<RecordBatch>,
+    /// The tail's.
+    pub fingerprint: u64,
+    /// All that there was of the tail has been read.
+    pub is_whole: bool,
+}
+
 #[derive(Default)]
 struct State {
     snapshot: Option<Arc<Snapshot>>,
@@ -80,15 +90,17 @@ impl Kept {
         self.phase.subscribe()
     }
 
-    /// The snapshot, the rows behind it, and their fingerprint, all of one moment.
-    pub fn take(&self, with_tail: bool) -> Option<(Arc<Snapshot>, Vec<RecordBatch>, u64)> {
+    /// The snapshot and the rows behind it, all of one moment.
+    pub fn take(&self, with_tail: bool) -> Option<Taken> {
         let state = self.state();
         let snapshot = Arc::clone(state.snapshot.as_ref()?);
-        let (rows, fingerprint) = match &state.tail {
+        let (tail, fingerprint) = match &state.tail {
             Some((_, tail)) if with_tail => (tail.batches(), tail.fingerprint()),
             _ => (Vec::new(), 0),
         };
-        Some((snapshot, rows, fingerprint))
+        // What changes it has the state's lock.
+        let is_whole = self.phase.borrow().tail == Reach::Whole;
+        Some(Taken { snapshot, tail, fingerprint, is_whole })
     }
 
     /// Ends the keeper and its reader.
@@ -118,6 +130,8 @@ pub struct Keeper {
     pub shared: Arc<Shared>,
     pub project: Project,
     pub kept: Arc<Kept>,
+    /// Which columns its events have beside those that all have.
+    pub declared: Declared,
 }
 
 /// A reader that is at work.
@@ -134,7 +148,7 @@ impl Reading {
 
 impl Keeper {
     /// Works until it is ended, or nobody has asked for a minute.
-    pub async fn run(self) {
+    pub async fn run(mut self) {
         let mut reading = None;
         while !self.kept.stop.is_cancelled() && !self.is_over() {
             match self.look().await {
@@ -174,24 +188,27 @@ impl Keeper {
         !ours || self.kept.is_idle()
     }
 
-    /// Takes the table's newest snapshot. False: the tail has to be read anew.
-    async fn look(&self) -> Result<bool, String> {
+    /// Takes the table's newest snapshot. False: the tail has to be read anew, for other columns.
+    async fn look(&mut self) -> Result<bool, String> {
+        let declared = self.declared.clone().renewed(&self.shared.pool, &self.project.id).await;
+        let mut same_columns = declared.promotions == self.declared.promotions;
+        self.declared = declared;
         let before = self.kept.state().snapshot.clone();
         let loaded = Snapshot::load(&self.shared.tables, &self.project.id, before.as_deref()).await;
-        let Some(snapshot) = loaded.map_err(|error| error.to_string())? else { return Ok(true) };
-        let same_columns = before.is_none_or(|before| before.schema == snapshot.schema);
+        let (newer, failure) = loaded.map_or_else(|error| (None, Some(error.to_string())), |newer| (newer, None));
         let mut state = self.kept.state();
+        if let Some(snapshot) = newer {
+            same_columns &= before.is_none_or(|before| before.schema == snapshot.schema);
+            if let Some((incarnations, tail)) = state.tail.as_mut().filter(|_| same_columns) {
+                tail.advance(snapshot.cut(incarnations)).map_err(|error| error.to_string())?;
+            }
+            state.snapshot = Some(Arc::new(snapshot));
+        }
         if !same_columns {
             state.tail = None;
-        }
-        if let Some((incarnations, tail)) = &mut state.tail {
-            tail.advance(snapshot.cut(incarnations)).map_err(|error| error.to_string())?;
-        }
-        state.snapshot = Some(Arc::new(snapshot));
-        if !same_columns {
             self.kept.set(|phase| phase.tail = Reach::Starting);
         }
-        Ok(same_columns)
+        failure.map_or(Ok(same_columns), Err)
     }
 
     /// Starts to read the tail from where the snapshot ends. None: Kafka does not answer; later, then.
@@ -209,16 +226,15 @@ impl Keeper {
             Err(_) => None, // the runtime is shutting down
         };
         let incarnations = incarnations?;
-        let declared = Declared::default().renewed(&self.shared.pool, &self.project.id).await;
         let cut = {
             let mut state = self.kept.state();
             let snapshot = Arc::clone(state.snapshot.as_ref()?);
             let cut = snapshot.cut(&incarnations);
-            let maker = Maker::new(Arc::clone(&snapshot.schema), declared.promotions);
+            let maker = Maker::new(Arc::clone(&snapshot.schema), Arc::clone(&self.declared.promotions));
             state.tail = Some((incarnations, Tail::new(maker, cut.clone(), &self.shared.held)));
+            self.kept.set(|phase| phase.tail = Reach::Starting);
             cut
         };
-        self.kept.set(|phase| phase.tail = Reach::Starting);
         let source = Source {
             kafka: self.shared.kafka.clone(),
             history: self.shared.history.clone(),

@@ -23,6 +23,7 @@ use datafusion::catalog::TableProvider;
 use datafusion::execution::cache::DefaultFilesMetadataCache;
 use datafusion::execution::cache::cache_manager::FileMetadataCache;
 use sqlx::PgPool;
+use tidemill_archiver::declared::Declared;
 use tidemill_archiver::table::Tables;
 use tidemill_common::config::Connections;
 use tidemill_common::kafka::{History, KafkaConfig};
@@ -30,7 +31,7 @@ use tidemill_common::projects::Project;
 use tokio::runtime::Handle;
 
 use arrow::array::RecordBatch;
-use keeper::{Keeper, Kept, Reach};
+use keeper::{Keeper, Kept, Reach, Taken};
 use snapshot::{Rows, Snapshot};
 use store::Files;
 use table::EventsTable;
@@ -131,17 +132,17 @@ impl Events {
         if let (false, Some(failure)) = loaded {
             return Err(NoEvents(failure));
         }
-        let tail_is = if with_tail {
+        if with_tail {
             let read = phase.wait_for(|phase| phase.tail != Reach::Starting);
-            match tokio::time::timeout(CATCHING_UP, read).await {
-                Ok(Ok(phase)) if phase.tail == Reach::Whole => TailIs::Whole,
-                _ => TailIs::Behind,
-            }
-        } else {
-            TailIs::Off
-        };
-        let (snapshot, tail, fingerprint) =
+            drop(tokio::time::timeout(CATCHING_UP, read).await);
+        }
+        let Taken { snapshot, tail, fingerprint, is_whole } =
             kept.take(with_tail).ok_or_else(|| NoEvents("its table is not loaded".to_owned()))?;
+        let tail_is = match (with_tail, is_whole) {
+            (true, true) => TailIs::Whole,
+            (true, false) => TailIs::Behind,
+            (false, _) => TailIs::Off,
+        };
         let identity = match tail_is {
             TailIs::Off => snapshot.id.clone(),
             _ => format!("{}+{fingerprint:016x}", snapshot.id),
@@ -158,8 +159,8 @@ impl Events {
             entry => {
                 let kept = Arc::new(Kept::new(project.layout));
                 entry.insert_entry(Arc::clone(&kept));
-                let keeper =
-                    Keeper { shared: Arc::clone(&self.shared), project: project.clone(), kept: Arc::clone(&kept) };
+                let (shared, project, kept) = (Arc::clone(&self.shared), project.clone(), Arc::clone(&kept));
+                let keeper = Keeper { shared, project, kept: Arc::clone(&kept), declared: Declared::default() };
                 self.shared.runtime.spawn(keeper.run());
                 kept
             }

@@ -1,6 +1,6 @@
 //! Reads a project's processed topic into its tail, on a thread of its own, until it is told to stop.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -28,6 +28,9 @@ const LOST: Duration = Duration::from_secs(1);
 /// Records that wait in the client, in KiB.
 const CLIENT_KB: usize = 8_192;
 
+/// Offsets by partition.
+type Offsets = BTreeMap<i32, i64>;
+
 /// What a tail is read from, and how far it may grow.
 pub struct Source {
     pub kafka: KafkaConfig,
@@ -54,16 +57,25 @@ pub enum Read {
 impl Source {
     /// Reads until `cancel`, and hands over what it finds.
     pub fn read(&self, cancel: &CancellationToken, mut each: impl FnMut(Read)) -> Result<(), KafkaError> {
-        let starts = self.starts(cancel)?;
+        let (starts, mut ends) = self.starts(cancel)?;
         let topic = processed_topic(&self.project.id);
         let follower = Follower::new(&self.kafka, &topic, &starts, CLIENT_KB)?;
-        let mut open: BTreeSet<i32> = starts.into_keys().collect();
-        let (mut rows, mut bytes, mut lost) = (Vec::new(), 0, None::<Instant>);
+        let mut next = starts;
+        let (mut rows, mut bytes) = (Vec::new(), 0);
+        // Where the topic ends by now is not known, and is to be asked for at this time.
+        let mut behind = None::<Instant>;
         while !cancel.is_cancelled() {
             if self.held.load(Ordering::Relaxed) >= self.most {
+                behind = Some(Instant::now());
                 each(Read::Behind);
                 std::thread::sleep(WAIT);
                 continue;
+            }
+            if behind.is_some_and(|ask_at| ask_at <= Instant::now()) {
+                match self.ends() {
+                    Ok(found) => (ends, behind) = (found, None),
+                    Err(_) => behind = Some(Instant::now() + LOST),
+                }
             }
             let wait = if rows.is_empty() { WAIT } else { Duration::ZERO };
             let followed = follower.next(wait)?;
@@ -71,6 +83,7 @@ impl Source {
             match followed {
                 Some(Followed::Record(record)) => {
                     let (partition, offset) = (record.partition, record.offset);
+                    next.insert(partition, offset + 1);
                     bytes += record.value().len();
                     match Row::of(&record) {
                         Ok(row) => rows.push(row),
@@ -79,9 +92,9 @@ impl Source {
                         }
                     }
                 }
-                Some(Followed::End(partition)) => drop(open.remove(&partition)),
                 Some(Followed::Lost) => {
-                    lost.get_or_insert_with(Instant::now);
+                    // The client does not say that it has found them again.
+                    behind.get_or_insert_with(|| Instant::now() + LOST);
                     each(Read::Behind);
                 }
                 None => {}
@@ -90,28 +103,34 @@ impl Source {
                 bytes = 0;
                 each(Read::Rows(std::mem::take(&mut rows)));
             }
-            // The client does not say that it has found them again.
-            if lost.is_some_and(|since| since.elapsed() > LOST) {
-                lost = self.history.ping().is_err().then(Instant::now);
-            }
-            if open.is_empty() && rows.is_empty() && lost.is_none() {
+            ends.retain(|partition, end| next.get(partition).is_some_and(|next| next < end));
+            if ends.is_empty() && rows.is_empty() && behind.is_none() {
                 each(Read::Whole);
             }
         }
         Ok(())
     }
 
-    /// Where to begin in each partition: before the copy of the first record that is not archived. Its copy was
-    /// appended after it, and so were those of all that follow it.
-    fn starts(&self, cancel: &CancellationToken) -> Result<BTreeMap<i32, i64>, KafkaError> {
+    fn copies(&self) -> Vec<TopicPartition> {
         let topic: Arc<str> = processed_topic(&self.project.id).into();
-        let copy = |partition| TopicPartition { topic: Arc::clone(&topic), partition };
-        let copies: Vec<_> = (0..self.project.partitions).map(copy).collect();
+        (0..self.project.partitions).map(|partition| TopicPartition { topic: Arc::clone(&topic), partition }).collect()
+    }
+
+    /// Where each partition ends. Every offset has a record: nobody writes to this topic in transactions.
+    fn ends(&self) -> Result<Offsets, KafkaError> {
+        Ok(self.history.ends(&self.copies())?.into_iter().map(|(at, end)| (at.partition, end.offset)).collect())
+    }
+
+    /// Where to begin in each partition: before the copy of the first record that is not archived. Its copy was
+    /// appended after it, and so were those of all that follow it. And where each ends.
+    fn starts(&self, cancel: &CancellationToken) -> Result<(Offsets, Offsets), KafkaError> {
+        let copies = self.copies();
+        let copy = |partition: i32| copies[partition as usize].clone();
         let events = self.project.partitions_of_events();
         // The copies' ends first: what is copied from now on comes behind them.
-        let copied = self.history.bounds(&copies)?;
+        let ends = self.ends()?;
         let logged = self.history.bounds(&events)?;
-        let mut starts: BTreeMap<i32, i64> = copied.iter().map(|(at, (_, end))| (at.partition, *end)).collect();
+        let mut starts = ends.clone();
         let mut spans = Vec::new();
         for at in events {
             let Some(&(low, high)) = logged.get(&at) else { continue };
@@ -137,6 +156,6 @@ impl Source {
             let found = self.history.offsets_at(&asked)?;
             starts.extend(found.into_iter().map(|(at, offset)| (at.partition, offset)));
         }
-        Ok(starts)
+        Ok((starts, ends))
     }
 }

@@ -7,12 +7,15 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use tidemill_common::redis::Redis;
+use tidemill_common::redis::{Redis, RedisFailure};
+use tidemill_stream::cache::scan::Scan;
 
 use super::format::Format;
 use crate::keys;
 
 const TTL_S: u64 = 3_600;
+/// Keys per round trip.
+const CHUNK: usize = 500;
 
 /// Answers that were given before.
 pub struct Cache {
@@ -79,6 +82,24 @@ impl Cache {
             tracing::debug!(%error, "an answer is not kept");
         }
     }
+}
+
+/// Drops all answers that a project was given before.
+pub async fn drop_answers(redis: &Redis, project: &str) -> Result<(), RedisFailure> {
+    for node in redis.masters().await? {
+        let node = redis.on(&node)?;
+        let mut answers = Scan::matching(&node, &keys::query(project, "*"));
+        while let Some(keys) = answers.next().await? {
+            for keys in keys.chunks(CHUNK) {
+                let mut unlink = redis::pipe();
+                for key in keys {
+                    unlink.cmd("UNLINK").arg(key).ignore(); // each alone: a cluster takes no keys of several slots
+                }
+                node.run::<()>(&unlink).await?;
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The key of a query: what is asked, in which form and within which limits, by whom.

@@ -1,5 +1,6 @@
 //! The planner and its surroundings: made anew for every query, and knowing as little as possible.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 
 use datafusion::catalog::{CatalogProvider, MemoryCatalogProvider, MemorySchemaProvider};
@@ -15,7 +16,7 @@ use datafusion::prelude::{SessionConfig, SessionContext};
 use datafusion::sql::parser::Statement;
 
 use super::error::SqlError;
-use super::growth::JOINING;
+use super::growth::{JOINING, MAX_TEXT};
 use super::json;
 use crate::events::store::{Files, Only};
 
@@ -143,29 +144,28 @@ const FUNCTIONS: &[&str] = &[
 /// These make one large value of many rows.
 const GATHERING: [&str; 2] = ["array_agg", "string_agg"];
 
-/// Rows that are worked on at once. Their memory is not in the pool, and each may hold all text of the query in each
-/// column: the longer the query, the fewer, so that it is at most 100 × 8 MiB.
-const BATCH: std::ops::RangeInclusive<usize> = 1_024..=8_192;
-const BATCH_TEXT: usize = 8 * 1024 * 1024;
-/// Columns of any step of a query.
-const MAX_COLUMNS: usize = 100;
+/// Rows that are worked on at once.
+const BATCH: RangeInclusive<usize> = 1_024..=8_192;
+/// Their memory is not in the pool, and each may hold all text of the query in each column, which is at most this many
+/// bytes: the longer the query and the wider its widest step, the fewer rows.
+const BATCH_TEXT: usize = 800 * 1024 * 1024;
+/// Columns of any step of a query. A table has up to 200 that its project declares.
+const MAX_COLUMNS: usize = 1_000;
 
 /// A context without tables, table functions, file formats or table factories: without them no path or URL means
 /// anything. It can read `files` and no others. Sorts and groups that outgrow `memory` bytes fail; nothing is spilled
-/// to disk. The query has `length` bytes.
-pub fn new(memory: usize, files: Option<Arc<Files>>, length: usize) -> Result<SessionContext> {
+/// to disk.
+pub fn new(memory: usize, files: Option<Arc<Files>>) -> Result<SessionContext> {
     let disk = DiskManagerBuilder::default().with_mode(DiskManagerMode::Disabled);
     let runtime = RuntimeEnvBuilder::new()
         .with_memory_pool(Arc::new(GreedyMemoryPool::new(memory)))
         .with_disk_manager_builder(disk)
         .with_object_store_registry(Arc::new(Only(files)))
         .build_arc()?;
-    let batch = (BATCH_TEXT / length.max(1)).clamp(*BATCH.start(), *BATCH.end());
     let config = SessionConfig::new()
         .with_create_default_catalog_and_schema(false)
         .with_default_catalog_and_schema(CATALOG, SCHEMA)
-        .with_information_schema(false)
-        .with_batch_size(batch);
+        .with_information_schema(false);
     let mut scalars = SessionStateDefaults::default_scalar_functions();
     scalars.retain(|function| FUNCTIONS.contains(&function.name()) || JOINING.contains(&function.name()));
     scalars.extend(json::functions());
@@ -202,13 +202,29 @@ pub fn is_volatile(plan: &LogicalPlan) -> Result<bool> {
     Ok(found)
 }
 
-/// Plans a statement and makes sure once more that it only reads.
-pub async fn plan(context: &SessionContext, statement: Statement) -> std::result::Result<LogicalPlan, SqlError> {
+/// Plans a statement of `length` bytes, makes sure once more that it only reads, and sets how many rows are worked on at
+/// once.
+pub async fn plan(
+    context: &SessionContext,
+    statement: Statement,
+    length: usize,
+) -> std::result::Result<LogicalPlan, SqlError> {
     let plan = context.state().statement_to_plan(statement).await?;
     SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false).verify_plan(&plan)?;
-    let wide = |node: &LogicalPlan| Ok(node.schema().fields().len() > MAX_COLUMNS);
-    if plan.exists(wide)? {
-        return Err(SqlError::Refused(format!("the query has a step with more than {MAX_COLUMNS} columns")));
+    let mut columns = 1;
+    plan.apply_with_subqueries(|node| {
+        columns = columns.max(node.schema().fields().len());
+        Ok(TreeNodeRecursion::Continue)
+    })?;
+    let text = length.clamp(1, MAX_TEXT);
+    let most = MAX_COLUMNS.min(BATCH_TEXT / BATCH.start() / text);
+    if columns > most {
+        return Err(SqlError::Refused(format!(
+            "the query has a step of {columns} columns, and a query of this length may have {most}: make it shorter, or \
+             join fewer tables"
+        )));
     }
+    let batch = (BATCH_TEXT / columns / text).clamp(*BATCH.start(), *BATCH.end());
+    context.state_ref().write().config_mut().options_mut().execution.batch_size = batch;
     Ok(plan)
 }

@@ -15,7 +15,7 @@ use datafusion::sql::sqlparser::ast::{BinaryOperator, Expr, FunctionArguments, Q
 use super::error::SqlError;
 
 /// Bytes of text in a statement, outside of IN lists.
-const MAX_TEXT: usize = 8 * 1024;
+pub const MAX_TEXT: usize = 8 * 1024;
 /// Values that a statement joins with `||`, concat, concat_ws and `[…]`.
 const MAX_JOINED: usize = 32;
 /// The functions that join values.

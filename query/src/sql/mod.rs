@@ -46,6 +46,7 @@ use query::{Asked, Ours, Query, Theirs, Work};
 use response::{Head, Started};
 use warehouse::{Allowance, Warehouse};
 
+pub use cache::drop_answers;
 pub use request::Request;
 pub use warehouse::tenant;
 

@@ -131,13 +131,13 @@ impl Ours {
         limits: Limits,
         to: &Sender<Result<Piece, SqlError>>,
     ) -> Result<bool, SqlError> {
-        let context = context::new(self.memory, self.view.as_ref().and_then(View::files), self.parsed.length)?;
+        let context = context::new(self.memory, self.view.as_ref().and_then(View::files))?;
         for name in &self.parsed.tables {
             if let Some(table) = self.table(name) {
                 context.register_table(name, table)?;
             }
         }
-        let plan = context::plan(&context, self.parsed.statement).await?;
+        let plan = context::plan(&context, self.parsed.statement, self.parsed.length).await?;
         let is_volatile = context::is_volatile(&plan)?;
         let stream = context.execute_logical_plan(plan).await?.execute_stream().await?;
         answer::send(&stream.schema(), stream, &self.parsed.names, format, limits, to).await?;

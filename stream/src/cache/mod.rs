@@ -11,7 +11,7 @@ mod mend;
 mod nodes;
 mod replicas;
 mod report;
-mod scan;
+pub mod scan;
 mod shards;
 pub mod status;
 mod verify;
