@@ -12,7 +12,7 @@ S3_REGION, S3_ACCESS_KEY_ID, S3_SECRET_ACCESS_KEY, TIDEMILL_WAREHOUSE__CATALOG a
 
 Archivers go on meanwhile: they notice the commit, and add their files to what Spark has made. What was rewritten or
 deleted stays in the table's past until `tidemill archive maintain` lets go of it. The last line on standard output is
-JSON.
+JSON; where a project failed it names it under "failed", and the exit code is 1.
 """
 
 import argparse
@@ -20,6 +20,7 @@ import json
 import os
 import pathlib
 import sys
+import traceback
 from urllib.parse import unquote, urlsplit
 
 CATALOG = "tidemill"
@@ -92,38 +93,43 @@ def named(project):
     return f"{CATALOG}.tidemill.`{project}`.events"
 
 
-def tables(spark, project):
-    """Projects and their tables."""
-    if project:
-        names = [project]
-    else:
-        rows = spark.sql(f"SHOW NAMESPACES IN {CATALOG}.tidemill").collect()
-        names = [row[0].split(".")[-1].strip("`") for row in rows]
-    return [(name, named(name)) for name in names]
+def projects(spark):
+    """Those that have a table."""
+    rows = spark.sql(f"SHOW NAMESPACES IN {CATALOG}.tidemill").collect()
+    names = [row[0].split(".")[-1].strip("`") for row in rows]
+    return [name for name in names if spark.catalog.tableExists(named(name))]
 
 
 def compact(spark, arguments):
     """Files of days with five or more small ones become files of the target size. Then, manifests are grouped by day."""
     since = f"current_timestamp() - INTERVAL {int(arguments.days)} DAYS"
     since = spark.sql(f"SELECT date_format({since}, 'yyyy-MM-dd')").first()[0]
-    for project, table in tables(spark, arguments.project):
+
+    def act(project):
+        table = quoted(named(project))
         row = spark.sql(f"""
             CALL {CATALOG}.system.rewrite_data_files(
-                table => {quoted(table)}, strategy => 'sort', sort_order => {quoted(SORTED_BY)},
+                table => {table}, strategy => 'sort', sort_order => {quoted(SORTED_BY)},
                 where => {quoted(f"occurred_at >= TIMESTAMP '{since} 00:00:00'")},
                 options => map('min-input-files', '{int(arguments.min_files)}', 'partial-progress.enabled', 'true',
                                'target-file-size-bytes', '{TARGET_BYTES}'))""").first()
-        spark.sql(f"CALL {CATALOG}.system.rewrite_manifests(table => {quoted(table)}, use_caching => false)")
-        yield {"project": project, "rewritten": row["rewritten_data_files_count"], "added": row["added_data_files_count"]}
+        spark.sql(f"CALL {CATALOG}.system.rewrite_manifests(table => {table}, use_caching => false)")
+        return {"rewritten": row["rewritten_data_files_count"], "added": row["added_data_files_count"]}
+
+    return [arguments.project] if arguments.project else projects(spark), act
 
 
 def retain(spark, arguments):
     """Whole days are deleted, which rewrites nothing."""
-    for project, days in retention(spark).items():
-        if arguments.project in (None, project):
-            before = spark.sql(f"SELECT date_sub(current_date(), {int(days)})").first()[0]
-            spark.sql(f"DELETE FROM {named(project)} WHERE occurred_at < TIMESTAMP '{before} 00:00:00'")
-            yield {"project": project, "before": str(before)}
+    limits = retention(spark)
+
+    def act(project):
+        before = spark.sql(f"SELECT date_sub(current_date(), {int(limits[project])})").first()[0]
+        spark.sql(f"DELETE FROM {named(project)} WHERE occurred_at < TIMESTAMP '{before} 00:00:00'")
+        return {"before": str(before)}
+
+    chosen = [arguments.project] if arguments.project else projects(spark)
+    return [project for project in chosen if project in limits], act
 
 
 def retention(spark):
@@ -139,12 +145,29 @@ def retention(spark):
 
 def forget(spark, arguments):
     """Files with the user's events are written again without them."""
-    table = named(arguments.project)
     where = f"user_id = {quoted(arguments.user)}"
-    rows = spark.table(table).where(where).count()
-    if rows:
-        spark.sql(f"DELETE FROM {table} WHERE {where}")
-    yield {"project": arguments.project, "deleted": rows}
+
+    def act(project):
+        rows = spark.table(named(project)).where(where).count()
+        if rows:
+            spark.sql(f"DELETE FROM {named(project)} WHERE {where}")
+        return {"deleted": rows}
+
+    return [arguments.project], act
+
+
+def run(command, spark, arguments):
+    """Does it for each project. One that fails does not keep the others from it."""
+    names, act = arguments.act(spark, arguments)
+    done, failed = [], []
+    for project in names:
+        try:
+            done.append({"project": project, **act(project)})
+        except Exception as error:
+            traceback.print_exc()
+            failed.append({"project": project, "error": str(error).partition("\n")[0]})
+    print(json.dumps({"command": command, "tables": done, "failed": failed}))
+    return 1 if failed else 0
 
 
 def main():
@@ -162,7 +185,7 @@ def main():
     arguments = parser.parse_args()
     spark = session()
     try:
-        print(json.dumps({"command": arguments.command, "tables": list(arguments.act(spark, arguments))}))
+        return run(arguments.command, spark, arguments)
     finally:
         spark.stop()
 

@@ -156,9 +156,13 @@ impl Archive {
         matches!(&self.state, State::Live(live) if live.is_ending())
     }
 
-    /// Shows how many rows wait for the next commit.
-    pub fn show_buffer(&self) {
-        let rows = if let State::Live(live) = &self.state { live.buffer().rows() } else { 0 };
+    /// Shows how many rows wait for the next commit, and from time to time how many files the table has.
+    pub fn show(&mut self, shared: &Shared) {
+        let mut rows = 0;
+        if let State::Live(live) = &mut self.state {
+            live.show_table(shared);
+            rows = live.buffer().rows();
+        }
         metrics::gauge!("tidemill_archiver_buffered_rows", "project" => self.project.clone()).set(rows as f64);
     }
 

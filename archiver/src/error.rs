@@ -41,6 +41,9 @@ pub enum ArchiveError {
     /// What is in hand was judged by a layout that is over.
     #[error("the project of {0} has got more partitions or a route since its records were read; they are read again")]
     Grown(String),
+    /// What is in hand may be of another log.
+    #[error("the topic {0} was deleted and made again since its records were read; it is read from its beginning")]
+    MadeAgain(String),
     /// The topic is gone.
     #[error("the topic {0} does not exist (any more)")]
     NoTopic(String),

@@ -9,7 +9,7 @@ use iceberg::table::Table;
 use tidemill_common::codec::DecodeError;
 use tidemill_common::failpoint::{existed, mutant};
 use tidemill_common::home::Layout;
-use tidemill_common::kafka::Record;
+use tidemill_common::kafka::{Record, topic_incarnations};
 use tidemill_common::origin::Origin;
 use tidemill_common::projects::{Project, layouts_now};
 use tidemill_common::seen::fingerprint;
@@ -20,7 +20,7 @@ use crate::declared::Declared;
 use crate::error::ArchiveError;
 use crate::given_up::{Fate, GivenUp, Log};
 use crate::prepare::{Prepared, Seen, Shared};
-use crate::writing::{Batch, Writing};
+use crate::writing::{self, Batch, Writing};
 
 /// How often a record that cannot be judged is tried again.
 const HELD_RETRY: Duration = Duration::from_secs(1);
@@ -28,6 +28,8 @@ const HELD_RETRY: Duration = Duration::from_secs(1);
 const LEAST_SHARE: usize = 4;
 /// After so many records it is asked whether the layout holds that they were judged by, if no commit has asked before.
 const CONFIRMED: usize = 10_000;
+/// How many files the table has is shown at least this often.
+const SHOWN: Duration = Duration::from_secs(300);
 /// The answer has to come within this time.
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -51,6 +53,8 @@ pub struct Live {
     held_at: Instant,
     /// How many records were judged since it was last known that our layout holds.
     judged: usize,
+    /// When it was last shown how many files the table has.
+    shown_at: Instant,
 }
 
 impl Live {
@@ -59,6 +63,7 @@ impl Live {
         let (buffer, given_up, declared, writing) = Default::default();
         let (held, held_at) = (BTreeMap::new(), Instant::now());
         let next = starts;
+        writing::show(&project.id, &table);
         Self {
             project,
             layout,
@@ -73,6 +78,7 @@ impl Live {
             held,
             held_at,
             judged: 0,
+            shown_at: held_at,
         }
     }
 
@@ -152,6 +158,19 @@ impl Live {
         Ok(())
     }
 
+    /// Makes sure that what was read is of the topic that there is, asked after all of it was read: one that was deleted
+    /// and made again in between is another log, whose offsets may go on as if it were the same.
+    async fn confirm_topic(&mut self, shared: &Shared) -> Result<(), ArchiveError> {
+        let (kafka, topic) = (shared.kafka.clone(), self.topic.to_string());
+        let ask = move || topic_incarnations(&kafka, [topic], ANSWER);
+        let now = tokio::task::spawn_blocking(ask).await??;
+        match now.get(&*self.topic) {
+            Some(now) if *now == self.seen.incarnation => Ok(()),
+            Some(_) => Err(ArchiveError::MadeAgain(self.topic.to_string())),
+            None => Err(ArchiveError::NoTopic(self.topic.to_string())),
+        }
+    }
+
     /// Hands rows over to be written when there are enough of them, and ends the commit when it is time to; at once
     /// where `everything` is to go. One commit at a time: while it is ending, rows wait.
     pub async fn hand_over(&mut self, shared: &Shared, now: Instant, everything: bool) -> Result<(), ArchiveError> {
@@ -181,6 +200,7 @@ impl Live {
     /// Has the commit end with all that there is.
     async fn end(&mut self, shared: &Shared) -> Result<(), ArchiveError> {
         self.confirm(shared).await?;
+        self.confirm_topic(shared).await?;
         let (rows, moved) = self.buffer.take();
         self.writing(shared).end(rows, moved);
         Ok(())
@@ -205,6 +225,7 @@ impl Live {
         let Some(writing) = self.writing.take_if(|writing| wait || writing.is_finished()) else { return Ok(None) };
         let committed = writing.outcome().await?;
         self.table = committed.table;
+        self.shown_at = Instant::now();
         self.declared = committed.declared;
         Ok(Some(committed.moved))
     }
@@ -217,6 +238,21 @@ impl Live {
     /// Whether a commit is on its way that frees memory without anything being done.
     pub fn is_ending(&self) -> bool {
         self.writing.as_ref().is_some_and(|writing| writing.ending() || writing.waiting() > 0)
+    }
+
+    /// Shows how many files the table has when no commit has done so for long: other engines make them fewer.
+    pub fn show_table(&mut self, shared: &Shared) {
+        if self.shown_at.elapsed() < SHOWN {
+            return;
+        }
+        self.shown_at = Instant::now();
+        let (tables, project) = (shared.tables.clone(), self.project.id.clone());
+        tokio::spawn(async move {
+            match tables.load(&project).await {
+                Ok(table) => table.iter().for_each(|table| writing::show(&project, table)),
+                Err(error) => tracing::debug!(project, %error, "it cannot be shown how many files the table has"),
+            }
+        });
     }
 
     /// What was seen.

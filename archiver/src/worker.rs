@@ -248,8 +248,8 @@ impl Worker {
         !self.archives.is_empty() && self.archives.values().all(|a| matches!(a.state, State::Stopped(_)))
     }
 
-    fn report(&self) {
-        self.archives.values().for_each(Archive::show_buffer);
+    fn report(&mut self) {
+        self.archives.values_mut().for_each(|archive| archive.show(&self.shared));
         metrics::gauge!("tidemill_archiver_buffered_bytes").set(self.bytes() as f64);
         metrics::gauge!("tidemill_archiver_paused").set(f64::from(u8::from(self.full)));
         let problems: Vec<String> = self.archives.values().filter_map(Archive::problem).collect();

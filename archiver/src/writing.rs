@@ -206,11 +206,16 @@ fn report(project: &str, rows: usize, files: &[DataFile], table: &Table) {
     counter!("tidemill_archiver_commits_total", "project" => project()).increment(1);
     counter!("tidemill_archiver_files_total", "project" => project()).increment(files.len() as u64);
     counter!("tidemill_archiver_file_bytes_total", "project" => project()).increment(bytes);
+    show(&project(), table);
+}
+
+/// Shows how many files a table has.
+pub fn show(project: &str, table: &Table) {
     // The summary counts on from snapshot to snapshot, those of other engines too.
     let summary = table.metadata().current_snapshot().map(|snapshot| &snapshot.summary().additional_properties);
     let total = |name| summary.and_then(|summary| summary.get(name)?.parse::<f64>().ok());
     if let (Some(files), Some(bytes)) = (total("total-data-files"), total("total-files-size")) {
-        gauge!("tidemill_archiver_table_files", "project" => project()).set(files);
-        gauge!("tidemill_archiver_table_bytes", "project" => project()).set(bytes);
+        gauge!("tidemill_archiver_table_files", "project" => project.to_owned()).set(files);
+        gauge!("tidemill_archiver_table_bytes", "project" => project.to_owned()).set(bytes);
     }
 }

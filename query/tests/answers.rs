@@ -103,6 +103,11 @@ async fn answers_are_cut_off_by_bytes_too() {
     let api = with_sessions(Config { sql_max_answer_mb: 1, ..Config::default() }, 40).await;
     let answer = accept(&api, MANY, "application/x-ndjson").await.bytes().await.unwrap();
     assert!((1 << 20..3 << 19).contains(&answer.len()), "{}", answer.len());
+    // One that is as long as may be, but whole: it was passed with the last rows.
+    let all = answer.split(|byte| *byte == b'\n').count() - 1;
+    let whole = accept(&api, &format!("SELECT * FROM ({MANY} LIMIT {all})"), "application/json").await;
+    let json: Value = whole.json().await.unwrap();
+    assert_eq!((json["rows"].as_array().unwrap().len(), &json["truncated"]), (all, &json!(false)));
 }
 
 #[tokio::test]
@@ -125,6 +130,34 @@ async fn a_query_ends_when_its_caller_hangs_up() {
     let started = Instant::now();
     eventually("its place is free", || async { api.sql("SELECT 1").await.0 == 200 }).await;
     assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn a_caller_that_does_not_read_holds_its_place_no_longer_than_the_timeout() {
+    let config = Config {
+        concurrency: 1,
+        sql_queue: 0,
+        sql_timeout_s: 3,
+        sql_max_rows: 10_000_000,
+        sql_max_answer_mb: 1_000,
+        ..Config::default()
+    };
+    let api = with_sessions(config, 120).await;
+    let address = api.base.strip_prefix("http://").unwrap();
+    let mut stalled = TcpStream::connect(address).await.unwrap();
+    let body = json!({ "sql": MANY }).to_string();
+    let (key, length) = (&api.key, body.len());
+    let request = format!(
+        "POST /v1/query HTTP/1.1\r\nhost: {address}\r\nauthorization: Bearer {key}\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
+    stalled.write_all(request.as_bytes()).await.unwrap();
+    let mut first = [0; 12];
+    stalled.read_exact(&mut first).await.unwrap();
+    assert_eq!(&first, b"HTTP/1.1 200", "it has the place");
+    eventually("its place is free", || async { api.sql("SELECT now()").await.0 == 200 }).await;
+    let mut answer = Vec::new();
+    stalled.read_to_end(&mut answer).await.unwrap();
+    assert!(!answer.ends_with(b"0\r\n\r\n"), "it broke off");
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use futures::{StreamExt, TryStreamExt};
 use iceberg::table::Table;
+use opendal::layers::{RetryLayer, TimeoutLayer};
 use opendal::services::{Fs, S3};
 use opendal::{EntryMode, Operator};
 
@@ -63,7 +64,8 @@ fn open(table: &Table) -> Result<(Operator, String, String), MaintainError> {
     let location = table.metadata().location();
     if let Some((bucket, path)) = bucket(location) {
         let storage = Operator::new(s3(bucket, table.file_io().config().props()))?.finish();
-        return Ok((storage.layer(opendal::layers::RetryLayer::new()), format!("s3://{bucket}/"), path.to_owned()));
+        let patient = storage.layer(TimeoutLayer::new()).layer(RetryLayer::new());
+        return Ok((patient, format!("s3://{bucket}/"), path.to_owned()));
     }
     let path = path(location).ok_or_else(|| MaintainError::Location(location.to_owned()))?;
     let storage = Operator::new(Fs::default().root("/"))?.finish();

@@ -42,6 +42,24 @@ async fn copies_strays_and_garbage_leave_no_row() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_topic_made_again_is_another_log() {
+    let world = World::new().await;
+    world.send_all(&events_with_copies(0, 100)).await;
+    let archiver = start(&world, config(&world, "a")).await;
+    archived(&world, &world.project).await;
+    let mut expected = rows(&world, &world.project).await;
+    world.delete_topics(&world.project).await;
+    world.create_topics(&world.project).await;
+    // More than there was: the offsets go on as if it were the same.
+    world.send_all(&events_with_copies(1_000, 1_300)).await;
+    archived(&world, &world.project).await;
+    archiver.stop().await;
+    expected.extend(first_sights(&world, |_| true).await);
+    expected.sort();
+    assert_eq!(rows(&world, &world.project).await, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn shutdown_commits_what_is_buffered() {
     let world = World::new().await;
     let mut slow = config(&world, "a");

@@ -22,6 +22,7 @@ use std::time::Duration;
 use datafusion::catalog::TableProvider;
 use datafusion::execution::cache::DefaultFilesMetadataCache;
 use datafusion::execution::cache::cache_manager::FileMetadataCache;
+use serde::{Deserialize, Serialize};
 use sqlx::PgPool;
 use tidemill_archiver::declared::Declared;
 use tidemill_archiver::table::Tables;
@@ -81,7 +82,7 @@ pub struct View {
 }
 
 /// How much of the tail a view has.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TailIs {
     /// All that was there: events are seen as soon as the stream has processed them.
     Whole,

@@ -61,10 +61,14 @@ where
     let schema = presented(schema, written, format);
     let mut writer = Writer::new(format, &schema)?;
     let (mut rows, mut bytes, mut truncated) = (0, 0, false);
+    // Only a further row tells whether something is cut off, so a full answer reads on until there is one.
     while let Some(batch) = batches.try_next().await? {
-        let take = batch.num_rows().min(limits.rows - rows);
-        truncated = take < batch.num_rows();
+        let mut take = batch.num_rows().min(limits.rows - rows);
         for start in (0..take).step_by(ROWS) {
+            if bytes + writer.len() > limits.bytes {
+                take = start;
+                break;
+            }
             writer.write(&present(&batch.slice(start, ROWS.min(take - start)), &schema)?)?;
             if writer.len() >= PIECE {
                 bytes += writer.len();
@@ -72,14 +76,9 @@ where
                     return Ok(());
                 }
             }
-            if bytes + writer.len() > limits.bytes {
-                truncated |= start + ROWS < take;
-                break;
-            }
         }
         rows += take;
-        // Only a further row tells whether something is cut off, so a full answer reads on by one batch.
-        truncated |= bytes + writer.len() > limits.bytes;
+        truncated = take < batch.num_rows();
         if truncated {
             break;
         }

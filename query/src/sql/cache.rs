@@ -11,6 +11,7 @@ use tidemill_common::redis::{Redis, RedisFailure};
 use tidemill_stream::cache::scan::Scan;
 
 use super::format::Format;
+use super::response::MadeFrom;
 use crate::keys;
 
 const TTL_S: u64 = 3_600;
@@ -38,6 +39,8 @@ pub struct Wanted<'a> {
 pub struct Kept {
     pub body: Bytes,
     pub truncated: bool,
+    /// Where that is other data than would be read now.
+    pub made_from: Option<MadeFrom>,
     /// Since it was made.
     pub age: Duration,
 }
@@ -48,6 +51,7 @@ struct Head {
     identity: Option<String>,
     made_ms: i64,
     truncated: bool,
+    made_from: MadeFrom,
 }
 
 impl Cache {
@@ -71,8 +75,16 @@ impl Cache {
     }
 
     /// Keeps an answer.
-    pub async fn put(&self, key: &str, identity: Option<String>, made_ms: i64, body: &[u8], truncated: bool) {
-        let head = Head { identity, made_ms, truncated };
+    pub async fn put(
+        &self,
+        key: &str,
+        identity: Option<String>,
+        made_from: &MadeFrom,
+        made_ms: i64,
+        body: &[u8],
+        truncated: bool,
+    ) {
+        let head = Head { identity, made_ms, truncated, made_from: made_from.clone() };
         let Ok(mut value) = serde_json::to_vec(&head) else { return };
         value.push(b'\n');
         value.extend_from_slice(body);
@@ -123,7 +135,8 @@ fn fitting(value: Bytes, wanted: Wanted<'_>) -> Option<Kept> {
     let age = Duration::from_millis(u64::try_from(wanted.now_ms - head.made_ms).unwrap_or(0));
     let is_same = wanted.identity.is_some() && head.identity.as_deref() == wanted.identity;
     let is_young = wanted.max_age.is_some_and(|most| age <= most);
-    (is_same || is_young).then(|| Kept { body: value.slice(end + 1..), truncated: head.truncated, age })
+    let (truncated, made_from) = (head.truncated, (!is_same).then_some(head.made_from));
+    (is_same || is_young).then(|| Kept { body: value.slice(end + 1..), truncated, made_from, age })
 }
 
 #[cfg(test)]
@@ -132,22 +145,28 @@ mod tests {
 
     #[test]
     fn an_answer_is_given_again_for_the_same_data_or_to_who_allows_its_age() {
-        let value = Bytes::from_static(b"{\"identity\":\"1.0\",\"made_ms\":1000,\"truncated\":true}\nbody\n");
+        let made_from = || MadeFrom { snapshot: Some("1".to_owned()), tail: None };
+        let kept = |identity: Option<&str>| {
+            let identity = identity.map(str::to_owned);
+            let head = Head { identity, made_ms: 1_000, truncated: true, made_from: made_from() };
+            Bytes::from([serde_json::to_vec(&head).expect("JSON"), b"\nbody\n".to_vec()].concat())
+        };
+        let value = kept(Some("1.0"));
         let at = |identity, max_age: Option<u64>, now_ms| {
             fitting(value.clone(), Wanted { identity, max_age: max_age.map(Duration::from_millis), now_ms })
         };
         let age = Duration::from_millis(500);
         assert_eq!(
             at(Some("1.0"), None, 1_500),
-            Some(Kept { body: Bytes::from_static(b"body\n"), truncated: true, age })
+            Some(Kept { body: Bytes::from_static(b"body\n"), truncated: true, made_from: None, age })
         );
         assert_eq!(at(Some("2.0"), None, 1_500), None);
         assert_eq!(at(None, None, 1_500), None);
-        assert!(at(None, Some(500), 1_500).is_some() && at(Some("2.0"), Some(500), 1_500).is_some());
+        assert!(at(None, Some(500), 1_500).is_some());
+        assert_eq!(at(Some("2.0"), Some(500), 1_500).expect("young").made_from, Some(made_from()));
         assert_eq!(at(None, Some(499), 1_500), None);
         assert!(at(None, Some(0), 900).is_some(), "clocks may differ");
-        let no_identity = Bytes::from_static(b"{\"identity\":null,\"made_ms\":1000,\"truncated\":false}\n");
-        assert_eq!(fitting(no_identity, Wanted { identity: None, max_age: None, now_ms: 0 }), None);
+        assert_eq!(fitting(kept(None), Wanted { identity: None, max_age: None, now_ms: 0 }), None);
         assert_eq!(
             fitting(Bytes::from_static(b"nonsense"), Wanted { identity: None, max_age: Some(age), now_ms: 0 }),
             None

@@ -151,6 +151,8 @@ const BATCH: RangeInclusive<usize> = 1_024..=8_192;
 const BATCH_TEXT: usize = 800 * 1024 * 1024;
 /// Columns of any step of a query. A table has up to 200 that its project declares.
 const MAX_COLUMNS: usize = 1_000;
+/// Tables in Postgres that a query reads; each takes a connection as long as it is read.
+pub const MAX_SCANS: u32 = 8;
 
 /// A context without tables, table functions, file formats or table factories: without them no path or URL means
 /// anything. It can read `files` and no others. Sorts and groups that outgrow `memory` bytes fail; nothing is spilled
@@ -211,11 +213,17 @@ pub async fn plan(
 ) -> std::result::Result<LogicalPlan, SqlError> {
     let plan = context.state().statement_to_plan(statement).await?;
     SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false).verify_plan(&plan)?;
-    let mut columns = 1;
+    let (mut columns, mut scans) = (1, 0);
     plan.apply_with_subqueries(|node| {
         columns = columns.max(node.schema().fields().len());
+        scans += u32::from(matches!(node, LogicalPlan::TableScan(scan) if scan.table_name.table() != "events"));
         Ok(TreeNodeRecursion::Continue)
     })?;
+    if scans > MAX_SCANS {
+        return Err(SqlError::Refused(format!(
+            "the query reads sessions, metrics and daily_metrics {scans} times, and may do so {MAX_SCANS} times"
+        )));
+    }
     let text = length.clamp(1, MAX_TEXT);
     let most = MAX_COLUMNS.min(BATCH_TEXT / BATCH.start() / text);
     if columns > most {

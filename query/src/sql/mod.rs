@@ -52,8 +52,6 @@ pub use warehouse::tenant;
 
 /// Planning recurses along chains like `a OR b OR …`; the guard's limits keep them within this.
 const STACK: usize = 128 * 1024 * 1024;
-/// Connections per query: each table of Postgres that is read at the same time takes one.
-const SCANS: u32 = 8;
 /// Pieces of an answer that wait for the caller to take them.
 const PIECES: usize = 2;
 /// Planning cannot be interrupted; the caller does not wait for it longer than this beyond the timeout.
@@ -99,7 +97,7 @@ impl Engine {
             .enable_all()
             .build()?;
         let timeout = Duration::from_secs(config.sql_timeout_s);
-        let pool = postgres::read_only_pool(&connections.database_url, queries as u32 * SCANS, timeout)?;
+        let pool = postgres::read_only_pool(&connections.database_url, queries as u32 * context::MAX_SCANS, timeout)?;
         Ok(Self {
             runtime: Some(runtime),
             events: Events::new(connections, pool.clone(), tail_mb * 1024 * 1024, Handle::current()),
@@ -127,6 +125,7 @@ impl Engine {
         let wanted = Wanted { identity: identity.as_deref(), max_age, now_ms };
         if let Some(kept) = self.cache.get(&key, wanted).await {
             head.age = Some(kept.age);
+            head.made_from = kept.made_from.unwrap_or(head.made_from);
             return Ok(head.whole(kept.body, kept.truncated));
         }
         let place = self.place(project, priority).await?;
@@ -144,7 +143,7 @@ impl Engine {
             Ok(Some(Ok(Piece::Last(body, truncated)))) => {
                 let identity = if running.await.unwrap_or(true) { None } else { identity };
                 if identity.is_some() || max_age.is_some() {
-                    self.cache.put(&key, identity, now_ms, &body, truncated).await;
+                    self.cache.put(&key, identity, &head.made_from, now_ms, &body, truncated).await;
                 }
                 Ok(head.whole(body, truncated))
             }

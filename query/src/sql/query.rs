@@ -9,6 +9,7 @@ use datafusion::sql::parser::Statement;
 use sqlx::PgPool;
 use tidemill_common::projects::Project;
 use tokio::sync::mpsc::Sender;
+use tokio::sync::mpsc::error::TrySendError;
 
 use super::answer::{self, Limits, Piece};
 use super::error::SqlError;
@@ -96,7 +97,8 @@ impl Parsed {
 }
 
 impl Query {
-    /// Sends the answer, or why there is none. Says whether it may be another one the next time.
+    /// Sends the answer, or why there is none. Says whether it may be another one the next time. Waits for the caller no
+    /// longer than the timeout: whoever does not read must not hold a place.
     pub async fn answer_in(self, timeout: Duration, to: &Sender<Result<Piece, SqlError>>) -> bool {
         let (is_volatile, error) = match tokio::time::timeout(timeout, self.answer(to)).await {
             Ok(Ok(is_volatile)) => (is_volatile, None),
@@ -104,7 +106,10 @@ impl Query {
             Err(_) => (true, Some(SqlError::Timeout(timeout))),
         };
         if let Some(error) = error {
-            drop(to.send(Err(error)).await);
+            // Without a last piece the answer breaks off, too.
+            if let Err(TrySendError::Full(Err(error))) = to.try_send(Err(error)) {
+                tracing::warn!(%error, "an answer broke off, and the caller did not read");
+            }
         }
         is_volatile
     }

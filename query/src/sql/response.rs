@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures::stream;
 use http_body_util::StreamBody;
 use hyper::body::Frame;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc::Receiver;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -24,13 +25,19 @@ const SNAPSHOT: HeaderName = HeaderName::from_static("tidemill-snapshot");
 const TAIL: HeaderName = HeaderName::from_static("tidemill-tail");
 const WAREHOUSE: HeaderName = HeaderName::from_static("tidemill-warehouse");
 
+/// Which events an answer was made from; neither is there where it was made from none.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MadeFrom {
+    /// The archive's snapshot.
+    pub snapshot: Option<String>,
+    /// How much of the tail was there.
+    pub tail: Option<TailIs>,
+}
+
 /// What is said before the answer.
 pub struct Head {
     format: Format,
-    /// The archive's snapshot.
-    snapshot: Option<String>,
-    /// How much of the tail was there.
-    tail: Option<&'static str>,
+    pub made_from: MadeFrom,
     /// The engine that answers in our place.
     warehouse: Option<&'static str>,
     /// Of an answer that was kept.
@@ -49,13 +56,15 @@ impl Head {
     /// An answer in this format, of events as they are in `view`.
     pub fn new(format: Format, view: Option<&View>) -> Self {
         let snapshot = view.map(|view| view.snapshot().to_owned());
-        Self { format, snapshot, tail: view.map(|view| view.tail_is.as_str()), warehouse: None, age: None }
+        let made_from = MadeFrom { snapshot, tail: view.map(|view| view.tail_is) };
+        Self { format, made_from, warehouse: None, age: None }
     }
 
     /// An answer of another engine, which knows archived events only: as of this snapshot, or of whichever is the
     /// newest when it reads.
     pub fn of_warehouse(format: Format, warehouse: &'static str, snapshot: Option<String>) -> Self {
-        Self { format, snapshot, tail: Some(TailIs::Off.as_str()), warehouse: Some(warehouse), age: None }
+        let made_from = MadeFrom { snapshot, tail: Some(TailIs::Off) };
+        Self { format, made_from, warehouse: Some(warehouse), age: None }
     }
 
     /// An answer that is there. Whether rows were cut off is said before it.
@@ -81,9 +90,10 @@ impl Head {
         if let Some(age) = self.age {
             headers.insert(header::AGE, age.as_secs().into());
         }
-        let snapshot = self.snapshot.as_ref().and_then(|id| HeaderValue::from_str(id).ok());
+        let MadeFrom { snapshot, tail } = &self.made_from;
+        let snapshot = snapshot.as_ref().and_then(|id| HeaderValue::from_str(id).ok());
         headers.extend(snapshot.map(|id| (SNAPSHOT, id)));
-        let words = [(TAIL, self.tail), (WAREHOUSE, self.warehouse)];
+        let words = [(TAIL, tail.map(TailIs::as_str)), (WAREHOUSE, self.warehouse)];
         headers.extend(words.into_iter().filter_map(|(name, word)| Some((name, HeaderValue::from_static(word?)))));
         headers
     }
