@@ -208,20 +208,22 @@ async fn spark_deletes_a_users_archived_events_for_good() {
         let output = Command::new(&python)
             .arg(script)
             .args(arguments)
-            .args(["--project", &stack.project])
             .env("DATABASE_URL", &stack.connections.database_url)
             .env("WAREHOUSE_URL", &stack.connections.warehouse_url)
             .output()
             .unwrap();
-        assert!(output.status.success(), "{}", text(&output.stderr));
-        serde_json::from_str::<Value>(text(&output.stdout).lines().last().unwrap()).unwrap()["tables"][0].clone()
+        let told: Value = serde_json::from_str(text(&output.stdout).lines().last().unwrap()).unwrap();
+        assert_eq!(output.status.success(), told["failed"] == json!([]), "{}", text(&output.stderr));
+        told
     };
     fill(&stack, 1, 0, &["more", "more"]).await;
-    let compacted = script(&["compact", "--days", "100000", "--min-files", "2"]);
+    let told = script(&["compact", "--days", "100000", "--min-files", "2"]);
+    let compacted = &told["tables"][0];
     assert_eq!((&compacted["rewritten"], &compacted["added"]), (&json!(3), &json!(1)), "{compacted}");
     fill(&stack, 1, 2, &["more"]).await;
     json_of(&run(&stack, &["retention", "--project", &stack.project, "--days", "30", "--yes"]));
-    script(&["retain"]);
+    assert_eq!(script(&["retain"])["tables"][0]["project"], json!(stack.project));
+    assert_eq!(script(&["compact", "--project", "nobody"])["failed"][0]["project"], "nobody");
     assert_eq!(archived(&tables, &stack.project, "other").await.unwrap(), 0, "its day is over");
     fill(&stack, 1, 3, &["later"]).await;
     assert_eq!(archived(&tables, &stack.project, "later").await.unwrap(), 1, "appends go on");

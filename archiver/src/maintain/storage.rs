@@ -81,6 +81,9 @@ fn s3(bucket: &str, settings: &HashMap<String, String>) -> S3 {
     if let (Some(id), Some(secret)) = (get("s3.access-key-id"), get("s3.secret-access-key")) {
         s3 = s3.access_key_id(id).secret_access_key(secret);
     }
+    if let Some(token) = get("s3.session-token") {
+        s3 = s3.session_token(token);
+    }
     if get("s3.path-style-access") != Some("true") {
         s3 = s3.enable_virtual_host_style();
     }
