@@ -83,16 +83,17 @@ impl Filling {
             live.held = true;
             self.held.push(at.clone());
         }
-        if let Some(last) = records[..taken].last() {
-            self.step(at, live, last);
-            self.records += taken;
-            self.bytes += records[..taken].iter().map(Record::size).sum::<usize>();
+        let taken = &records[..taken];
+        if !taken.is_empty() {
+            self.step(at, live, taken);
+            self.records += taken.len();
+            self.bytes += taken.iter().map(Record::size).sum::<usize>();
         }
         Ok(())
     }
 
-    /// From the end of the last batch to behind this record.
-    fn step(&mut self, at: TopicPartition, live: &mut Live, last: &Record) {
+    /// From the end of the last batch to behind these records.
+    fn step(&mut self, at: TopicPartition, live: &mut Live, taken: &[Record]) {
         let step = self.steps.entry(at).or_insert_with(|| Advance {
             place: live.place.clone(),
             start: live.read,
@@ -100,9 +101,11 @@ impl Filling {
             projected: 0, // known when the batch is closed
             as_of: DateTime::UNIX_EPOCH,
         });
-        live.read = last.offset + 1;
+        live.read = taken.last().map_or(live.read, |last| last.offset + 1);
         step.next = live.read;
-        step.as_of = DateTime::from_timestamp_millis(last.append_ms).unwrap_or_default();
+        // Clocks of brokers differ, so the last one need not be the newest.
+        let newest_ms = taken.iter().map(|record| record.append_ms).max().unwrap_or_default();
+        step.as_of = step.as_of.max(DateTime::from_timestamp_millis(newest_ms).unwrap_or_default());
     }
 
     /// Whether it decides on dead letters.

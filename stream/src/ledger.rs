@@ -42,7 +42,7 @@ pub struct Advance {
     pub next: i64,
     /// Up to where everything is in Redis.
     pub projected: i64,
-    /// Append time of the last record.
+    /// The newest append time of its records.
     pub as_of: DateTime<Utc>,
 }
 
