@@ -83,6 +83,11 @@ impl Buffer {
         (taken.days, taken.moved)
     }
 
+    /// How far each partition has got that has moved since the last commit.
+    pub fn moved(&self) -> &BTreeMap<i32, Reached> {
+        &self.moved
+    }
+
     /// How many bytes its rows take.
     pub fn bytes(&self) -> usize {
         self.bytes

@@ -152,7 +152,7 @@ impl Live {
             return Err(ArchiveError::Grown(self.topic.to_string()));
         }
         for (partition, seen) in &mut self.seen.stores {
-            self.next.get(partition).into_iter().for_each(|next| seen.advance(*next));
+            self.buffer.moved().get(partition).into_iter().for_each(|reached| seen.advance(*reached));
         }
         self.judged = 0;
         Ok(())

@@ -128,7 +128,6 @@ pub async fn prepare(
             layout: Arc::clone(&layout),
             window_ms: project.dedupe_window_ms,
             seen: known.remove(&partition),
-            lost_end: matches!(start, Err(Gap::Cut { .. })),
         });
     }
     let filled = tokio::task::spawn_blocking(move || shared.filler.fill(fills, &cancel, |_, _| ())).await??;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use proptest::prelude::*;
 use tidemill_common::config::Warehouse;
+use tidemill_common::kafka::Reached;
 use tidemill_common::seen::{
     Checkpoints, Fingerprint, Limits, SeenError, SeenStore, SeenStores, StoreKey, fingerprint,
 };
@@ -135,9 +136,9 @@ impl World {
         for offset in missing.clone() {
             let (id, at) = self.log[(offset - FIRST) as usize];
             self.seen.note(id, offset, at);
-            self.seen.advance(offset + 1);
+            self.seen.advance(Reached { next: offset + 1, newest_ms: at });
         }
-        self.seen.advance(missing.end);
+        self.seen.advance(Reached { next: missing.end, ..self.seen.reached() });
         self.read_again += missing.clone().count();
     }
 
@@ -146,6 +147,8 @@ impl World {
         self.stores.close().unwrap();
         self.stores = SeenStores::open(&self.root.join("disk"), LIMITS).unwrap();
         self.seen = self.stores.load(&key(), WINDOW).unwrap();
+        let Reached { next, newest_ms } = self.seen.reached();
+        assert!(self.seen.is_empty() || self.log[(next - 1 - FIRST) as usize].1 <= newest_ms, "it knows how new it is");
         self.complete();
     }
 
@@ -180,8 +183,9 @@ impl World {
             }
         }
         if through {
+            let newest_ms = self.log[self.next..end].iter().map(|(_, at)| *at).max().unwrap_or(0);
             self.next = end;
-            self.seen.advance(offset_of(end));
+            self.seen.advance(Reached { next: offset_of(end), newest_ms });
         } else {
             self.complete();
         }
@@ -289,7 +293,7 @@ fn a_batch_that_did_not_go_through_is_taken_back() {
     assert!(world.seen.sight(a, 6, 0).unwrap());
     world.seen.complete(&(0..0));
     assert!(world.seen.sight(b, 7, 0).unwrap() && world.seen.sight(a, 8, 0).unwrap());
-    world.seen.advance(9);
+    world.seen.advance(Reached { next: 9, newest_ms: 0 });
     world.seen.complete(&(9..9));
     assert!(!world.seen.sight(a, 9, 0).unwrap(), "this one did");
 }

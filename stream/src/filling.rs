@@ -99,13 +99,13 @@ impl Filling {
             start: live.read,
             next: live.read,
             projected: 0, // known when the batch is closed
-            as_of: DateTime::UNIX_EPOCH,
+            newest_ms: 0,
         });
         live.read = taken.last().map_or(live.read, |last| last.offset + 1);
         step.next = live.read;
         // Clocks of brokers differ, so the last one need not be the newest.
         let newest_ms = taken.iter().map(|record| record.append_ms).max().unwrap_or_default();
-        step.as_of = step.as_of.max(DateTime::from_timestamp_millis(newest_ms).unwrap_or_default());
+        step.newest_ms = step.newest_ms.max(newest_ms);
     }
 
     /// Whether it decides on dead letters.
@@ -168,8 +168,8 @@ mod tests {
             let at = TopicPartition { topic: "events.p".into(), partition: 0 };
             let (topic, incarnation) = (at.topic.to_string(), String::new());
             let place = Place { topic, partition: 0, incarnation, generation: 0 };
-            let as_of = now - chrono::TimeDelta::milliseconds(age_ms);
-            let steps = BTreeMap::from([(at, Advance { place, start: 0, next: 1, projected: 0, as_of })]);
+            let newest_ms = now.timestamp_millis() - age_ms;
+            let steps = BTreeMap::from([(at, Advance { place, start: 0, next: 1, projected: 0, newest_ms })]);
             let filling = Filling { since: Some(since), steps, ..Filling::default() };
             filling.due(config, now).map(|due| due - since)
         };

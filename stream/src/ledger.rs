@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use chrono::{DateTime, Utc};
 use sqlx::{PgConnection, PgPool, Row};
 use tidemill_common::failpoint::mutant;
+use tidemill_common::kafka::Reached;
 
 /// This view's name.
 pub(crate) const VIEW: &str = "stream";
@@ -42,8 +42,15 @@ pub struct Advance {
     pub next: i64,
     /// Up to where everything is in Redis.
     pub projected: i64,
-    /// The newest append time of its records.
-    pub as_of: DateTime<Utc>,
+    /// The newest append time of its records, in milliseconds since 1970.
+    pub newest_ms: i64,
+}
+
+impl Advance {
+    /// Where it leads to.
+    pub fn reached(&self) -> Reached {
+        Reached { next: self.next, newest_ms: self.newest_ms }
+    }
 }
 
 /// The past on which a transaction builds: what was learnt in another one need not hold in it.
@@ -62,7 +69,7 @@ pub struct Standing {
     pub epoch: i64,
     /// The positions of those that the ledger knows.
     pub positions: HashMap<Place, Position>,
-    /// When the newest record before each position was appended, in milliseconds since 1970.
+    /// When the newest record before each position was appended, in milliseconds since 1970; 0 where it is not known.
     pub newest_ms: HashMap<Place, i64>,
 }
 
@@ -165,9 +172,10 @@ pub async fn advance(tx: &mut PgConnection, side: Side, steps: &[Advance]) -> Re
     }
     // In this statement, since the one before may have waited for its locks.
     let forgotten: Vec<i64> = sqlx::query_scalar(
-        "UPDATE ledger l SET next_offset = w.next, projected_offset = w.projected, as_of = GREATEST(l.as_of, w.as_of)
-         FROM unnest($2::text[], $3::int[], $4::text[], $5::int[], $6::bigint[], $7::bigint[], $8::timestamptz[])
-              AS w(topic, partition, incarnation, generation, next, projected, as_of)
+        "UPDATE ledger l SET next_offset = w.next, projected_offset = w.projected,
+                as_of = to_timestamp(w.newest_ms / 1000.0), newest_ms = GREATEST(l.newest_ms, w.newest_ms)
+         FROM unnest($2::text[], $3::int[], $4::text[], $5::int[], $6::bigint[], $7::bigint[], $8::bigint[])
+              AS w(topic, partition, incarnation, generation, next, projected, newest_ms)
          WHERE l.view = $1 AND l.topic = w.topic AND l.partition = w.partition
            AND l.topic_incarnation = w.incarnation AND l.generation = w.generation
          RETURNING (SELECT forgotten FROM timeline)",
@@ -179,7 +187,7 @@ pub async fn advance(tx: &mut PgConnection, side: Side, steps: &[Advance]) -> Re
     .bind(&columns.generations)
     .bind(steps.iter().map(|step| step.next).collect::<Vec<_>>())
     .bind(steps.iter().map(|step| step.projected).collect::<Vec<_>>())
-    .bind(steps.iter().map(|step| step.as_of).collect::<Vec<_>>())
+    .bind(steps.iter().map(|step| step.newest_ms).collect::<Vec<_>>())
     .fetch_all(tx)
     .await?;
     let forgotten = forgotten.first().copied().unwrap_or_default();
@@ -189,7 +197,8 @@ pub async fn advance(tx: &mut PgConnection, side: Side, steps: &[Advance]) -> Re
 /// Goes past records that the log does not have (any more), because a person has said so, and notes it in `gaps`.
 /// False: the partition does not stand at `from`.
 pub async fn skip(pool: &PgPool, place: &Place, from: i64, to: i64) -> Result<bool, sqlx::Error> {
-    // Nothing is said of a time up to which all is counted, until the next batch.
+    // Nothing is said of a time up to which all is counted, until the next batch. What is newest behind a lost end stays
+    // so: leaders' clocks differ, and what remains of the log may look older than it is.
     let moved = sqlx::query(
         "WITH moved AS (
              UPDATE ledger SET next_offset = $7, projected_offset = $7, as_of = to_timestamp(0)
@@ -249,7 +258,7 @@ async fn standing(
 ) -> Result<Standing, sqlx::Error> {
     let sql = format!(
         "SELECT l.topic, l.partition, l.topic_incarnation, l.generation, l.next_offset, l.projected_offset,
-                l.as_of, (SELECT epoch FROM timeline)
+                l.newest_ms, (SELECT epoch FROM timeline)
          FROM ledger l
          JOIN unnest($2::text[], $3::int[], $4::text[], $5::int[]) AS w(topic, partition, incarnation, generation)
            ON l.topic = w.topic AND l.partition = w.partition
@@ -273,7 +282,7 @@ async fn standing(
             incarnation: row.try_get(2)?,
             generation: row.try_get(3)?,
         };
-        standing.newest_ms.insert(place.clone(), row.try_get::<DateTime<Utc>, _>(6)?.timestamp_millis());
+        standing.newest_ms.insert(place.clone(), row.try_get(6)?);
         standing.positions.insert(place, Position { next: row.try_get(4)?, projected: row.try_get(5)? });
         standing.epoch = row.try_get(7)?;
     }

@@ -151,7 +151,6 @@ impl Preparer {
                 layout: Arc::clone(&layout),
                 window_ms: project.dedupe_window_ms,
                 seen: kept.map(|(_, seen)| seen),
-                lost_end: matches!(start, Err(Gap::Cut { .. })),
             });
             live.insert(at, (place, project, layout, position));
         }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
-use tidemill_common::kafka::TopicPartition;
+use tidemill_common::kafka::{Reached, TopicPartition};
 
 use crate::ledger::{Advance, Place};
 use crate::live::{Live, Parked};
@@ -29,11 +29,11 @@ pub struct State {
 impl State {
     /// These steps are in the ledger now.
     pub fn advance(&mut self, steps: &[Advance]) {
-        let by_place: HashMap<&Place, i64> = steps.iter().map(|step| (&step.place, step.next)).collect();
+        let by_place: HashMap<&Place, Reached> = steps.iter().map(|step| (&step.place, step.reached())).collect();
         for live in self.live.values_mut() {
-            if let Some(&next) = by_place.get(&live.place) {
-                live.next = next;
-                live.seen.advance(next);
+            if let Some(&reached) = by_place.get(&live.place) {
+                live.next = reached.next;
+                live.seen.advance(reached);
             }
         }
     }

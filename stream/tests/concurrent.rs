@@ -330,8 +330,8 @@ async fn who_is_known_is_not_new_until_he_is_forgotten() {
         let mut event = event(&format!("e-{offset}"), "view", T0 + offset);
         event.user_id = Some("ann".to_owned());
         let events = counted(&stack.project, &[event], &mut enricher());
-        let (place, as_of) = (place.clone(), chrono::Utc::now());
-        let step = Advance { place, start: offset, next: offset + 1, projected: 0, as_of };
+        let (place, newest_ms) = (place.clone(), chrono::Utc::now().timestamp_millis());
+        let step = Advance { place, start: offset, next: offset + 1, projected: 0, newest_ms };
         let batch = Batch { steps: vec![step], events, ..Batch::default() };
         store.commit(&batch).await.unwrap().expect("it stands there").users
     };

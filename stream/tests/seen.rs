@@ -11,7 +11,8 @@ use std::time::Duration;
 use support::{Running, counted, drained, worker};
 use tidemill_common::config::Warehouse;
 use tidemill_common::event::Event;
-use tidemill_common::kafka::topic_incarnations;
+use tidemill_common::home::home_partition;
+use tidemill_common::kafka::{Reached, topic_incarnations};
 use tidemill_common::names::events_topic;
 use tidemill_common::seen::{Checkpoints, Limits, SeenStore, SeenStores, StoreKey, fingerprint};
 use tidemill_testkit::{PARTITIONS, S3, Stack, event, eventually};
@@ -49,19 +50,24 @@ fn metric(name: &str) -> u64 {
 
 /// Waits until checkpoints cover all of the log.
 async fn checkpointed(stack: &Stack) {
-    let topic = events_topic(&stack.project);
-    let ends = stack.ends(&topic).await;
-    let incarnations = topic_incarnations(&stack.connections.kafka, [&topic], Duration::from_secs(10)).unwrap();
     let checkpoints = Checkpoints::new(&place(stack), &stack.connections.warehouse).unwrap();
     for partition in 0..PARTITIONS {
-        let key = StoreKey { topic: topic.clone(), incarnation: incarnations[&topic].clone(), partition };
+        let (key, end) = key_and_end(stack, partition).await;
         eventually("checkpoints cover the log", || async {
             // An S3 server of tests shows an object while it is written.
             let found = checkpoints.find(&key).await.unwrap_or_default();
-            found.is_some_and(|manifest| manifest.covers.end == ends[&partition])
+            found.is_some_and(|manifest| manifest.covers.end == end)
         })
         .await;
     }
+}
+
+/// Whose store a partition's is, and where the partition ends.
+async fn key_and_end(stack: &Stack, partition: i32) -> (StoreKey, i64) {
+    let topic = events_topic(&stack.project);
+    let end = stack.ends(&topic).await[&partition];
+    let mut found = topic_incarnations(&stack.connections.kafka, [&topic], Duration::from_secs(10)).unwrap();
+    (StoreKey { incarnation: found.remove(&topic).unwrap(), topic, partition }, end)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -116,6 +122,52 @@ async fn counts_are_exact_with_its_disk_with_a_checkpoint_and_with_the_log_alone
     assert!(metric("tidemill_seen_records_read_total") - before >= MANY as u64);
     eventually("it is ready", || async { running.health().await.0 == 200 }).await;
     running.stop().await;
+
+    // The log has lost its end, and has grown past it since: what the disk, or a checkpoint, has of that is not so.
+    let mut all = MANY as i64 + 10;
+    for by_checkpoint in [false, true] {
+        let fresh: Vec<Event> = events(all as usize..all as usize + 200);
+        let home = |event: &&Event| home_partition(event.event_id.as_bytes(), PARTITIONS) == 0;
+        let lost: Vec<&Event> = fresh.iter().filter(home).collect();
+        remember(&stack, &lost, by_checkpoint).await;
+        // In another order, so that what is at an offset now was at a lower one.
+        let (first, last): (Vec<&Event>, Vec<&Event>) = fresh.iter().partition(|event| !lost[..5].contains(event));
+        all += fresh.len() as i64;
+        for events in [first, last] {
+            stack.send_all(&events.into_iter().cloned().collect::<Vec<_>>()).await;
+        }
+        stack.send_all(&events(all as usize..all as usize + 10)).await;
+        all += 10;
+        let running = seeing(&stack, "e", &place(&stack)).await;
+        drained(&stack).await;
+        assert_eq!(counted(&stack).await, all, "by a checkpoint: {by_checkpoint}");
+        running.stop().await;
+    }
+}
+
+/// Has the store of the first partition know events that the log had, on this disk or in a checkpoint alone.
+async fn remember(stack: &Stack, lost: &[&Event], by_checkpoint: bool) {
+    let (key, end) = key_and_end(stack, 0).await;
+    let stores = SeenStores::open(&stack.folder("seen-stream"), Limits::default()).unwrap();
+    let mut seen = stores.load(&key, 24 * HOUR_MS).unwrap();
+    assert_eq!(seen.reached().next, end);
+    let newest_ms = chrono::Utc::now().timestamp_millis();
+    for (offset, event) in (end..).zip(lost) {
+        seen.note(fingerprint(&event.event_id), offset, newest_ms);
+    }
+    seen.advance(Reached { next: end + lost.len() as i64, newest_ms });
+    seen.flush();
+    stores.settle().unwrap();
+    seen.tick(1);
+    if by_checkpoint {
+        let checkpoints = Checkpoints::new(&place(stack), &stack.connections.warehouse).unwrap();
+        assert_eq!(checkpoints.save_all(&stores, &mut HashMap::new()).await, 0, "none fails");
+    }
+    drop(seen);
+    stores.close().unwrap();
+    if by_checkpoint {
+        fs::remove_dir_all(stack.folder("seen-stream")).unwrap();
+    }
 }
 
 /// A partition's store, and what a test needs to lose it.
@@ -187,7 +239,7 @@ async fn a_checkpoint_on_s3_is_whole_or_it_is_not_used() {
     for offset in 0..SIGHTINGS {
         seen.note(id(offset), offset, offset);
     }
-    seen.advance(SIGHTINGS);
+    seen.advance(Reached { next: SIGHTINGS, newest_ms: SIGHTINGS });
     seen.flush();
     stores.settle().unwrap();
     seen.tick(1);

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use tidemill_common::kafka::Reached;
 use tidemill_common::seen::{Limits, SeenStore, SeenStores, StoreKey, fingerprint};
 
 use super::{Event, Subject, WINDOW_MS};
@@ -10,6 +11,7 @@ pub struct Files {
     root: PathBuf,
     stores: SeenStores,
     partitions: Vec<SeenStore>,
+    newest_ms: i64,
 }
 
 impl Files {
@@ -17,7 +19,7 @@ impl Files {
         let stores = SeenStores::open(root, Limits::default())?;
         let mut loaded = load(&stores, partitions)?;
         loaded.iter_mut().for_each(|seen| seen.complete(&(0..0)));
-        Ok(Self { root: root.to_owned(), stores, partitions: loaded })
+        Ok(Self { root: root.to_owned(), stores, partitions: loaded, newest_ms: 0 })
     }
 }
 
@@ -28,11 +30,13 @@ fn load(stores: &SeenStores, partitions: u64) -> anyhow::Result<Vec<SeenStore>> 
 
 impl Subject for Files {
     fn sight(&mut self, partition: usize, event: &Event) -> anyhow::Result<bool> {
+        self.newest_ms = self.newest_ms.max(event.append_ms);
         Ok(self.partitions[partition].sight(fingerprint(&event.id), event.offset, event.append_ms)?)
     }
 
     fn advance(&mut self, next: &[i64]) -> anyhow::Result<()> {
-        self.partitions.iter_mut().zip(next).for_each(|(seen, next)| seen.advance(*next));
+        let reached = |next| Reached { next, newest_ms: self.newest_ms };
+        self.partitions.iter_mut().zip(next).for_each(|(seen, next)| seen.advance(reached(*next)));
         Ok(())
     }
 

@@ -24,7 +24,7 @@ use crate::dead_letters;
 use crate::event::EventRef;
 use crate::home::Layout;
 use crate::http::Health;
-use crate::kafka::{History, Record, Span, TopicPartition};
+use crate::kafka::{Gap, History, Reached, Record, Span, TopicPartition};
 use crate::verdict::{Verdict, judge};
 
 /// Fewer records than this are read from the log without asking for a checkpoint.
@@ -67,8 +67,6 @@ pub struct Fill {
     pub window_ms: i64,
     /// The store, if it is open already.
     pub seen: Option<SeenStore>,
-    /// The log has lost its end, which the store may still know.
-    pub lost_end: bool,
 }
 
 /// Completes stores. Cheap to clone.
@@ -98,9 +96,8 @@ struct Filling {
     seen: SeenStore,
     /// The first offset that may matter to records from `fill.next` on.
     oldest: i64,
-    /// The log's beginning and end.
+    /// The log's beginning.
     low: i64,
-    high: i64,
     missing: Range<i64>,
     /// What it was before it was a partition.
     heir: Option<Heir>,
@@ -117,7 +114,9 @@ impl Filler {
     ) -> Result<HashMap<TopicPartition, SeenStore>, FillError> {
         let runtime = tokio::runtime::Handle::current();
         let mut fillings = self.open(fills, cancel)?;
-        runtime.block_on(self.fetch(&mut fillings));
+        if runtime.block_on(self.fetch(&mut fillings)) {
+            self.compare(&mut fillings)?;
+        }
         fillings.iter_mut().for_each(|filling| filling.seen.complete(&filling.missing));
         let spans: Vec<Span> = fillings.iter().map(Filling::span).collect();
         let inherited = union(fillings.iter().filter_map(|filling| filling.heir.as_ref()?.lacks(&filling.missing)));
@@ -130,18 +129,22 @@ impl Filler {
             progress.step();
             let Some(&at) = index.get(&record.topic_partition()) else { return Ok(()) };
             let Filling { fill, seen, missing, .. } = &mut fillings[at];
-            let Some(decoded) = self.sighting(&record, fill, &dead)? else { return Ok(()) };
-            let event = decoded.event();
+            let decoded = self.sighting(&record, fill, &dead)?;
+            let event = decoded.as_ref().map(Decoded::event);
             if record.offset >= missing.start {
-                seen.note(fingerprint(event.event_id), record.offset, record.append_ms);
-                seen.advance(record.offset + 1);
+                if let Some(event) = &event {
+                    seen.note(fingerprint(event.event_id), record.offset, record.append_ms);
+                }
+                seen.advance(Reached { next: record.offset + 1, newest_ms: record.append_ms });
             }
-            if record.offset >= fill.again_from {
+            if let Some(event) = event.filter(|_| record.offset >= fill.again_from) {
                 again(&record, &event);
             }
             Ok(())
         })?;
-        fillings.iter_mut().for_each(|filling| filling.seen.advance(filling.missing.end));
+        for Filling { seen, missing, .. } in &mut fillings {
+            seen.advance(Reached { next: missing.end, ..seen.reached() }); // past a gap at the end
+        }
         Ok(fillings.into_iter().map(|filling| (filling.at, filling.seen)).collect())
     }
 
@@ -168,7 +171,7 @@ impl Filler {
                 let Filling { seen, missing, heir: Some(heir), .. } = &mut fillings[i] else { continue };
                 if let Some(offset) = heir.inherits(&event, record.offset).filter(|offset| missing.contains(offset)) {
                     seen.note(fingerprint(event.event_id), offset, record.append_ms);
-                    seen.advance(offset + 1);
+                    seen.advance(Reached { next: offset + 1, newest_ms: record.append_ms });
                 }
             }
             Ok(())
@@ -199,24 +202,35 @@ impl Filler {
         let mut oldest = oldest(&self.history, &fills, &ats, &bounds, cancel)?;
         let mut fillings = Vec::with_capacity(fills.len());
         for (mut fill, at) in fills.into_iter().zip(ats) {
-            let (low, high) = bounds.get(&at).copied().unwrap_or((0, fill.next));
+            let low = bounds.get(&at).map_or(0, |(low, _)| *low);
             let heir = Heir::of(&fill.layout, &at);
             let Oldest { own, inherited } = oldest.remove(&at).unwrap_or_default();
             // No record that young: nothing before the position matters.
             let own = own.unwrap_or(fill.next).clamp(low.min(fill.next), fill.next);
             let oldest = inherited.unwrap_or(own);
-            let mut seen = match fill.seen.take() {
+            let seen = match fill.seen.take() {
                 Some(seen) => seen,
                 None => self.stores.load(&fill.key, fill.window_ms)?,
             };
-            if fill.lost_end || seen.covered().end > high {
-                tracing::warn!(topic = %at.topic, partition = at.partition, "the log has lost its end; so has its seen store");
+            fillings.push(Filling { fill, at, seen, oldest, low, missing: 0..0, heir });
+        }
+        self.compare(&mut fillings)?;
+        Ok(fillings)
+    }
+
+    /// Finds out what stores lack. One whose log has lost its end lacks everything: it may have what was lost, from
+    /// here or from a checkpoint, whoever has gone on behind the loss and however long ago.
+    fn compare(&self, fillings: &mut [Filling]) -> Result<(), KafkaError> {
+        let ends: Vec<_> = fillings.iter().map(|filling| (filling.at.clone(), Some(filling.seen.reached()))).collect();
+        let starts = self.history.starts(&ends)?;
+        for Filling { fill, at, seen, oldest, missing, .. } in fillings {
+            if let Some(Err(gap @ Gap::Cut { .. })) = starts.get(at) {
+                tracing::warn!(topic = %at.topic, partition = at.partition, %gap, "its seen store forgets what it had");
                 seen.forget();
             }
-            let missing = seen.missing(oldest, fill.next);
-            fillings.push(Filling { fill, at, seen, oldest, low, high, missing, heir });
+            *missing = seen.missing(*oldest, fill.next);
         }
-        Ok(fillings)
+        Ok(())
     }
 
     /// What of the records to be read was given up, whatever they would be judged now.
@@ -237,28 +251,31 @@ impl Filler {
         Ok(dead)
     }
 
-    /// Takes checkpoints where they spare much of the log.
-    async fn fetch(&self, fillings: &mut [Filling]) {
-        let Some(checkpoints) = &self.checkpoints else { return };
+    /// Takes checkpoints where they spare much of the log; says whether there were any.
+    async fn fetch(&self, fillings: &mut [Filling]) -> bool {
+        let Some(checkpoints) = &self.checkpoints else { return false };
         let worth = fillings.iter_mut().filter(|filling| length(&filling.missing) > WORTH_A_CHECKPOINT);
         let fetches: Vec<_> = worth.map(|filling| self.try_checkpoint(checkpoints, filling)).collect();
-        futures::stream::iter(fetches).buffer_unordered(AT_ONCE).collect::<()>().await;
+        let taken = futures::stream::iter(fetches).buffer_unordered(AT_ONCE);
+        taken.fold(false, async |any, taken| any | taken).await
     }
 
-    async fn try_checkpoint(&self, checkpoints: &Checkpoints, filling: &mut Filling) {
+    async fn try_checkpoint(&self, checkpoints: &Checkpoints, filling: &mut Filling) -> bool {
         let (topic, partition) = (filling.at.topic.clone(), filling.at.partition);
-        if let Err(error) = self.fetch_one(checkpoints, filling).await {
+        let fetched = self.fetch_one(checkpoints, filling).await;
+        fetched.unwrap_or_else(|error| {
             tracing::warn!(%error, %topic, partition, "no checkpoint; reading the log instead");
-        }
+            true // parts of one, perhaps
+        })
     }
 
-    async fn fetch_one(&self, checkpoints: &Checkpoints, filling: &mut Filling) -> Result<(), FetchError> {
-        let Filling { fill, seen, oldest, high, missing, .. } = filling;
-        let Some(manifest) = checkpoints.find(&fill.key).await? else { return Ok(()) };
+    async fn fetch_one(&self, checkpoints: &Checkpoints, filling: &mut Filling) -> Result<bool, FetchError> {
+        let Filling { fill, seen, oldest, missing, .. } = filling;
+        let Some(manifest) = checkpoints.find(&fill.key).await? else { return Ok(false) };
         let Manifest { covers, .. } = &manifest;
         let left = plan::missing(covers, *oldest, fill.next);
-        if covers.end > *high || length(&left) >= length(missing) / 2 {
-            return Ok(());
+        if length(&left) >= length(missing) / 2 {
+            return Ok(false);
         }
         seen.forget();
         let fetched = checkpoints.fetch(&fill.key, &manifest, &self.stores.folder_of(&fill.key)).await;
@@ -267,7 +284,7 @@ impl Filler {
         fetched?;
         metrics::counter!("tidemill_seen_checkpoints_taken_total").increment(1);
         tracing::info!(topic = fill.key.topic, partition = fill.key.partition, ?missing, "took a checkpoint");
-        Ok(())
+        Ok(true)
     }
 }
 

@@ -32,7 +32,7 @@ pub struct About {
     pub len: u64,
     /// Over how many pages they are spread.
     pub pages: u64,
-    /// The youngest one's append time.
+    /// The youngest append time of the records that it covers, those without a sighting too.
     pub newest_ms: i64,
     /// Checksum of the tables.
     pub tables_crc: u32,

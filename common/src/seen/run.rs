@@ -183,10 +183,14 @@ impl Tables {
     }
 }
 
-/// Writes a run of these sightings, whatever their order. One without sightings has the time `now_ms`.
-pub fn write(folder: &Path, covers: Range<i64>, mut sightings: Vec<Sighting>, now_ms: i64) -> Result<Run, SeenError> {
+/// Writes a run of these sightings, whatever their order.
+pub fn write(
+    folder: &Path,
+    covers: Range<i64>,
+    mut sightings: Vec<Sighting>,
+    newest_ms: i64,
+) -> Result<Run, SeenError> {
     sightings.sort_unstable_by_key(|sighting| (sighting.fingerprint, sighting.offset));
-    let newest_ms = sightings.iter().map(|sighting| sighting.append_ms).max().unwrap_or(now_ms);
     let mut writer = Writer::create(folder, covers, sightings.len() as u64, newest_ms)?;
     sightings.iter().try_for_each(|sighting| writer.push(sighting))?;
     writer.finish()

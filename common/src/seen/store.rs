@@ -12,6 +12,7 @@ use super::format::About;
 use super::run::{self, Run};
 use super::stores::{Shared, StoreKey};
 use super::{Fingerprint, SeenError, Sighting, plan};
+use crate::kafka::Reached;
 
 /// With so many buffers on their way to disk, the store waits for the first of them.
 const MOST_FLUSHING: usize = 2;
@@ -40,9 +41,11 @@ pub struct SeenStore {
     /// The end of the last batch that went through, which may be behind what is covered: then nothing may leave,
     /// since what is old beside the newest is not old beside what is judged.
     position: i64,
-    /// The youngest append time of what is settled: old is what is old beside it. No clock of ours would do,
+    /// The youngest append time of what is covered: old is what is old beside it. No clock of ours would do,
     /// since what is read may be days behind.
     newest_ms: i64,
+    /// The youngest one of what is not in a run yet, nor becomes one now.
+    unflushed_ms: i64,
     /// Since when there has been something to flush, by the clock of [`Self::tick`].
     dirty_since: Option<i64>,
     /// Since when nothing has been asked, by the same clock.
@@ -58,6 +61,7 @@ pub struct SeenStore {
 struct Flushing {
     buffer: Arc<Buffer>,
     covers: Range<i64>,
+    newest_ms: i64,
     /// None: it failed and is to be tried again.
     outcome: Option<Outcome<Run>>,
 }
@@ -104,6 +108,7 @@ impl SeenStore {
             position: NOTHING.end,
             covered,
             newest_ms,
+            unflushed_ms: i64::MIN,
             dirty_since: None,
             idle_since: None,
             trouble: None,
@@ -179,9 +184,9 @@ impl SeenStore {
         }
     }
 
-    /// The offsets whose sightings are all here.
-    pub fn covered(&self) -> Range<i64> {
-        self.covered.clone()
+    /// How far it goes, as the log is asked about it.
+    pub fn reached(&self) -> Reached {
+        Reached { next: self.covered.end, newest_ms: self.newest_ms }
     }
 
     /// Forgets everything, and has to be completed before it answers again.
@@ -191,14 +196,16 @@ impl SeenStore {
         self.runs.extend(self.merging.take().and_then(|m| m.outcome.recv().ok()?.ok()).map(Arc::new));
         self.runs.drain(..).for_each(|run| run.make_obsolete());
         (self.buffer, self.settled) = (Buffer::default(), 0);
-        (self.covered, self.flushed, self.newest_ms) = (NOTHING, NOTHING.end, i64::MIN);
+        (self.covered, self.flushed) = (NOTHING, NOTHING.end);
+        (self.newest_ms, self.unflushed_ms) = (i64::MIN, i64::MIN);
         (self.dirty_since, self.trouble) = (None, None);
         self.count();
         self.publish();
     }
 
-    /// Says that all sightings below `next` have been added for good, the log's gaps included.
-    pub fn advance(&mut self, next: i64) {
+    /// Says that all sightings below an offset have been added for good, the log's gaps included, and how new the
+    /// newest record was on the way there, whether it left a sighting or not.
+    pub fn advance(&mut self, Reached { next, newest_ms }: Reached) {
         if self.covered == NOTHING {
             return;
         }
@@ -206,8 +213,9 @@ impl SeenStore {
         self.covered.end = self.covered.end.max(next);
         let pending = &self.buffer.sightings()[self.settled..];
         let settling = &pending[..pending.partition_point(|sighting| sighting.offset < self.covered.end)];
-        self.newest_ms = settling.iter().map(|sighting| sighting.append_ms).fold(self.newest_ms, i64::max);
         self.settled += settling.len();
+        self.unflushed_ms = self.unflushed_ms.max(newest_ms);
+        self.newest_ms = self.newest_ms.max(newest_ms);
         self.count();
         if self.shared.is_full(self.buffer.len()) {
             self.flush();
@@ -239,9 +247,10 @@ impl SeenStore {
             return;
         }
         let (buffer, covers) = (Arc::new(self.buffer.split(self.settled)), self.flushed..self.covered.end);
+        let newest_ms = std::mem::replace(&mut self.unflushed_ms, i64::MIN);
         (self.settled, self.flushed, self.dirty_since) = (0, covers.end, None);
-        let outcome = Some(self.write(&buffer, &covers));
-        self.flushing.push_back(Flushing { buffer, covers, outcome });
+        let outcome = Some(self.write(&buffer, &covers, newest_ms));
+        self.flushing.push_back(Flushing { buffer, covers, newest_ms, outcome });
         self.count();
         while self.flushing.len() > MOST_FLUSHING && self.trouble.is_none() {
             let Some(Flushing { outcome: Some(outcome), .. }) = self.flushing.front() else { break };
@@ -261,10 +270,9 @@ impl SeenStore {
         self.len() == 0
     }
 
-    fn write(&self, buffer: &Arc<Buffer>, covers: &Range<i64>) -> Outcome<Run> {
-        let (folder, buffer, covers, now_ms) =
-            (self.folder.clone(), Arc::clone(buffer), covers.clone(), self.newest_ms);
-        self.shared.background.run(move || run::write(&folder, covers, buffer.sightings().to_vec(), now_ms))
+    fn write(&self, buffer: &Arc<Buffer>, covers: &Range<i64>, newest_ms: i64) -> Outcome<Run> {
+        let (folder, buffer, covers) = (self.folder.clone(), Arc::clone(buffer), covers.clone());
+        self.shared.background.run(move || run::write(&folder, covers, buffer.sightings().to_vec(), newest_ms))
     }
 
     fn take_back(&mut self, offset: i64) {
@@ -329,8 +337,8 @@ impl SeenStore {
     fn flush_again(&mut self) {
         for i in 0..self.flushing.len() {
             if self.flushing[i].outcome.is_none() {
-                let outcome = self.write(&self.flushing[i].buffer, &self.flushing[i].covers);
-                self.flushing[i].outcome = Some(outcome);
+                let Flushing { buffer, covers, newest_ms, .. } = &self.flushing[i];
+                self.flushing[i].outcome = Some(self.write(buffer, covers, *newest_ms));
             }
         }
     }

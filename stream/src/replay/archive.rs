@@ -142,13 +142,7 @@ impl Archive {
 
     /// Counts rows, and moves the position on with them.
     async fn commit(&mut self, at: &mut i64, next: i64, rows: Vec<(Event, Origin)>) -> Result<bool, ReplayError> {
-        let step = Advance {
-            place: self.place.clone(),
-            start: *at,
-            next,
-            projected: next,
-            as_of: chrono::DateTime::UNIX_EPOCH,
-        };
+        let step = Advance { place: self.place.clone(), start: *at, next, projected: next, newest_ms: 0 };
         let (replay, starts, read) = (&self.replay, &self.replay.starts.0, rows.len());
         // From there on, Kafka has them.
         let before = rows

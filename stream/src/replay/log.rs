@@ -77,7 +77,6 @@ impl Log {
                 layout: Arc::clone(&layout),
                 window_ms: project.dedupe_window_ms,
                 seen: parked.remove(*at),
-                lost_end: false,
             });
         }
         let (filler, stop) = (self.filler.clone(), self.stop.clone());

@@ -184,7 +184,7 @@ pub async fn switch(level: Level, replay: &Replay) -> Result<(), ReplayError> {
         .execute(&mut *tx)
         .await?;
     // At the same offsets, the same is counted up to the same time, though a replay may have begun behind it.
-    let times = "UPDATE ledger r SET as_of = l.as_of FROM ledger l
+    let times = "UPDATE ledger r SET as_of = l.as_of, newest_ms = l.newest_ms FROM ledger l
                  WHERE l.view = 'stream' AND l.generation = $1 AND l.topic = ANY ($3) AND r.view = l.view AND r.generation = $2
                    AND (r.topic, r.topic_incarnation, r.partition) = (l.topic, l.topic_incarnation, l.partition)";
     sqlx::query(times).bind(replay.replaces).bind(replay.generation).bind(replay.columns().0).execute(&mut *tx).await?;

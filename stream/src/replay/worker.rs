@@ -6,12 +6,12 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use futures::FutureExt;
 use tidemill_common::codec::Decoder;
 use tidemill_common::failpoint::hit;
 use tidemill_common::http::Health;
-use tidemill_common::kafka::{GroupConsumer, GroupEvent, History, Record, TopicPartition};
+use tidemill_common::kafka::{GroupConsumer, GroupEvent, History, Reached, Record, TopicPartition};
 use tidemill_common::postgres;
 use tidemill_common::registry::Registry;
 use tidemill_common::seen::{Checkpoints, Filler, Limits, SeenStore, SeenStores, fingerprint};
@@ -25,7 +25,7 @@ use super::{Replay, ReplayError, find};
 use crate::apply::{COMMIT, within};
 use crate::enrich::Enricher;
 use crate::kept::Keeping;
-use crate::ledger::Advance;
+use crate::ledger::{Advance, Place};
 use crate::metric::Definitions;
 use crate::sort::Transient;
 use crate::store::{Batch, RawEvents, SHARDS, Shards, Store};
@@ -221,10 +221,11 @@ impl Worker {
             self.reset(); // another worker was faster, or it is over
             return Ok(Turn::Worked);
         }
-        for Stretch { at, to, .. } in stretches {
-            if let Some(ours) = self.ours.get_mut(&at) {
-                ours.next = to;
-                ours.seen.advance(to);
+        let by_place: HashMap<&Place, Reached> = batch.steps.iter().map(|step| (&step.place, step.reached())).collect();
+        for ours in self.ours.values_mut() {
+            if let Some(&reached) = by_place.get(&ours.place) {
+                ours.next = reached.next;
+                ours.seen.advance(reached);
             }
         }
         self.ours.values_mut().for_each(|ours| ours.seen.tick(Utc::now().timestamp_millis()));
@@ -244,7 +245,8 @@ impl Worker {
         let stretches: HashMap<&TopicPartition, &Stretch> = stretches.iter().map(|each| (&each.at, each)).collect();
         for record in records {
             let at = record.topic_partition();
-            newest.insert(at.clone(), record.append_ms);
+            let newest_ms: &mut i64 = newest.entry(at.clone()).or_default();
+            *newest_ms = record.append_ms.max(*newest_ms);
             let (Some(stretch), Some(ours)) = (stretches.get(&at), self.ours.get_mut(&at)) else { continue };
             if stretch.dead.contains(&record.offset) {
                 continue;
@@ -275,13 +277,12 @@ impl Worker {
             .values()
             .filter_map(|Stretch { at, to, .. }| {
                 let Ours { place, next, .. } = self.ours.get(at)?;
-                let as_of = DateTime::from_timestamp_millis(*newest.get(at).unwrap_or(&0));
                 Some(Advance {
                     place: place.clone(),
                     start: *next,
                     next: *to,
                     projected: *to, // Redis is projected as a whole after the switch
-                    as_of: as_of.unwrap_or_default(),
+                    newest_ms: *newest.get(at).unwrap_or(&0),
                 })
             })
             .collect();

@@ -76,7 +76,8 @@ impl Batch {
 
 /// See [`Batch::is_behind`].
 pub fn is_behind<'a>(steps: impl IntoIterator<Item = &'a Advance>, now: DateTime<Utc>) -> bool {
-    steps.into_iter().map(|step| step.as_of).max().is_some_and(|newest| newest < now - BEHIND)
+    let newest_ms = steps.into_iter().map(|step| step.newest_ms).max();
+    newest_ms.is_some_and(|newest_ms| newest_ms < (now - BEHIND).timestamp_millis())
 }
 
 /// What a batch has changed, and Redis should show.
