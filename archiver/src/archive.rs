@@ -54,6 +54,14 @@ impl Archive {
     /// Ends what was going on. What was buffered is dropped: it will be read again.
     pub fn enter(&mut self, state: State) {
         if let State::Live(live) = std::mem::replace(&mut self.state, state) {
+            let rows = live.buffer().rows();
+            if rows > 0 {
+                tracing::info!(
+                    project = self.project,
+                    rows,
+                    "rows that were not committed are dropped, to be read again"
+                );
+            }
             self.seen = live.into_seen();
         }
     }

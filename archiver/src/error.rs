@@ -42,8 +42,16 @@ pub enum ArchiveError {
     #[error("the project of {0} has got more partitions or a route since its records were read; they are read again")]
     Grown(String),
     /// What is in hand may be of another log.
-    #[error("the topic {0} was deleted and made again since its records were read; it is read from its beginning")]
-    MadeAgain(String),
+    #[error(
+        "the topic {topic} was deleted and made again since its records were read: the {rows} rows since the last commit may \
+         be of either log and are dropped, and the new one is read from its beginning"
+    )]
+    MadeAgain {
+        /// Which.
+        topic: String,
+        /// How many rows were not committed yet.
+        rows: usize,
+    },
     /// The topic is gone.
     #[error("the topic {0} does not exist (any more)")]
     NoTopic(String),

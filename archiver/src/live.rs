@@ -9,7 +9,7 @@ use iceberg::table::Table;
 use tidemill_common::codec::DecodeError;
 use tidemill_common::failpoint::{existed, mutant};
 use tidemill_common::home::Layout;
-use tidemill_common::kafka::{Record, topic_incarnations};
+use tidemill_common::kafka::Record;
 use tidemill_common::origin::Origin;
 use tidemill_common::projects::{Project, layouts_now};
 use tidemill_common::seen::fingerprint;
@@ -158,19 +158,6 @@ impl Live {
         Ok(())
     }
 
-    /// Makes sure that what was read is of the topic that there is, asked after all of it was read: one that was deleted
-    /// and made again in between is another log, whose offsets may go on as if it were the same.
-    async fn confirm_topic(&mut self, shared: &Shared) -> Result<(), ArchiveError> {
-        let (kafka, topic) = (shared.kafka.clone(), self.topic.to_string());
-        let ask = move || topic_incarnations(&kafka, [topic], ANSWER);
-        let now = tokio::task::spawn_blocking(ask).await??;
-        match now.get(&*self.topic) {
-            Some(now) if *now == self.seen.incarnation => Ok(()),
-            Some(_) => Err(ArchiveError::MadeAgain(self.topic.to_string())),
-            None => Err(ArchiveError::NoTopic(self.topic.to_string())),
-        }
-    }
-
     /// Hands rows over to be written when there are enough of them, and ends the commit when it is time to; at once
     /// where `everything` is to go. One commit at a time: while it is ending, rows wait.
     pub async fn hand_over(&mut self, shared: &Shared, now: Instant, everything: bool) -> Result<(), ArchiveError> {
@@ -200,7 +187,6 @@ impl Live {
     /// Has the commit end with all that there is.
     async fn end(&mut self, shared: &Shared) -> Result<(), ArchiveError> {
         self.confirm(shared).await?;
-        self.confirm_topic(shared).await?;
         let (rows, moved) = self.buffer.take();
         self.writing(shared).end(rows, moved);
         Ok(())

@@ -10,16 +10,17 @@ use tidemill_common::codec::Decoder;
 use tidemill_common::config::Connections;
 use tidemill_common::home::Layout;
 use tidemill_common::http::Health;
-use tidemill_common::kafka::{Gap, History, KafkaConfig, TopicPartition, topic_incarnations};
+use tidemill_common::kafka::{History, KafkaConfig, TopicPartition};
 use tidemill_common::projects::{self, Project};
 use tidemill_common::registry::Registry;
 use tidemill_common::seen::{Checkpoints, Fill, Filler, Limits, SeenStore, SeenStores, StoreKey};
 use tokio::sync::{Notify, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::commit::commit;
 use crate::config::{Config, OnGap};
 use crate::error::ArchiveError;
-use crate::positions::{self, Position};
+use crate::positions::{self, Position, Positions};
 use crate::table::Tables;
 
 /// Sightings in memory: 45 bytes each.
@@ -98,11 +99,11 @@ pub async fn prepare(
     let known_project =
         async || projects::load(&shared.pool, &project).await?.ok_or_else(|| ArchiveError::NoProject(project.clone()));
     known_project().await?; // else it gets no table
-    let table = shared.tables.load_or_create(&project).await?;
+    let mut table = shared.tables.load_or_create(&project).await?;
     // Asked for after the table: it knows every era that lies before its positions.
     let project = known_project().await?;
-    let (kafka, topics) = (shared.kafka.clone(), project.topics());
-    let ask = move || topic_incarnations(&kafka, &topics, KAFKA_TIMEOUT);
+    let (history, topics) = (shared.history.clone(), project.topics());
+    let ask = move || history.incarnations(&topics, KAFKA_TIMEOUT);
     let incarnations = tokio::task::spawn_blocking(ask).await??;
     let incarnation = incarnations.get(&*topic).ok_or_else(|| ArchiveError::NoTopic(topic.to_string()))?.clone();
     let mut positions = positions::read(table.metadata().properties(), &topic)?;
@@ -115,11 +116,20 @@ pub async fn prepare(
     let found = tokio::task::spawn_blocking(move || history.starts(&asked)).await??;
     let layout = Arc::new(project.layout(&incarnations));
     let mut known = if known.incarnation == incarnation { known.stores } else { HashMap::new() };
-    let (mut starts, mut fills) = (BTreeMap::new(), Vec::new());
+    let (mut starts, mut fills, mut bridged) = (BTreeMap::new(), Vec::new(), Positions::new());
     for partition in partitions {
         let at = at(partition);
         let start = *found.get(&at).ok_or_else(|| ArchiveError::NoTopic(topic.to_string()))?;
-        let next = start.or_else(|gap| bridge(at, gap, shared.config.on_gap))?;
+        let next = match start {
+            Ok(next) => next,
+            Err(gap) if shared.config.on_gap == OnGap::Stop => return Err(ArchiveError::Gap { at, gap }),
+            Err(gap) => {
+                tracing::error!(%topic, partition, %gap, "going on all the same, as on_gap = skip says");
+                let position = positions.remove(&partition).map(|position| Position { next: gap.behind(), ..position });
+                bridged.extend(position.map(|position| (partition, position)));
+                gap.behind()
+            }
+        };
         starts.insert(partition, next);
         fills.push(Fill {
             key: StoreKey { topic: topic.to_string(), incarnation: incarnation.clone(), partition },
@@ -130,17 +140,11 @@ pub async fn prepare(
             seen: known.remove(&partition),
         });
     }
+    if !bridged.is_empty() {
+        // At once, so that it has to be said only once, however long no record comes.
+        table = commit(shared.tables.catalog().await?, &table, &topic, &bridged, &[]).await?;
+    }
     let filled = tokio::task::spawn_blocking(move || shared.filler.fill(fills, &cancel, |_, _| ())).await??;
     let stores = filled.into_iter().map(|(at, seen)| (at.partition, seen)).collect();
     Ok(Prepared { project, layout, table, starts, seen: Seen { incarnation, stores } })
-}
-
-/// Where to go on behind a gap, if a person has said so.
-fn bridge(at: TopicPartition, gap: Gap, on_gap: OnGap) -> Result<i64, ArchiveError> {
-    if on_gap == OnGap::Stop {
-        return Err(ArchiveError::Gap { at, gap });
-    }
-    let TopicPartition { topic, partition } = at;
-    tracing::error!(%topic, partition, %gap, "going on all the same, as on_gap = skip says");
-    Ok(gap.behind())
 }

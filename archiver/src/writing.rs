@@ -26,6 +26,9 @@ use crate::rows::Rows;
 
 /// Catalogs that take longer are given up for now.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Kafka has to answer within this time, and is asked again after that one.
+const ANSWER: Duration = Duration::from_secs(10);
+const ASK_AGAIN: Duration = Duration::from_secs(1);
 /// Files this old may be taken for orphans soon: their rows are read again. An archiver that was stopped for a day has them.
 const OLDEST: Duration = Duration::from_secs(LEAST_ORPHAN_AGE.as_secs() / 2);
 /// Files that may be open at a time: what senders say is when their events occurred may be any number of days.
@@ -174,6 +177,7 @@ async fn write_batch(
         }
     };
     let started = Instant::now();
+    confirm_topic(&shared, &topic, &incarnation, count).await?;
     let _permit = shared.writers.acquire().await;
     let files = files.close().await?;
     if begun.elapsed() > OLDEST {
@@ -197,6 +201,23 @@ async fn write_batch(
     report(&project, count, &files, &table);
     let moved = moved.into_iter().map(|(partition, reached)| (partition, reached.next)).collect();
     Ok(Committed { table, declared, moved })
+}
+
+/// Makes sure that what was read is of the topic that there is, asked after all of it was read: one that was deleted and
+/// made again in between is another log, whose offsets may go on as if it were the same. Of one that is only deleted, what
+/// was read is all that is left. As long as Kafka does not answer, the commit waits, and nothing else does.
+async fn confirm_topic(shared: &Shared, topic: &str, incarnation: &str, rows: usize) -> Result<(), ArchiveError> {
+    loop {
+        let (history, asked) = (shared.history.clone(), topic.to_owned());
+        match tokio::task::spawn_blocking(move || history.incarnations([asked], ANSWER)).await? {
+            Ok(now) if now.get(topic).is_some_and(|now| now != incarnation) => {
+                return Err(ArchiveError::MadeAgain { topic: topic.to_owned(), rows });
+            }
+            Ok(_) => return Ok(()),
+            Err(error) => tracing::warn!(%topic, rows, %error, "a commit waits until kafka says whose records it has"),
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
+    }
 }
 
 fn report(project: &str, rows: usize, files: &[DataFile], table: &Table) {

@@ -7,7 +7,7 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 use tidemill_archiver::table::Tables;
-use tidemill_common::kafka::topic_incarnations;
+use tidemill_common::kafka::History;
 use tidemill_common::names::events_topic;
 use tidemill_testkit::{PARTITIONS, Stack};
 
@@ -55,8 +55,8 @@ async fn everything(stack: &Stack, but: &[&str]) -> BTreeMap<String, String> {
         all.insert(table, sqlx::query_scalar(sqlx::AssertSqlSafe(rows)).fetch_one(&stack.pool).await.unwrap());
     }
     let topics = [events_topic(&stack.project), events_topic(&format!("{}-new", stack.project))];
-    let kafka = stack.connections.kafka.clone();
-    let asked = move || topic_incarnations(&kafka, &topics, std::time::Duration::from_secs(10)).unwrap();
+    let history = History::new(stack.connections.kafka.clone());
+    let asked = move || history.incarnations(&topics, std::time::Duration::from_secs(10)).unwrap();
     let found = tokio::task::spawn_blocking(asked).await.unwrap();
     all.insert("topics".to_owned(), format!("{:?}", found.into_iter().collect::<BTreeMap<_, _>>()));
     let table = Tables::new(&stack.connections).load(&stack.project).await.unwrap();
@@ -79,8 +79,8 @@ async fn prepare(stack: &Stack) -> String {
     Tables::new(&stack.connections).catalog().await.unwrap(); // whoever looks at the archive first makes its own tables
     let key = stack.create_key(&stack.project, &["write"], None).await;
     let topic = events_topic(&stack.project);
-    let (kafka, asked) = (stack.connections.kafka.clone(), topic.clone());
-    let ask = move || topic_incarnations(&kafka, [&asked], std::time::Duration::from_secs(10)).unwrap();
+    let (history, asked) = (History::new(stack.connections.kafka.clone()), topic.clone());
+    let ask = move || history.incarnations([&asked], std::time::Duration::from_secs(10)).unwrap();
     let incarnation = tokio::task::spawn_blocking(ask).await.unwrap()[&topic].clone();
     let ledger = "INSERT INTO ledger (view, generation, topic, topic_incarnation, partition, next_offset,
                                       projected_offset, as_of)

@@ -4,7 +4,7 @@
 use std::process::{Command, Output};
 
 use serde_json::Value;
-use tidemill_common::kafka::topic_incarnations;
+use tidemill_common::kafka::History;
 use tidemill_common::names::events_topic;
 use tidemill_testkit::{PARTITIONS, Stack, event};
 
@@ -41,7 +41,9 @@ fn json(stack: &Stack, arguments: &[&str]) -> Value {
 
 async fn ledger(stack: &Stack, partition: i32, next: i64) {
     let topic = events_topic(&stack.project);
-    let id = topic_incarnations(&stack.connections.kafka, [&topic], std::time::Duration::from_secs(10)).unwrap();
+    let id = History::new(stack.connections.kafka.clone())
+        .incarnations([&topic], std::time::Duration::from_secs(10))
+        .unwrap();
     sqlx::query(
         "INSERT INTO ledger (view, topic, partition, topic_incarnation, generation, next_offset, projected_offset, as_of)
          SELECT 'stream', $1, $2, $3, generation, $4, $4, now() FROM projects WHERE id = $5",

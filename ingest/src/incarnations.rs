@@ -5,7 +5,7 @@ use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
 use tidemill_common::home::Route;
-use tidemill_common::kafka::{KafkaConfig, topic_incarnations};
+use tidemill_common::kafka::{History, KafkaConfig};
 use tidemill_common::projects::topics;
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
@@ -43,23 +43,24 @@ impl Incarnations {
 
     /// Keeps them up to date until shutdown.
     pub async fn follow(self, kafka: KafkaConfig, shutdown: CancellationToken) {
+        let history = History::new(kafka);
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => return,
                 () = self.new_topic.notified() => {}
                 () = tokio::time::sleep(REFRESH) => {}
             }
-            self.refresh(kafka.clone()).await;
+            self.refresh(history.clone()).await;
             tokio::time::sleep(PAUSE).await;
         }
     }
 
-    async fn refresh(&self, kafka: KafkaConfig) {
+    async fn refresh(&self, history: History) {
         let names = |log: &Log| log.topics.iter().map(|topic| Arc::clone(&topic.name)).collect::<Vec<_>>();
         let topics: Vec<Arc<str>> = self.known.read().expect("no holder panics").values().flat_map(names).collect();
         let ask = move || {
             let names: Vec<&str> = topics.iter().map(AsRef::as_ref).collect();
-            topic_incarnations(&kafka, &names, TIMEOUT)
+            history.incarnations(&names, TIMEOUT)
         };
         match tokio::task::spawn_blocking(ask).await {
             Ok(Ok(found)) => {

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use support::{Gateway, answer, create_key, event};
 use tidemill_common::codec::Decoder;
 use tidemill_common::home::home_partition;
-use tidemill_common::kafka::topic_incarnations;
+use tidemill_common::kafka::History;
 use tidemill_common::registry::Registry;
 use tidemill_testkit::eventually;
 
@@ -196,8 +196,8 @@ async fn the_project_says_how_many_home_partitions_there_are() {
 async fn confirmations_say_where_the_event_is() {
     let gateway = Gateway::start().await;
     let topic = format!("events.{}", gateway.stack.project);
-    let kafka = gateway.stack.connections.kafka.clone();
-    let incarnation = topic_incarnations(&kafka, [&topic], support::QUICK).unwrap().remove(&topic).unwrap();
+    let history = History::new(gateway.stack.connections.kafka.clone());
+    let incarnation = history.incarnations([&topic], support::QUICK).unwrap().remove(&topic).unwrap();
     let number = std::sync::atomic::AtomicU32::new(0);
     eventually("confirmations name the topic's incarnation", || async {
         let id = format!("e-{}", number.fetch_add(1, std::sync::atomic::Ordering::Relaxed));

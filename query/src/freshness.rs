@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use chrono::{DateTime, Utc};
 use sqlx::PgPool;
-use tidemill_common::kafka::{History, KafkaConfig, TopicPartition, topic_incarnations};
+use tidemill_common::kafka::{History, KafkaConfig, TopicPartition};
 use tidemill_common::projects::Project;
 
 use crate::postgres::{self, Entry};
@@ -57,7 +57,6 @@ type Slot = Arc<tokio::sync::Mutex<Known>>;
 
 /// Says up to when a project's events are counted.
 pub struct Freshness {
-    kafka: KafkaConfig,
     history: History,
     pool: PgPool,
     slots: Mutex<HashMap<String, Slot>>,
@@ -66,7 +65,7 @@ pub struct Freshness {
 impl Freshness {
     /// Compares this log with the ledger in this database.
     pub fn new(kafka: KafkaConfig, pool: PgPool) -> Self {
-        Self { history: History::new(kafka.clone()), kafka, pool, slots: Mutex::default() }
+        Self { history: History::new(kafka), pool, slots: Mutex::default() }
     }
 
     /// What can be promised now.
@@ -75,7 +74,7 @@ impl Freshness {
         let mut known = slot.lock().await;
         if known.incarnations.as_ref().is_none_or(|known| known.asked.elapsed() >= INCARNATION_FOR) {
             let asked = Instant::now();
-            known.incarnations = Some(Incarnations { asked, ids: incarnations(self.kafka.clone(), project).await });
+            known.incarnations = Some(Incarnations { asked, ids: incarnations(self.history.clone(), project).await });
         }
         if !known.ends.as_ref().is_some_and(Ends::is_good) {
             let (asked, at) = (Instant::now(), Utc::now());
@@ -110,9 +109,9 @@ async fn ends(history: History, project: &Project) -> Option<HashMap<i32, i64>> 
     Some(bounds.into_iter().map(|(at, (_, end))| (at.number(), end)).collect())
 }
 
-async fn incarnations(kafka: KafkaConfig, project: &Project) -> Option<Vec<String>> {
+async fn incarnations(history: History, project: &Project) -> Option<Vec<String>> {
     let topics = project.topics();
-    let describe = move || topic_incarnations(&kafka, &topics, TIMEOUT);
+    let describe = move || history.incarnations(&topics, TIMEOUT);
     Some(ask(project, "the topics' ids", describe).await?.into_values().collect())
 }
 

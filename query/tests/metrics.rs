@@ -9,7 +9,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Value, json};
 use support::{Api, Rollup, new_key, time};
 use tidemill_common::home::home_partition;
-use tidemill_common::kafka::topic_incarnations;
+use tidemill_common::kafka::History;
 use tidemill_common::names::events_topic;
 use tidemill_query::Config;
 use tidemill_stream::keys;
@@ -172,7 +172,8 @@ async fn as_of_is_now_only_when_all_of_the_log_is_counted() {
 /// The id of the project's topic.
 fn incarnation(api: &Api) -> String {
     let topic = events_topic(&api.stack.project);
-    let ids = topic_incarnations(&api.stack.connections.kafka, [&topic], Duration::from_secs(10)).unwrap();
+    let ids =
+        History::new(api.stack.connections.kafka.clone()).incarnations([&topic], Duration::from_secs(10)).unwrap();
     ids[&topic].clone()
 }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rdkafka::error::KafkaError;
 use sqlx::{PgExecutor, PgPool};
-use tidemill_common::kafka::{History, KafkaConfig, TopicPartition, topic_incarnations};
+use tidemill_common::kafka::{History, TopicPartition};
 
 use crate::ledger::VIEW;
 
@@ -43,32 +43,28 @@ pub async fn positions(
     Ok(rows.into_iter().map(position).collect())
 }
 
-/// Asks Kafka.
-pub(crate) struct Log {
-    pub kafka: KafkaConfig,
-    pub history: History,
-}
-
-impl Log {
-    /// How many records the stream is behind in these topics, on average of their partitions.
-    pub async fn averages(&self, pool: &PgPool, topics: BTreeSet<String>) -> Result<HashMap<Arc<str>, f64>, Error> {
-        if topics.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let kafka = self.kafka.clone();
-        let ask = move || topic_incarnations(&kafka, &topics, KAFKA_TIMEOUT);
-        let positions = positions(pool, &blocking(ask).await?).await?;
-        let (history, partitions) = (self.history.clone(), positions.keys().cloned().collect::<Vec<_>>());
-        let ends = blocking(move || history.ends(&partitions)).await?;
-        let mut sums: HashMap<Arc<str>, (i64, u32)> = HashMap::new();
-        for (at, next) in positions {
-            let Some(end) = ends.get(&at) else { continue };
-            let (sum, count) = sums.entry(at.topic).or_default();
-            *sum += (end.offset - next).max(0);
-            *count += 1;
-        }
-        Ok(sums.into_iter().map(|(topic, (sum, count))| (topic, sum as f64 / f64::from(count))).collect())
+/// How many records the stream is behind in these topics, on average of their partitions.
+pub(crate) async fn averages(
+    kafka: &History,
+    pool: &PgPool,
+    topics: BTreeSet<String>,
+) -> Result<HashMap<Arc<str>, f64>, Error> {
+    if topics.is_empty() {
+        return Ok(HashMap::new());
     }
+    let history = kafka.clone();
+    let ask = move || history.incarnations(&topics, KAFKA_TIMEOUT);
+    let positions = positions(pool, &blocking(ask).await?).await?;
+    let (history, partitions) = (kafka.clone(), positions.keys().cloned().collect::<Vec<_>>());
+    let ends = blocking(move || history.ends(&partitions)).await?;
+    let mut sums: HashMap<Arc<str>, (i64, u32)> = HashMap::new();
+    for (at, next) in positions {
+        let Some(end) = ends.get(&at) else { continue };
+        let (sum, count) = sums.entry(at.topic).or_default();
+        *sum += (end.offset - next).max(0);
+        *count += 1;
+    }
+    Ok(sums.into_iter().map(|(topic, (sum, count))| (topic, sum as f64 / f64::from(count))).collect())
 }
 
 async fn blocking<T: Send + 'static>(

@@ -124,8 +124,8 @@ pub async fn run(
     tokio::spawn(watching.run(positions.clone(), looks, shutdown.clone()));
     let mixes = Mixes::default();
     let webhook = config.hot_webhook_url.as_deref().map(|url| Webhook::start(url, shutdown.clone())).transpose()?;
-    let (kafka, threshold) = (connections.kafka.clone(), config.hot_threshold());
-    let guard = Guard::new(pool.clone(), kafka, history.clone(), mixes.clone(), webhook, threshold, &health);
+    let threshold = config.hot_threshold();
+    let guard = Guard::new(pool.clone(), history.clone(), mixes.clone(), webhook, threshold, &health);
     tokio::spawn(guard.run(look, shutdown.clone()));
     let intervals = Intervals {
         round: Duration::from_millis(config.hot_key_interval_ms),
@@ -133,8 +133,7 @@ pub async fn run(
     };
     tokio::spawn(prune_carts(pool.clone(), shutdown.clone()));
     tokio::spawn(dlq::watch::watch(pool.clone(), shutdown.clone()));
-    let (kafka, past) = (connections.kafka.clone(), history.clone());
-    tokio::spawn(dlq::prune::keep_pruning(pool.clone(), kafka, past, shutdown.clone()));
+    tokio::spawn(dlq::prune::keep_pruning(pool.clone(), history.clone(), shutdown.clone()));
     tokio::spawn(replay::watch::watch(pool.clone(), shutdown.clone()));
     let worker = Worker {
         consumer: GroupConsumer::join(
@@ -145,7 +144,6 @@ pub async fn run(
         )?,
         preparer: Preparer {
             pool: pool.clone(),
-            kafka: connections.kafka.clone(),
             filler: Filler {
                 history,
                 decoder: decoder.clone(),

@@ -7,7 +7,7 @@ use std::time::Duration;
 use chrono::Utc;
 use sqlx::PgPool;
 use tidemill_common::home::Layout;
-use tidemill_common::kafka::{Gap, KafkaConfig, Reached, TopicPartition, topic_incarnations};
+use tidemill_common::kafka::{Gap, Reached, TopicPartition};
 use tidemill_common::names::project_of;
 use tidemill_common::projects::{self, Project};
 use tidemill_common::seen::{Fill, Filler, SeenStore, StoreKey};
@@ -59,8 +59,6 @@ pub struct Live {
 pub struct Preparer {
     /// The ledger's database.
     pub pool: PgPool,
-    /// The brokers.
-    pub kafka: KafkaConfig,
     /// Completes what was seen, and reads the log's past.
     pub filler: Filler,
     /// What to do about gaps.
@@ -212,8 +210,8 @@ impl Preparer {
 
     /// The topics' ids; those that do not exist are left out.
     pub async fn incarnations(&self, topics: Vec<String>) -> Result<HashMap<String, String>, Transient> {
-        let kafka = self.kafka.clone();
-        let ask = move || topic_incarnations(&kafka, &topics, KAFKA_TIMEOUT);
+        let history = self.filler.history.clone();
+        let ask = move || history.incarnations(&topics, KAFKA_TIMEOUT);
         Ok(blocking(ask).await??)
     }
 

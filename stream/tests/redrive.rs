@@ -11,7 +11,7 @@ use tidemill_common::codec::Encoder;
 use tidemill_common::dead_letters::{LetterId, REDRIVE_OF, digest};
 use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
-use tidemill_common::kafka::{History, Outgoing, topic_incarnations};
+use tidemill_common::kafka::{History, Outgoing};
 use tidemill_common::names::{dlq_topic, events_topic, processed_topic};
 use tidemill_common::origin::Origin;
 use tidemill_common::telemetry::metrics;
@@ -326,9 +326,9 @@ async fn a_verdict_stays_for_as_long_as_its_record() {
         stack.send_raw(1, None, &[i]).await;
     }
     stack.delete_records(1, 8).await; // retention
-    let (kafka, history) = (stack.connections.kafka.clone(), History::new(stack.connections.kafka.clone()));
-    let (asked, name) = (kafka.clone(), topic.clone());
-    let found = tokio::task::spawn_blocking(move || topic_incarnations(&asked, [&name], WAIT)).await.unwrap();
+    let history = History::new(stack.connections.kafka.clone());
+    let (asked, name) = (history.clone(), topic.clone());
+    let found = tokio::task::spawn_blocking(move || asked.incarnations([&name], WAIT)).await.unwrap();
     let now = found.unwrap()[&topic].clone();
     let gone = format!("events.{}-nobodys", stack.project);
     for (topic, incarnation, partition) in [(&topic, now.as_str(), 1), (&topic, "before", 2), (&gone, "gone", 0)] {
@@ -342,10 +342,10 @@ async fn a_verdict_stays_for_as_long_as_its_record() {
         let sql = r#"SELECT "offset" FROM redrives WHERE topic = $1 AND topic_incarnation = $2 ORDER BY 1"#;
         sqlx::query_scalar(sql).bind(topic).bind(incarnation).fetch_all(&stack.pool).await.unwrap()
     };
-    assert_eq!(prune::verdicts(&stack.pool, &kafka, &history, prune::KEPT).await.unwrap(), 2 + 4);
+    assert_eq!(prune::verdicts(&stack.pool, &history, prune::KEPT).await.unwrap(), 2 + 4);
     assert_eq!(left(&topic, &now).await, [4, 6, 8, 9, 10, 11], "young, or in the log");
     assert_eq!(left(&topic, "before").await, [4, 6, 8, 10], "that log is gone as a whole");
     assert_eq!(left(&gone, "gone").await.len(), 8, "nothing is known of that topic");
-    assert_eq!(prune::verdicts(&stack.pool, &kafka, &history, Duration::ZERO).await.unwrap(), 2 + 4);
+    assert_eq!(prune::verdicts(&stack.pool, &history, Duration::ZERO).await.unwrap(), 2 + 4);
     assert_eq!(left(&topic, &now).await, [8, 9, 10, 11]);
 }

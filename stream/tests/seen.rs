@@ -12,7 +12,7 @@ use support::{Running, counted, drained, worker};
 use tidemill_common::config::Warehouse;
 use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
-use tidemill_common::kafka::{Reached, topic_incarnations};
+use tidemill_common::kafka::{History, Reached};
 use tidemill_common::names::events_topic;
 use tidemill_common::seen::{Checkpoints, Limits, SeenStore, SeenStores, StoreKey, fingerprint};
 use tidemill_testkit::{PARTITIONS, S3, Stack, event, eventually};
@@ -66,7 +66,8 @@ async fn checkpointed(stack: &Stack) {
 async fn key_and_end(stack: &Stack, partition: i32) -> (StoreKey, i64) {
     let topic = events_topic(&stack.project);
     let end = stack.ends(&topic).await[&partition];
-    let mut found = topic_incarnations(&stack.connections.kafka, [&topic], Duration::from_secs(10)).unwrap();
+    let mut found =
+        History::new(stack.connections.kafka.clone()).incarnations([&topic], Duration::from_secs(10)).unwrap();
     (StoreKey { incarnation: found.remove(&topic).unwrap(), topic, partition }, end)
 }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use sqlx::Row;
+use sqlx::postgres::types::PgInterval;
 use support::{counted, drained, epoch, live_traffic, worker};
 use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
@@ -160,10 +161,10 @@ async fn records_deleted_before_anybody_came_are_a_gap_too_and_so_is_a_lost_end(
     let running = worker(&stack, "b", |config, _| config.on_gap = OnGap::Skip).await;
     drained(&stack).await;
     running.stop().await;
-    sqlx::query("UPDATE ledger SET next_offset = next_offset + 1000 WHERE partition = 2")
-        .execute(&stack.pool)
-        .await
-        .unwrap();
+    // Its leader's clock was ahead.
+    let ahead =
+        "UPDATE ledger SET next_offset = next_offset + 1000, newest_ms = newest_ms + 3600000 WHERE partition = 2";
+    sqlx::query(ahead).execute(&stack.pool).await.unwrap();
     let running = worker(&stack, "c", |_, _| ()).await;
     eventually("health names it", || async {
         let (status, health) = running.health().await;
@@ -172,11 +173,19 @@ async fn records_deleted_before_anybody_came_are_a_gap_too_and_so_is_a_lost_end(
     .await;
     running.stop().await;
     let running = worker(&stack, "d", |config, _| config.on_gap = OnGap::Skip).await;
+    eventually("it goes on", || async {
+        let noted = sqlx::query("SELECT 1 FROM gaps WHERE partition = 2").fetch_optional(&stack.pool).await;
+        noted.unwrap().is_some()
+    })
+    .await;
     stack.send_all(&live_traffic(100..200, 10)).await;
     drained(&stack).await;
     assert_eq!(counted(&stack).await, 195);
     assert_eq!(running.health().await.0, 200);
     running.stop().await;
+    let newest = "SELECT to_timestamp(newest_ms / 1000.0) - as_of FROM ledger WHERE partition = 2";
+    let ahead: PgInterval = sqlx::query_scalar(newest).fetch_one(&stack.pool).await.unwrap();
+    assert!(ahead.microseconds > 3_500_000_000, "what is kept looks no newer than what was lost: {ahead:?}");
 
     // So does one that has grown past where it was before.
     stack.send_all(&live_traffic(200..300, 10)).await;

@@ -25,7 +25,7 @@ use tidemill_common::codec::{EVENT_SCHEMA, Encoder};
 use tidemill_common::config::{Connections, Settings};
 use tidemill_common::event::Event;
 use tidemill_common::home::{Layout, home_partition};
-use tidemill_common::kafka::{History, Outgoing, Producer, Record, Span, TopicPartition, topic_incarnations};
+use tidemill_common::kafka::{History, Outgoing, Producer, Record, Span, TopicPartition};
 use tidemill_common::names::{ROUTE, dlq_topic, events_topic, processed_topic};
 use tidemill_common::origin::{Origin, SOURCE};
 use tidemill_common::registry::Registry;
@@ -277,8 +277,8 @@ impl Stack {
     /// How this test's project spreads its events.
     pub async fn layout(&self) -> Layout {
         let project = self.project().await;
-        let (kafka, topics) = (self.connections.kafka.clone(), project.topics());
-        let ask = move || topic_incarnations(&kafka, &topics, Duration::from_secs(10)).expect("Kafka");
+        let (history, topics) = (History::new(self.connections.kafka.clone()), project.topics());
+        let ask = move || history.incarnations(&topics, Duration::from_secs(10)).expect("Kafka");
         project.layout(&tokio::task::spawn_blocking(ask).await.expect("an answer"))
     }
 

@@ -11,7 +11,7 @@ use rdkafka::error::KafkaError;
 use sqlx::types::Json;
 use sqlx::{Connection, PgConnection};
 use tidemill_common::home::Route;
-use tidemill_common::kafka::{History, KafkaConfig, TopicPartition, topic_incarnations};
+use tidemill_common::kafka::{History, KafkaConfig, TopicPartition};
 use tidemill_common::projects::{self, Project};
 use tokio::task::JoinError;
 
@@ -60,14 +60,14 @@ pub(crate) async fn end_era(
     let partitions = projects::partitions_of_events(&planned.id, next.partitions, &routes);
     let history = History::new(kafka.clone());
     // Once before, so that nobody waits for a connection.
-    let before = look(kafka, &history, &partitions).await?;
+    let before = look(&history, &partitions).await?;
     let mut tx = db.begin().await?;
     sqlx::query("SELECT set_config('lock_timeout', $1, true)").bind(LOCKED).execute(&mut *tx).await?;
     projects::hold(&mut tx, &planned.id).await?;
     let held = "SELECT layout FROM projects WHERE id = $1 AND deleted_at IS NULL FOR UPDATE";
     let held: Option<i32> = sqlx::query_scalar(held).bind(&planned.id).fetch_optional(&mut *tx).await?;
     // Behind the lock: what was published before it was read before it.
-    let now = look(kafka, &history, &partitions).await?;
+    let now = look(&history, &partitions).await?;
     let is_same = |(now, before): (&End, &End)| now.incarnation == before.incarnation;
     if held != Some(planned.layout) || !now.iter().zip(&before).all(is_same) {
         return Err(EraError::Changed(planned.id.clone()));
@@ -117,10 +117,10 @@ struct End {
 }
 
 /// Where the topics of these partitions end, in their order.
-async fn look(kafka: &KafkaConfig, history: &History, partitions: &[TopicPartition]) -> Result<Vec<End>, EraError> {
-    let (kafka, history, asked) = (kafka.clone(), history.clone(), partitions.to_vec());
+async fn look(history: &History, partitions: &[TopicPartition]) -> Result<Vec<End>, EraError> {
+    let (history, asked) = (history.clone(), partitions.to_vec());
     let ask = move || {
-        let incarnations = topic_incarnations(&kafka, asked.iter().map(|at| &at.topic), TIMEOUT)?;
+        let incarnations = history.incarnations(asked.iter().map(|at| &at.topic), TIMEOUT)?;
         Ok::<_, KafkaError>((incarnations, history.ends(&asked)?))
     };
     let (mut incarnations, ends) = tokio::task::spawn_blocking(ask).await??;

@@ -18,7 +18,7 @@ use tidemill_common::codec::datum;
 use tidemill_common::config::Connections;
 use tidemill_common::event::Event;
 use tidemill_common::home::home_partition;
-use tidemill_common::kafka::{History, Outgoing, topic_incarnations};
+use tidemill_common::kafka::{History, Outgoing};
 use tidemill_common::names::events_topic;
 use tidemill_common::origin::Origin;
 use tidemill_common::projects;
@@ -174,9 +174,9 @@ pub async fn ends(world: &World, project: &str) -> BTreeMap<i32, i64> {
 
 /// Kafka's id of the project's topic.
 pub async fn incarnation(world: &World) -> String {
-    let (kafka, topic) = (world.connections.kafka.clone(), events_topic(&world.project));
+    let (history, topic) = (History::new(world.connections.kafka.clone()), events_topic(&world.project));
     let ask = move || {
-        let mut found = topic_incarnations(&kafka, [&topic], Duration::from_secs(10)).unwrap();
+        let mut found = history.incarnations([&topic], Duration::from_secs(10)).unwrap();
         found.remove(&topic).unwrap()
     };
     tokio::task::spawn_blocking(ask).await.unwrap()

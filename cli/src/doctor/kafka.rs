@@ -7,7 +7,7 @@ use rdkafka::admin::{AdminClient, AdminOptions, ResourceSpecifier};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::error::{KafkaError, KafkaResult};
 use tidemill_common::config::Connections;
-use tidemill_common::kafka::{KafkaConfig, topic_incarnations};
+use tidemill_common::kafka::{History, KafkaConfig};
 use tidemill_topics::{Change, Growth};
 
 use super::{Finding, Found};
@@ -133,8 +133,8 @@ async fn topic_ids(connections: &Connections, projects: &[Project]) -> Vec<Findi
     if topics.is_empty() {
         return Vec::new();
     }
-    let kafka = connections.kafka.clone();
-    let ask = move || topic_incarnations(&kafka, &topics, TIMEOUT);
+    let history = History::new(connections.kafka.clone());
+    let ask = move || history.incarnations(&topics, TIMEOUT);
     match tokio::task::spawn_blocking(ask).await.unwrap_or(Err(KafkaError::Canceled)) {
         Ok(found) if found.values().any(|id| id == NO_ID) => {
             let what = "brokers give topics no ids, so one that was made again cannot be told from the old one";

@@ -7,7 +7,7 @@ use rdkafka::error::KafkaError;
 use sqlx::PgConnection;
 use tidemill_archiver::table::Tables;
 use tidemill_common::config::Connections;
-use tidemill_common::kafka::{History, KafkaConfig, TopicPartition, topic_incarnations};
+use tidemill_common::kafka::{History, KafkaConfig, TopicPartition};
 use tidemill_common::progress::{Lags, PartitionLag};
 use tidemill_stream::hot::findings;
 
@@ -52,8 +52,7 @@ impl Looker {
             return Ok(());
         }
         let topics: Vec<String> = projects.iter().flat_map(Project::topics).collect();
-        let kafka = self.kafka.clone();
-        let incarnations = self.ask(move |_| topic_incarnations(&kafka, &topics, KAFKA)).await?;
+        let incarnations = self.ask(move |history| history.incarnations(&topics, KAFKA)).await?;
         let partitions = projects.iter().flat_map(Project::events_partitions);
         let partitions: Vec<TopicPartition> = partitions.filter(|at| incarnations.contains_key(&*at.topic)).collect();
         let asked = partitions.clone();

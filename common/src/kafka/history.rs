@@ -139,7 +139,7 @@ impl History {
         Ok(())
     }
 
-    fn ask<T>(&self, ask: impl FnOnce(&Reader) -> KafkaResult<T>) -> KafkaResult<T> {
+    pub(super) fn ask<T>(&self, ask: impl FnOnce(&Reader) -> KafkaResult<T>) -> KafkaResult<T> {
         let kept = self.asking().clone();
         let consumer = match kept {
             Some(consumer) => consumer,

@@ -25,7 +25,6 @@ pub use group::{GroupConsumer, GroupEvent, InHand, Room};
 pub use history::{End, History, Span};
 pub use producer::{Deliveries, Delivery, Outgoing, Producer, Recipient, Sending};
 pub use seek::{IdleGroup, Seek, SeekError, SeekTo};
-pub use topic_id::topic_incarnations;
 use uncommit::uncommit;
 
 use crate::names::partition_number;

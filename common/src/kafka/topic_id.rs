@@ -6,37 +6,41 @@ use std::collections::{BTreeSet, HashMap};
 use std::ffi::{CStr, CString, c_char};
 use std::time::Duration;
 
-use rdkafka::admin::AdminClient;
 use rdkafka::bindings as sys;
-use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::Consumer;
 use rdkafka::error::KafkaResult;
 
-use super::KafkaConfig;
+use super::History;
 use super::native::{self, check};
 
-/// The ids, in base64 as Kafka prints them, of those of `topics` that exist. Blocks for up to `timeout`.
-pub fn topic_incarnations(
-    kafka: &KafkaConfig,
-    topics: impl IntoIterator<Item = impl AsRef<str>>,
-    timeout: Duration,
-) -> KafkaResult<HashMap<String, String>> {
-    let admin: AdminClient<DefaultClientContext> = kafka.client().create()?;
-    // Kafka refuses to be asked for a topic twice.
-    let names: BTreeSet<CString> = topics.into_iter().filter_map(|topic| CString::new(topic.as_ref()).ok()).collect();
-    let mut pointers: Vec<*const c_char> = names.iter().map(|n| n.as_ptr()).collect();
-    let client = admin.inner().native_ptr();
-    // SAFETY: `admin` and `names` outlive all of it; the collection is destroyed once, after its answer was read.
-    unsafe {
-        let collection = sys::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
-        let found = native::ask(
-            client,
-            sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
-            timeout,
-            |options, queue| sys::rd_kafka_DescribeTopics(client, collection, options, queue),
-            |event| Ok(names_and_ids(event)),
-        );
-        sys::rd_kafka_TopicCollection_destroy(collection);
-        found
+impl History {
+    /// The ids, in base64 as Kafka prints them, of those of `topics` that exist. Blocks for up to `timeout`.
+    pub fn incarnations(
+        &self,
+        topics: impl IntoIterator<Item = impl AsRef<str>>,
+        timeout: Duration,
+    ) -> KafkaResult<HashMap<String, String>> {
+        // Kafka refuses to be asked for a topic twice.
+        let names: BTreeSet<CString> =
+            topics.into_iter().filter_map(|topic| CString::new(topic.as_ref()).ok()).collect();
+        let mut pointers: Vec<*const c_char> = names.iter().map(|n| n.as_ptr()).collect();
+        self.ask(|consumer| {
+            // SAFETY: `consumer` and `names` outlive all of it; the collection is destroyed once, after its answer was read.
+            unsafe {
+                let collection = sys::rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
+                let found = native::ask(
+                    consumer.client().native_ptr(),
+                    sys::rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS,
+                    timeout,
+                    |options, queue| {
+                        sys::rd_kafka_DescribeTopics(consumer.client().native_ptr(), collection, options, queue)
+                    },
+                    |event| Ok(names_and_ids(event)),
+                );
+                sys::rd_kafka_TopicCollection_destroy(collection);
+                found
+            }
+        })
     }
 }
 

@@ -8,7 +8,7 @@ use anyhow::Context;
 use chrono::{DateTime, Utc};
 use sqlx::postgres::PgRow;
 use sqlx::{PgPool, Row};
-use tidemill_common::kafka::topic_incarnations;
+use tidemill_common::kafka::History;
 use tidemill_common::names::partition_number;
 use tidemill_common::projects;
 use tidemill_stream::decimal::Decimal;
@@ -41,8 +41,8 @@ pub type Ledger = BTreeMap<i32, (i64, i64)>;
 /// The stream's ledger of the topics as they are now.
 pub async fn ledger(stack: &Stack) -> anyhow::Result<Ledger> {
     let project = projects::load(&stack.pool, &stack.project).await?.context("the project is gone")?;
-    let (kafka, topics) = (stack.connections.kafka.clone(), project.topics());
-    let ask = move || topic_incarnations(&kafka, &topics, Duration::from_secs(10));
+    let (history, topics) = (History::new(stack.connections.kafka.clone()), project.topics());
+    let ask = move || history.incarnations(&topics, Duration::from_secs(10));
     let (topics, ids): (Vec<String>, Vec<String>) = tokio::task::spawn_blocking(ask).await??.into_iter().unzip();
     let rows = sqlx::query(
         "SELECT l.topic, l.partition, l.next_offset, l.projected_offset

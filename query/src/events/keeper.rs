@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use arrow::array::RecordBatch;
 use tidemill_archiver::declared::Declared;
-use tidemill_common::kafka::topic_incarnations;
 use tidemill_common::projects::Project;
 use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{oneshot, watch};
@@ -213,10 +212,9 @@ impl Keeper {
 
     /// Starts to read the tail from where the snapshot ends. None: Kafka does not answer; later, then.
     async fn start_reading(&self) -> Option<Reading> {
-        let (kafka, topics) = (self.shared.kafka.clone(), self.project.topics());
-        let ask = move || {
-            topic_incarnations(&kafka, &topics, KAFKA).map(|found| (found.len() == topics.len()).then_some(found))
-        };
+        let (history, topics) = (self.shared.history.clone(), self.project.topics());
+        let ask =
+            move || history.incarnations(&topics, KAFKA).map(|found| (found.len() == topics.len()).then_some(found));
         let incarnations = match tokio::task::spawn_blocking(ask).await {
             Ok(Ok(found)) => found.map(|found| found.into_values().collect::<Vec<_>>()),
             Ok(Err(error)) => {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rdkafka::error::KafkaError;
 use sqlx::{PgPool, Row};
-use tidemill_common::kafka::{History, KafkaConfig, TopicPartition, topic_incarnations};
+use tidemill_common::kafka::{History, TopicPartition};
 use tokio_util::sync::CancellationToken;
 
 /// How often it is done; any worker may do it.
@@ -37,9 +37,9 @@ struct Stretch {
 }
 
 /// Prunes, now and then, until shutdown.
-pub async fn keep_pruning(pool: PgPool, kafka: KafkaConfig, history: History, shutdown: CancellationToken) {
+pub async fn keep_pruning(pool: PgPool, history: History, shutdown: CancellationToken) {
     while shutdown.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
-        match verdicts(&pool, &kafka, &history, KEPT).await {
+        match verdicts(&pool, &history, KEPT).await {
             Ok(0) => {}
             Ok(pruned) => tracing::info!(pruned, "verdicts whose records Kafka has deleted"),
             Err(error) => tracing::debug!(%error, "verdicts are pruned another time"),
@@ -49,12 +49,7 @@ pub async fn keep_pruning(pool: PgPool, kafka: KafkaConfig, history: History, sh
 
 /// Removes the verdicts that are older than `kept` and whose records no log holds any more; gives how many. Where Kafka
 /// says nothing of a topic, they stay.
-pub async fn verdicts(
-    pool: &PgPool,
-    kafka: &KafkaConfig,
-    history: &History,
-    kept: Duration,
-) -> Result<u64, PruneError> {
+pub async fn verdicts(pool: &PgPool, history: &History, kept: Duration) -> Result<u64, PruneError> {
     let rows = sqlx::query(
         "SELECT DISTINCT topic, topic_incarnation, partition FROM redrives
          WHERE created_at <= now() - make_interval(secs => $1)",
@@ -71,8 +66,8 @@ pub async fn verdicts(
     if stretches.is_empty() {
         return Ok(0);
     }
-    let (kafka, history) = (kafka.clone(), history.clone());
-    let begins = tokio::task::spawn_blocking(move || begins(&kafka, &history, stretches)).await??;
+    let history = history.clone();
+    let begins = tokio::task::spawn_blocking(move || begins(&history, stretches)).await??;
     let pruned = sqlx::query(
         r#"DELETE FROM redrives r
            USING unnest($2::text[], $3::text[], $4::int[], $5::bigint[]) AS w(topic, incarnation, partition, begins)
@@ -90,9 +85,9 @@ pub async fn verdicts(
 }
 
 /// The first offset that each log still holds; of one that was made again, nothing. Blocks.
-fn begins(kafka: &KafkaConfig, history: &History, stretches: Vec<Stretch>) -> Result<Vec<(Stretch, i64)>, KafkaError> {
+fn begins(history: &History, stretches: Vec<Stretch>) -> Result<Vec<(Stretch, i64)>, KafkaError> {
     let topics: Vec<&str> = stretches.iter().map(|stretch| &*stretch.at.topic).collect();
-    let now = topic_incarnations(kafka, &topics, TIMEOUT)?;
+    let now = history.incarnations(&topics, TIMEOUT)?;
     let is_now = |stretch: &&Stretch| now.get(&*stretch.at.topic) == Some(&stretch.incarnation);
     let there: Vec<TopicPartition> = stretches.iter().filter(is_now).map(|stretch| stretch.at.clone()).collect();
     let bounds = if there.is_empty() { HashMap::new() } else { history.bounds(&there)? };

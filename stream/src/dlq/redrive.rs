@@ -12,7 +12,7 @@ use rdkafka::error::KafkaError;
 use serde::Serialize;
 use sqlx::PgPool;
 use tidemill_common::dead_letters::{LetterId, REDRIVE_OF};
-use tidemill_common::kafka::{History, KafkaConfig, Outgoing, Producer, Record, topic_incarnations};
+use tidemill_common::kafka::{History, KafkaConfig, Outgoing, Producer, Record};
 use tidemill_common::projects::Project;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -118,9 +118,9 @@ impl Redriver {
 
     /// Kafka's ids of the topics of the project's events.
     async fn incarnations(&self) -> Result<HashMap<String, String>, RedriveError> {
-        let (kafka, topics) = (self.kafka.clone(), self.project.topics());
+        let (history, topics) = (History::new(self.kafka.clone()), self.project.topics());
         let asked = topics.clone();
-        let ask = move || topic_incarnations(&kafka, &asked, KAFKA_TIMEOUT);
+        let ask = move || history.incarnations(&asked, KAFKA_TIMEOUT);
         let found = tokio::task::spawn_blocking(ask).await??;
         match topics.into_iter().find(|topic| !found.contains_key(topic)) {
             Some(missing) => Err(RedriveError::NoTopic(missing)),

@@ -18,7 +18,7 @@ use serde::Serialize;
 use serde_json::json;
 use sqlx::PgPool;
 use tidemill_common::http::Health;
-use tidemill_common::kafka::{History, KafkaConfig, TopicPartition};
+use tidemill_common::kafka::{History, TopicPartition};
 use tidemill_common::names::project_of;
 use tidemill_common::progress::PartitionLag;
 use tokio::sync::watch;
@@ -30,7 +30,7 @@ pub use mix::{Explanation, Mixes, Part};
 pub use remedy::Remedy;
 pub use webhook::Webhook;
 
-use crate::lag::Log;
+use crate::lag;
 
 /// How often the mixes are aged, and what was found is confirmed.
 const TIDY: Duration = Duration::from_secs(60);
@@ -62,7 +62,7 @@ pub struct Finding {
 /// Looks after the partitions of a worker.
 pub struct Guard {
     pool: PgPool,
-    log: Log,
+    history: History,
     mixes: Mixes,
     webhook: Option<Webhook>,
     threshold: Threshold,
@@ -75,7 +75,6 @@ impl Guard {
     /// A guard that has seen nothing. `/metrics` tells of what it finds.
     pub fn new(
         pool: PgPool,
-        kafka: KafkaConfig,
         history: History,
         mixes: Mixes,
         webhook: Option<Webhook>,
@@ -85,8 +84,7 @@ impl Guard {
         let shown: Arc<Mutex<Vec<Hot>>> = Arc::default();
         let hot = Arc::clone(&shown);
         health.also_measure(move || exposition(&hot.lock().expect("no holder panics")));
-        let log = Log { kafka, history };
-        Self { pool, log, mixes, webhook, threshold, detector: Detector::new(threshold), shown }
+        Self { pool, history, mixes, webhook, threshold, detector: Detector::new(threshold), shown }
     }
 
     /// Looks whenever there is something new about lags, until shutdown.
@@ -119,7 +117,7 @@ impl Guard {
     async fn standings(&self, lags: &[PartitionLag]) -> Result<HashMap<TopicPartition, Standing>, crate::lag::Error> {
         let suspicious = |lag: &&PartitionLag| lag.lag >= self.threshold.records || self.detector.suspects(&lag.at());
         let topics: BTreeSet<String> = lags.iter().filter(suspicious).map(|lag| lag.topic.to_string()).collect();
-        let averages = self.log.averages(&self.pool, topics).await?;
+        let averages = lag::averages(&self.history, &self.pool, topics).await?;
         let standing = |lag: &PartitionLag| {
             let average = averages.get(&*lag.topic).copied().unwrap_or(lag.lag as f64);
             (lag.at(), Standing { lag: lag.lag, average })

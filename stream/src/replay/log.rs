@@ -7,7 +7,7 @@ use std::time::Duration;
 use sqlx::PgPool;
 use tidemill_common::dead_letters::dead;
 use tidemill_common::home::Layout;
-use tidemill_common::kafka::{KafkaConfig, Record, Span, TopicPartition, topic_incarnations};
+use tidemill_common::kafka::{Record, Span, TopicPartition};
 use tidemill_common::projects::{self, Project};
 use tidemill_common::seen::{Fill, Filler, SeenStore, StoreKey};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +24,6 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 /// Where a replay reads, and where it finds what it has to know for that.
 pub struct Log {
     pub pool: PgPool,
-    pub kafka: KafkaConfig,
     pub filler: Filler,
     /// Ends long reads.
     pub stop: CancellationToken,
@@ -111,8 +110,8 @@ impl Log {
 
     /// A topic that was made again is another log.
     async fn same_topic(&self, replay: &Replay) -> Result<(), ReplayError> {
-        let (kafka, topics) = (self.kafka.clone(), replay.topics.clone());
-        let ask = move || topic_incarnations(&kafka, topics.keys(), TIMEOUT);
+        let (history, topics) = (self.filler.history.clone(), replay.topics.clone());
+        let ask = move || history.incarnations(topics.keys(), TIMEOUT);
         let found = blocking(ask).await??;
         let is_other = |(topic, id): &(&String, &String)| found.get(*topic).is_some_and(|now| now != *id);
         match replay.topics.iter().find(is_other) {

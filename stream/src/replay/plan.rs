@@ -8,7 +8,7 @@ use serde::Serialize;
 use sqlx::postgres::PgRow;
 use sqlx::types::Json;
 use sqlx::{PgPool, Row};
-use tidemill_common::kafka::{History, KafkaConfig, topic_incarnations};
+use tidemill_common::kafka::{History, KafkaConfig};
 use tidemill_common::names::{events_topic, partition_number};
 use tidemill_common::projects;
 
@@ -92,9 +92,9 @@ pub async fn plan(
         return refused(format!("there is no project {project:?}; see 'tidemill projects list'"));
     };
     refuse_second(pool, &project.id).await?;
-    let (kafka, topics, own) = (kafka.clone(), project.topics(), events_topic(&project.id));
-    let asked = kafka.clone();
-    let ask = move || topic_incarnations(&asked, &topics, TIMEOUT);
+    let (history, topics, own) = (History::new(kafka.clone()), project.topics(), events_topic(&project.id));
+    let asking = history.clone();
+    let ask = move || asking.incarnations(&topics, TIMEOUT);
     let topics = blocking(ask).await??;
     if !topics.contains_key(&own) {
         return refused(format!("Kafka has no topic {own}; see 'tidemill topics plan'"));
@@ -117,7 +117,7 @@ pub async fn plan(
         Some(offer) => offer.positions.iter().filter(|(_, (id, _))| is_now(id)).map(|(p, (_, n))| (*p, *n)).collect(),
         None => BTreeMap::new(),
     };
-    let starting = move || starts(&History::new(kafka), &live, &begin, &archived, (&of, &layout));
+    let starting = move || starts(&history, &live, &begin, &archived, (&of, &layout));
     let partitions = blocking(starting).await??;
     let joined = partitions.iter().any(|start| start.joined);
     let archive = archive.filter(|_| joined);

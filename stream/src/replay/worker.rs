@@ -78,7 +78,6 @@ impl Worker {
             consumer: GroupConsumer::join(&connections.kafka, &replay.group(), &topics, session)?,
             log: Log {
                 pool: pool.clone(),
-                kafka: connections.kafka.clone(),
                 filler: Filler {
                     history: History::new(connections.kafka.clone()),
                     pool,
