@@ -94,10 +94,9 @@ def named(project):
 
 
 def projects(spark):
-    """Those that have a table."""
+    """All of them, those without a table too."""
     rows = spark.sql(f"SHOW NAMESPACES IN {CATALOG}.tidemill").collect()
-    names = [row[0].split(".")[-1].strip("`") for row in rows]
-    return [name for name in names if spark.catalog.tableExists(named(name))]
+    return [row[0].split(".")[-1].strip("`") for row in rows]
 
 
 def compact(spark, arguments):
@@ -162,7 +161,8 @@ def run(command, spark, arguments):
     done, failed = [], []
     for project in names:
         try:
-            done.append({"project": project, **act(project)})
+            if arguments.project or spark.catalog.tableExists(named(project)):
+                done.append({"project": project, **act(project)})
         except Exception as error:
             traceback.print_exc()
             failed.append({"project": project, "error": str(error).partition("\n")[0]})

@@ -164,13 +164,14 @@ impl Archive {
         matches!(&self.state, State::Live(live) if live.is_ending())
     }
 
-    /// Shows how many rows wait for the next commit, and from time to time how many files the table has.
-    pub fn show(&mut self, shared: &Shared) {
-        let mut rows = 0;
-        if let State::Live(live) = &mut self.state {
-            live.show_table(shared);
-            rows = live.buffer().rows();
-        }
+    /// Shows how many files the table has, from time to time. False: not now.
+    pub fn show_table(&mut self, shared: &Shared) -> bool {
+        if let State::Live(live) = &mut self.state { live.show_table(shared) } else { false }
+    }
+
+    /// Shows how many rows wait for the next commit.
+    pub fn show(&self) {
+        let rows = if let State::Live(live) = &self.state { live.buffer().rows() } else { 0 };
         metrics::gauge!("tidemill_archiver_buffered_rows", "project" => self.project.clone()).set(rows as f64);
     }
 

@@ -18,8 +18,10 @@ const BLOOM_FALSE: f64 = 0.01;
 /// How files are written. The table's own properties for this are not looked at by the library.
 pub fn properties(schema: &Schema, rows_in_a_group: usize) -> WriterProperties {
     let fields = schema.as_struct().fields();
-    let place = |name: &&str| fields.iter().position(|field| field.name == **name);
-    let sorting = SORTED_BY.iter().filter_map(place);
+    // A column of the file is a field as long as none before it is nested.
+    let flat = || fields.iter().take_while(|field| field.field_type.is_primitive());
+    let place = |name: &&str| flat().position(|field| field.name == **name);
+    let sorting = SORTED_BY.iter().map_while(place);
     let sorting = sorting.map(|at| SortingColumn { column_idx: at as i32, descending: false, nulls_first: false });
     let mut properties = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
@@ -134,4 +136,28 @@ fn lower(one: Datum, other: Datum) -> Datum {
 
 fn upper(one: Datum, other: Datum) -> Datum {
     if other > one { other } else { one }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use iceberg::spec::{ListType, NestedField, Type};
+
+    use super::*;
+
+    #[test]
+    fn sorting_columns_are_said_where_the_files_columns_are_the_tables() {
+        let sorting = |first: Type| {
+            let text = || Type::Primitive(PrimitiveType::String);
+            let fields = [("a", first), ("event_type", text()), ("b", text()), ("occurred_at", text())];
+            let fields = (1..).zip(fields).map(|(id, (name, kind))| Arc::new(NestedField::optional(id, name, kind)));
+            let schema = Schema::builder().with_fields(fields).build().expect("a schema");
+            let said = properties(&schema, 1).sorting_columns().expect("a list").clone();
+            said.iter().map(|column| column.column_idx).collect::<Vec<_>>()
+        };
+        assert_eq!(sorting(Type::Primitive(PrimitiveType::Long)), [1, 3]);
+        let element = Arc::new(NestedField::list_element(9, Type::Primitive(PrimitiveType::Long), true));
+        assert_eq!(sorting(Type::List(ListType::new(element))), [0; 0]);
+    }
 }

@@ -226,10 +226,11 @@ impl Live {
         self.writing.as_ref().is_some_and(|writing| writing.ending() || writing.waiting() > 0)
     }
 
-    /// Shows how many files the table has when no commit has done so for long: other engines make them fewer.
-    pub fn show_table(&mut self, shared: &Shared) {
+    /// Shows how many files the table has when no commit has done so for long: other engines make them fewer. False: it
+    /// need not.
+    pub fn show_table(&mut self, shared: &Shared) -> bool {
         if self.shown_at.elapsed() < SHOWN {
-            return;
+            return false;
         }
         self.shown_at = Instant::now();
         let (tables, project) = (shared.tables.clone(), self.project.id.clone());
@@ -239,6 +240,7 @@ impl Live {
                 Err(error) => tracing::debug!(project, %error, "it cannot be shown how many files the table has"),
             }
         });
+        true
     }
 
     /// What was seen.

@@ -1,6 +1,6 @@
 //! Promoted columns of a project: which there are, and what an event has in them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use chrono::DateTime;
@@ -47,14 +47,15 @@ impl Promotions {
     /// column has one of them, and the values of the other kind have no place.
     pub fn new(mut declared: Vec<(String, Vec<Promoted>)>) -> Self {
         declared.sort_by(|(one, _), (other, _)| one.cmp(other));
-        let mut columns: Vec<(String, Kind)> = Vec::new();
+        let (mut columns, mut names) = (Vec::<(String, Kind)>::new(), HashSet::new());
         for (event_type, Promoted { column, kind, .. }) in
             declared.iter().flat_map(|(event_type, all)| all.iter().map(move |promoted| (event_type, promoted)))
         {
             let same_name = columns.iter().filter(|(name, _)| name == column).map(|(_, kind)| *kind);
             match same_name.collect::<Vec<_>>() {
                 kinds if kinds.contains(kind) => {}
-                kinds if columns.len() < MOST => {
+                kinds if !kinds.is_empty() || names.len() < MOST => {
+                    names.insert(column);
                     if !kinds.is_empty() {
                         tracing::warn!(event_type, column, ?kind, others = ?kinds, "a promoted column has other kinds, too");
                     }
@@ -246,6 +247,17 @@ mod tests {
         let mut values = vec![Some(Scalar::Bool(true)); 9];
         promotions.values(&event.as_ref(), &mut values);
         values
+    }
+
+    #[test]
+    fn a_columns_second_kind_takes_no_place_of_another_column() {
+        let many = |kind| (0..MOST - 1).map(|i| promoted(&format!("c{i}"), kind, &["x"])).collect::<Vec<_>>();
+        let last = ["last", "one too many"].map(|name| promoted(name, Kind::Long, &["y"])).to_vec();
+        let declared = [("a", many(Kind::Long)), ("b", many(Kind::Text)), ("c", last)];
+        let promotions = Promotions::new(declared.map(|(name, all)| (name.to_owned(), all)).to_vec());
+        let names: HashSet<&str> = promotions.columns().iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!((promotions.columns().len(), names.len()), (2 * (MOST - 1) + 1, MOST));
+        assert!(names.contains("last"));
     }
 
     #[test]

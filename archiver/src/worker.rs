@@ -249,7 +249,9 @@ impl Worker {
     }
 
     fn report(&mut self) {
-        self.archives.values_mut().for_each(|archive| archive.show(&self.shared));
+        self.archives.values().for_each(Archive::show);
+        // One at a time: the catalog is not asked for all that are idle at once.
+        self.archives.values_mut().any(|archive| archive.show_table(&self.shared));
         metrics::gauge!("tidemill_archiver_buffered_bytes").set(self.bytes() as f64);
         metrics::gauge!("tidemill_archiver_paused").set(f64::from(u8::from(self.full)));
         let problems: Vec<String> = self.archives.values().filter_map(Archive::problem).collect();

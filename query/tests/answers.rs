@@ -11,7 +11,8 @@ use chrono::TimeDelta;
 use serde_json::{Value, json};
 use support::{Api, Rollup, insert_session, time};
 use tidemill_common::event::Event;
-use tidemill_query::Config;
+use tidemill_common::redis::Redis;
+use tidemill_query::{Config, drop_answers};
 use tidemill_testkit::{event, eventually};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -224,6 +225,11 @@ async fn answers_are_kept_for_the_same_data_only() {
     assert_eq!(cached(&api, sessions).await, ("miss".to_owned(), json!([{ "n": 3 }])));
     assert_eq!(cached(&api, &format!("{sessions}&maxAge=0")).await.1, json!([{ "n": 3 }]));
     assert_eq!(api.get(&format!("{sessions}&maxAge=soon")).await.0, 400);
+    // Nor is one kept again at once, which may have been begun before.
+    drop_answers(&Redis::new(&api.stack.connections.redis_url).unwrap(), &api.stack.project).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(cached(&api, &path).await.0, "miss");
+    }
 }
 
 #[tokio::test]

@@ -214,21 +214,49 @@ async fn a_tail_that_does_not_fit_is_cut_and_goes_on_when_the_archive_has() {
         ..events(n..n + 1).remove(0)
     };
     send_processed(&api, &(0..40).map(large).collect::<Vec<_>>(), 1).await;
-    let seen = async || {
-        let request = api.client.get(format!("{}/v1/query?sql=SELECT%20count(*)%20AS%20n%20FROM%20events", api.base));
-        let answer = request.bearer_auth(&api.key).send().await.unwrap();
-        let is_whole = answer.headers()["tidemill-tail"] == "whole";
-        (is_whole, answer.json::<Value>().await.unwrap()["rows"][0]["n"].as_i64().unwrap())
-    };
-    let (is_whole, some) = seen().await;
+    let (is_whole, some) = count_and_whether_whole(&api).await;
     assert!(!is_whole && some < 40, "{some} of 40 times 100 kB in 1 MiB");
     let _archiver = archiver(&api).await;
     eventually("all are seen, and only then it is whole", || async {
-        let (is_whole, some) = seen().await;
+        let (is_whole, some) = count_and_whether_whole(&api).await;
         assert!(!is_whole || some == 40, "{some} of 40");
         is_whole
     })
     .await;
+}
+
+/// Whether the answer says that all of the tail is in it, and how many events it counts.
+async fn count_and_whether_whole(api: &Api) -> (bool, i64) {
+    let request = api.client.get(format!("{}/v1/query?sql=SELECT%20count(*)%20AS%20n%20FROM%20events", api.base));
+    let answer = request.bearer_auth(&api.key).send().await.unwrap();
+    let is_whole = answer.headers()["tidemill-tail"] == "whole";
+    (is_whole, answer.json::<Value>().await.unwrap()["rows"][0]["n"].as_i64().unwrap())
+}
+
+#[tokio::test]
+async fn a_tail_is_read_anew_for_other_columns_though_the_table_cannot_be_loaded() {
+    let api = Api::start().await;
+    let running = archiver(&api).await;
+    send_processed(&api, &events(0..10), 1).await;
+    eventually("they are archived", || async { archived(&api, COUNT).await == json!([{ "n": 10 }]) }).await;
+    drop(running);
+    send_processed(&api, &events(10..20), 1).await;
+    eventually("all is there", || async { count_and_whether_whole(&api).await == (true, 20) }).await;
+    let break_it = "UPDATE iceberg_tables SET metadata_location = 'file:///nowhere.json' WHERE table_namespace LIKE $1";
+    sqlx::query(break_it).bind(format!("%.{}", api.stack.project)).execute(&api.stack.pool).await.unwrap();
+    promote(&api).await;
+    // For longer than the table is not looked at.
+    let (begun, mut known) = (Instant::now(), 20);
+    while begun.elapsed() < Duration::from_secs(5) {
+        send_processed(&api, &events(known..known + 1), 1).await;
+        known += 1;
+        eventually("the new one is there", || async {
+            let (is_whole, count) = count_and_whether_whole(&api).await;
+            assert!(!is_whole || count >= known - 1, "{count} of {known} are called whole");
+            count == known
+        })
+        .await;
+    }
 }
 
 #[tokio::test]

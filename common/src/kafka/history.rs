@@ -74,12 +74,21 @@ impl History {
 
     /// The offset that the next record will get, and how often the leader has changed.
     pub fn ends(&self, partitions: &[TopicPartition]) -> KafkaResult<HashMap<TopicPartition, End>> {
+        self.ends_within(partitions, TIMEOUT)
+    }
+
+    /// The same, for those who cannot wait as long.
+    pub fn ends_within(
+        &self,
+        partitions: &[TopicPartition],
+        timeout: Duration,
+    ) -> KafkaResult<HashMap<TopicPartition, End>> {
         if partitions.is_empty() {
             return Ok(HashMap::new());
         }
         let answer = self.ask(|consumer| {
             let list = list_of(partitions.iter().map(|at| (at, Offset::End)))?;
-            let answer = consumer.offsets_for_times(list, TIMEOUT)?;
+            let answer = consumer.offsets_for_times(list, timeout)?;
             Ok((read_offsets(&answer)?, leader_changes(&answer)))
         })?;
         let (offsets, mut changes) = answer;

@@ -46,7 +46,22 @@ pub struct Taken {
 #[derive(Default)]
 struct State {
     snapshot: Option<Arc<Snapshot>>,
-    tail: Option<(Vec<String>, Tail)>,
+    tail: Option<Following>,
+}
+
+/// A tail and its reader, which ends when this is dropped.
+struct Following {
+    /// Of the topics whose records it holds.
+    incarnations: Vec<String>,
+    tail: Tail,
+    done: oneshot::Receiver<()>,
+    _stop: DropGuard,
+}
+
+impl Following {
+    fn is_over(&mut self) -> bool {
+        !matches!(self.done.try_recv(), Err(TryRecvError::Empty))
+    }
 }
 
 /// How far the keeper has got.
@@ -94,7 +109,7 @@ impl Kept {
         let state = self.state();
         let snapshot = Arc::clone(state.snapshot.as_ref()?);
         let (tail, fingerprint) = match &state.tail {
-            Some((_, tail)) if with_tail => (tail.batches(), tail.fingerprint()),
+            Some(Following { tail, .. }) if with_tail => (tail.batches(), tail.fingerprint()),
             _ => (Vec::new(), 0),
         };
         // What changes it has the state's lock.
@@ -133,41 +148,20 @@ pub struct Keeper {
     pub declared: Declared,
 }
 
-/// A reader that is at work.
-struct Reading {
-    done: oneshot::Receiver<()>,
-    _stop: DropGuard,
-}
-
-impl Reading {
-    fn is_over(&mut self) -> bool {
-        !matches!(self.done.try_recv(), Err(TryRecvError::Empty))
-    }
-}
-
 impl Keeper {
     /// Works until it is ended, or nobody has asked for a minute.
     pub async fn run(mut self) {
-        let mut reading = None;
         while !self.kept.stop.is_cancelled() && !self.is_over() {
             match self.look().await {
-                Ok(same_rows) => {
-                    if !same_rows {
-                        reading = None;
-                    }
-                    self.kept.set(|phase| (phase.loaded, phase.failure) = (true, None));
-                }
+                Ok(()) => self.kept.set(|phase| (phase.loaded, phase.failure) = (true, None)),
                 Err(error) => {
                     tracing::warn!(project = self.project.id, error, "the archive's table cannot be loaded");
                     self.kept.set(|phase| phase.failure = Some(error));
                 }
             }
-            let stopped = reading.as_mut().is_none_or(Reading::is_over);
-            if stopped && self.shared.most > 0 && self.kept.phase.borrow().loaded {
-                reading = self.start_reading().await;
-                if reading.is_none() {
-                    self.kept.set(|phase| phase.tail = Reach::Behind);
-                }
+            let wanted = self.shared.most > 0 && self.kept.phase.borrow().loaded;
+            if wanted && !self.is_reading() && !self.start_reading().await {
+                self.kept.set(|phase| phase.tail = Reach::Behind);
             }
             tokio::select! {
                 () = self.kept.stop.cancelled() => {}
@@ -187,8 +181,8 @@ impl Keeper {
         !ours || self.kept.is_idle()
     }
 
-    /// Takes the table's newest snapshot. False: the tail has to be read anew, for other columns.
-    async fn look(&mut self) -> Result<bool, String> {
+    /// Takes the table's newest snapshot. The tail goes where it has to be read anew, for other columns.
+    async fn look(&mut self) -> Result<(), String> {
         let declared = self.declared.clone().renewed(&self.shared.pool, &self.project.id).await;
         let mut same_columns = declared.promotions == self.declared.promotions;
         self.declared = declared;
@@ -198,8 +192,9 @@ impl Keeper {
         let mut state = self.kept.state();
         if let Some(snapshot) = newer {
             same_columns &= before.is_none_or(|before| before.schema == snapshot.schema);
-            if let Some((incarnations, tail)) = state.tail.as_mut().filter(|_| same_columns) {
-                tail.advance(snapshot.cut(incarnations)).map_err(|error| error.to_string())?;
+            if let Some(following) = state.tail.as_mut().filter(|_| same_columns) {
+                let cut = snapshot.cut(&following.incarnations);
+                following.tail.advance(cut).map_err(|error| error.to_string())?;
             }
             state.snapshot = Some(Arc::new(snapshot));
         }
@@ -207,11 +202,16 @@ impl Keeper {
             state.tail = None;
             self.kept.set(|phase| phase.tail = Reach::Starting);
         }
-        failure.map_or(Ok(same_columns), Err)
+        failure.map_or(Ok(()), Err)
     }
 
-    /// Starts to read the tail from where the snapshot ends. None: Kafka does not answer; later, then.
-    async fn start_reading(&self) -> Option<Reading> {
+    /// Whether the tail is being read.
+    fn is_reading(&self) -> bool {
+        self.kept.state().tail.as_mut().is_some_and(|following| !following.is_over())
+    }
+
+    /// Starts to read the tail from where the snapshot ends. False: Kafka does not answer; later, then.
+    async fn start_reading(&self) -> bool {
         let (history, topics) = (self.shared.history.clone(), self.project.topics());
         let ask =
             move || history.incarnations(&topics, KAFKA).map(|found| (found.len() == topics.len()).then_some(found));
@@ -223,16 +223,13 @@ impl Keeper {
             }
             Err(_) => None, // the runtime is shutting down
         };
-        let incarnations = incarnations?;
-        let cut = {
-            let mut state = self.kept.state();
-            let snapshot = Arc::clone(state.snapshot.as_ref()?);
-            let cut = snapshot.cut(&incarnations);
-            let maker = Maker::new(Arc::clone(&snapshot.schema), Arc::clone(&self.declared.promotions));
-            state.tail = Some((incarnations, Tail::new(maker, cut.clone(), &self.shared.held)));
-            self.kept.set(|phase| phase.tail = Reach::Starting);
-            cut
-        };
+        let Some(incarnations) = incarnations else { return false };
+        // Held until the tail is there: the reader waits for it with its first rows.
+        let mut state = self.kept.state();
+        let Some(snapshot) = state.snapshot.clone() else { return false };
+        let cut = snapshot.cut(&incarnations);
+        let maker = Maker::new(Arc::clone(&snapshot.schema), Arc::clone(&self.declared.promotions));
+        let tail = Tail::new(maker, cut.clone(), &self.shared.held);
         let source = Source {
             kafka: self.shared.kafka.clone(),
             history: self.shared.history.clone(),
@@ -248,11 +245,17 @@ impl Keeper {
             let project = source.project.id.clone();
             if let Err(error) = source.read(&cancel, |read| hand_over(&kept, &cancel, read)) {
                 tracing::warn!(project, %error, "the tail is read again from where the archive ends");
+                hand_over(&kept, &cancel, Read::Behind);
             }
             let _ = done.send(());
         };
-        let spawned = std::thread::Builder::new().name("tail".to_owned()).spawn(reading);
-        spawned.ok().map(|_| Reading { done: is_done, _stop: stop.drop_guard() })
+        if let Err(error) = std::thread::Builder::new().name("tail".to_owned()).spawn(reading) {
+            tracing::warn!(project = self.project.id, %error, "the tail cannot be read");
+            return false;
+        }
+        state.tail = Some(Following { incarnations, tail, done: is_done, _stop: stop.drop_guard() });
+        self.kept.set(|phase| phase.tail = Reach::Starting);
+        true
     }
 }
 
@@ -267,10 +270,11 @@ fn hand_over(kept: &Kept, cancel: &CancellationToken, read: Read) {
         Read::Whole => return kept.set(|phase| phase.tail = Reach::Whole),
         Read::Behind => return kept.set(|phase| phase.tail = Reach::Behind),
     };
-    if let Some((_, tail)) = &mut state.tail
+    if let Some(Following { tail, .. }) = &mut state.tail
         && let Err(error) = tail.add(rows)
     {
         tracing::error!(%error, "rows of the tail do not fit into the table's columns");
+        kept.set(|phase| phase.tail = Reach::Behind);
         cancel.cancel();
     }
 }

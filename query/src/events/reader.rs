@@ -23,8 +23,13 @@ const BATCH: usize = 2_048;
 /// … or so many bytes of them: what is not handed over is not counted.
 const BATCH_BYTES: usize = 256 * 1024;
 const WAIT: Duration = Duration::from_millis(100);
-/// Brokers that could not be reached are asked again after this time.
+/// Nothing is read while the topic's ends are asked for, so the answer has to come soon: as long as a partition has no
+/// leader, there is none. It is asked for again after a time that doubles from the first of these to the second.
+const ANSWER: Duration = Duration::from_millis(500);
 const LOST: Duration = Duration::from_secs(1);
+const LONG_LOST: Duration = Duration::from_secs(4);
+/// When the tail begins, there is time.
+const START: Duration = Duration::from_secs(10);
 /// Records that wait in the client, in KiB.
 const CLIENT_KB: usize = 8_192;
 
@@ -63,7 +68,7 @@ impl Source {
         let mut next = starts;
         let (mut rows, mut bytes) = (Vec::new(), 0);
         // Where the topic ends by now is not known, and is to be asked for at this time.
-        let mut behind = None::<Instant>;
+        let (mut behind, mut pause) = (None::<Instant>, LOST);
         while !cancel.is_cancelled() {
             if self.held.load(Ordering::Relaxed) >= self.most {
                 behind = Some(Instant::now());
@@ -72,9 +77,9 @@ impl Source {
                 continue;
             }
             if behind.is_some_and(|ask_at| ask_at <= Instant::now()) {
-                match self.ends() {
-                    Ok(found) => (ends, behind) = (found, None),
-                    Err(_) => behind = Some(Instant::now() + LOST),
+                match self.ends(ANSWER) {
+                    Ok(found) => (ends, behind, pause) = (found, None, LOST),
+                    Err(_) => (behind, pause) = (Some(Instant::now() + pause), LONG_LOST.min(pause * 2)),
                 }
             }
             let wait = if rows.is_empty() { WAIT } else { Duration::ZERO };
@@ -117,8 +122,13 @@ impl Source {
     }
 
     /// Where each partition ends. Every offset has a record: nobody writes to this topic in transactions.
-    fn ends(&self) -> Result<Offsets, KafkaError> {
-        Ok(self.history.ends(&self.copies())?.into_iter().map(|(at, end)| (at.partition, end.offset)).collect())
+    fn ends(&self, timeout: Duration) -> Result<Offsets, KafkaError> {
+        Ok(self
+            .history
+            .ends_within(&self.copies(), timeout)?
+            .into_iter()
+            .map(|(at, end)| (at.partition, end.offset))
+            .collect())
     }
 
     /// Where to begin in each partition: before the copy of the first record that is not archived. Its copy was
@@ -128,7 +138,7 @@ impl Source {
         let copy = |partition: i32| copies[partition as usize].clone();
         let events = self.project.partitions_of_events();
         // The copies' ends first: what is copied from now on comes behind them.
-        let ends = self.ends()?;
+        let ends = self.ends(START)?;
         let logged = self.history.bounds(&events)?;
         let mut starts = ends.clone();
         let mut spans = Vec::new();

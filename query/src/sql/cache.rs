@@ -15,6 +15,8 @@ use super::response::MadeFrom;
 use crate::keys;
 
 const TTL_S: u64 = 3_600;
+/// Machines' clocks differ by less than this, in milliseconds.
+const CLOCKS_MS: i64 = 60_000;
 /// Keys per round trip.
 const CHUNK: usize = 500;
 
@@ -74,10 +76,10 @@ impl Cache {
         }
     }
 
-    /// Keeps an answer.
+    /// Keeps an answer, unless answers have been dropped since it began to be made.
     pub async fn put(
         &self,
-        key: &str,
+        (project, key): (&str, &str),
         identity: Option<String>,
         made_from: &MadeFrom,
         made_ms: i64,
@@ -93,11 +95,22 @@ impl Cache {
         if let Err(error) = self.redis.run::<()>(&set).await {
             tracing::debug!(%error, "an answer is not kept");
         }
+        // Asked only now: who drops answers says so before he looks for them, so one of us takes this one away.
+        let dropped = self.redis.run::<(Option<i64>,)>(redis::pipe().cmd("GET").arg(keys::dropped(project))).await;
+        if dropped.is_ok_and(|(at,)| at.is_none_or(|at| made_ms > at + CLOCKS_MS)) {
+            return;
+        }
+        if let Err(error) = self.redis.run::<()>(redis::pipe().cmd("UNLINK").arg(key).ignore()).await {
+            tracing::warn!(%error, project, "an answer is kept, and answers may just have been dropped");
+        }
     }
 }
 
-/// Drops all answers that a project was given before.
+/// Drops all answers that a project was given before, and those that are being made.
 pub async fn drop_answers(redis: &Redis, project: &str) -> Result<(), RedisFailure> {
+    let (mut say, now_ms) = (redis::pipe(), chrono::Utc::now().timestamp_millis());
+    say.cmd("SET").arg(keys::dropped(project)).arg(now_ms).arg("EX").arg(TTL_S).ignore();
+    redis.run::<()>(&say).await?;
     for node in redis.masters().await? {
         let node = redis.on(&node)?;
         let mut answers = Scan::matching(&node, &keys::query(project, "*"));

@@ -143,7 +143,7 @@ impl Engine {
             Ok(Some(Ok(Piece::Last(body, truncated)))) => {
                 let identity = if running.await.unwrap_or(true) { None } else { identity };
                 if identity.is_some() || max_age.is_some() {
-                    self.cache.put(&key, identity, &head.made_from, now_ms, &body, truncated).await;
+                    self.cache.put((&project.id, &key), identity, &head.made_from, now_ms, &body, truncated).await;
                 }
                 Ok(head.whole(body, truncated))
             }
