@@ -216,8 +216,16 @@ async fn spark_deletes_a_users_archived_events_for_good() {
         assert_eq!(output.status.success(), told["failed"] == json!([]), "{}", text(&output.stderr));
         told
     };
+    let broken = format!("{}-broken", stack.project);
+    tables.load_or_create(&broken).await.unwrap();
+    sqlx::query("UPDATE iceberg_tables SET metadata_location = 'file:///nowhere.json' WHERE table_namespace LIKE $1")
+        .bind(format!("%.{broken}"))
+        .execute(&stack.pool)
+        .await
+        .unwrap();
     fill(&stack, 1, 0, &["more", "more"]).await;
     let told = script(&["compact", "--days", "100000", "--min-files", "2"]);
+    assert_eq!(told["failed"][0]["project"], json!(broken), "{told}");
     let compacted = &told["tables"][0];
     assert_eq!((&compacted["rewritten"], &compacted["added"]), (&json!(3), &json!(1)), "{compacted}");
     fill(&stack, 1, 2, &["more"]).await;
