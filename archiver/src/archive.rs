@@ -12,6 +12,8 @@ use crate::prepare::{Prepared, Seen, Shared};
 
 const FIRST_WAIT: Duration = Duration::from_millis(200);
 const LONGEST_WAIT: Duration = Duration::from_secs(5);
+/// The last commit gets this long.
+pub const LAST_COMMIT: Duration = Duration::from_secs(10);
 /// Until a topic without a project is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(3);
 
@@ -54,12 +56,13 @@ impl Archive {
     /// Ends what was going on. What was buffered is dropped: it will be read again.
     pub fn enter(&mut self, state: State) {
         if let State::Live(live) = std::mem::replace(&mut self.state, state) {
-            let rows = live.buffer().rows();
-            if rows > 0 {
+            let (rows, is_ending) = (live.buffer().rows(), live.is_ending());
+            if rows > 0 || is_ending {
                 tracing::info!(
                     project = self.project,
                     rows,
-                    "rows that were not committed are dropped, to be read again"
+                    is_ending,
+                    "what is not committed is dropped, to be read from the log again"
                 );
             }
             self.seen = live.into_seen();
@@ -140,7 +143,8 @@ impl Archive {
             Ok(released) => released,
             Err(error) => {
                 if error.is_final() {
-                    self.finish(shared).await;
+                    // What does not get through by then is read again by whoever starts next.
+                    let _ = tokio::time::timeout(LAST_COMMIT, self.finish(shared)).await;
                 }
                 self.fail(error);
                 Vec::new()
@@ -179,6 +183,9 @@ impl Archive {
     pub fn problem(&self) -> Option<String> {
         match &self.state {
             State::Stopped(error) => Some(error.to_string()),
+            State::Live(live) if live.unconfirmed() => {
+                Some(format!("{}: a commit waits for Kafka, which does not answer", self.topic))
+            }
             // While it tries again, too: else the problem would come and go.
             State::Waiting(_) | State::Preparing { .. } if self.failures > 2 => {
                 Some(format!("{}: {}", self.topic, self.failure))

@@ -45,21 +45,22 @@ pub enum CommitError {
     Injected(#[from] Injected),
 }
 
-/// Adds `files` to a table and moves its partitions from where `known` has them to `end`. Gives the table with
-/// all of it in.
+/// Adds `files` to a table and moves partitions from `start` to `end`. Gives the table with all of it in. `start` has to be
+/// where the rows were read from, not what a later table says: that may know of rows which another archiver of these
+/// partitions has put in meanwhile.
 pub async fn commit(
     catalog: &dyn Catalog,
-    known: &Table,
+    table: &TableIdent,
     topic: &str,
+    start: &Positions,
     end: &Positions,
     files: &[DataFile],
 ) -> std::result::Result<Table, CommitError> {
-    let start = positions::read(known.metadata().properties(), topic)?;
     let mut tries = 0;
     let mut refusal = None;
     loop {
-        let base = catalog.load_table(known.identifier()).await?;
-        match standing(&start, end, &positions::read(base.metadata().properties(), topic)?) {
+        let base = catalog.load_table(table).await?;
+        match standing(start, end, &positions::read(base.metadata().properties(), topic)?) {
             Standing::Done => {
                 hit("archive.verified").await?;
                 return Ok(base);
@@ -77,7 +78,7 @@ pub async fn commit(
         refusal = append(catalog, base, topic, end, files).await.err();
         hit("archive.committed").await?;
         if let Some(error) = &refusal {
-            tracing::debug!(%error, table = %known.identifier(), "commit failed, looking at the table");
+            tracing::debug!(%error, %table, "commit failed, looking at the table");
         }
     }
 }

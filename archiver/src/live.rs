@@ -19,6 +19,7 @@ use crate::buffer::Buffer;
 use crate::declared::Declared;
 use crate::error::ArchiveError;
 use crate::given_up::{Fate, GivenUp, Log};
+use crate::positions::Positions;
 use crate::prepare::{Prepared, Seen, Shared};
 use crate::writing::{self, Batch, Writing};
 
@@ -40,6 +41,8 @@ pub struct Live {
     topic: Arc<str>,
     /// As of the last commit, or of the start.
     table: Table,
+    /// Where our partitions stand in it: what we have read and committed, whatever others have made of it since.
+    positions: Positions,
     /// The next offset of each partition that is ours.
     next: BTreeMap<i32, i64>,
     given_up: GivenUp,
@@ -59,7 +62,7 @@ pub struct Live {
 
 impl Live {
     pub fn new(topic: Arc<str>, prepared: Prepared) -> Self {
-        let Prepared { project, layout, table, starts, seen } = prepared;
+        let Prepared { project, layout, table, positions, starts, seen } = prepared;
         let (buffer, given_up, declared, writing) = Default::default();
         let (held, held_at) = (BTreeMap::new(), Instant::now());
         let next = starts;
@@ -69,6 +72,7 @@ impl Live {
             layout,
             topic,
             table,
+            positions,
             next,
             given_up,
             buffer,
@@ -199,6 +203,7 @@ impl Live {
                 topic: self.topic.clone(),
                 incarnation: self.seen.incarnation.clone(),
                 table: self.table.clone(),
+                start: self.positions.clone(),
                 declared: self.declared.clone(),
             };
             Writing::begin(batch, shared)
@@ -213,7 +218,9 @@ impl Live {
         self.table = committed.table;
         self.shown_at = Instant::now();
         self.declared = committed.declared;
-        Ok(Some(committed.moved))
+        let moved = committed.end.iter().map(|(&partition, position)| (partition, position.next)).collect();
+        self.positions.extend(committed.end);
+        Ok(Some(moved))
     }
 
     /// How many bytes of rows are in memory.
@@ -224,6 +231,11 @@ impl Live {
     /// Whether a commit is on its way that frees memory without anything being done.
     pub fn is_ending(&self) -> bool {
         self.writing.as_ref().is_some_and(|writing| writing.ending() || writing.waiting() > 0)
+    }
+
+    /// Whether its commit waits for Kafka.
+    pub fn unconfirmed(&self) -> bool {
+        self.writing.as_ref().is_some_and(Writing::unconfirmed)
     }
 
     /// Shows how many files the table has when no commit has done so for long: other engines make them fewer. False: it

@@ -22,6 +22,7 @@ use crate::config::{Config, OnGap};
 use crate::error::ArchiveError;
 use crate::positions::{self, Position, Positions};
 use crate::table::Tables;
+use crate::writing::COMMIT_TIMEOUT;
 
 /// Sightings in memory: 45 bytes each.
 const SIGHTINGS: usize = 150_000;
@@ -81,8 +82,9 @@ pub struct Seen {
 pub struct Prepared {
     pub project: Project,
     pub layout: Arc<Layout>,
-    /// The table whose positions the starts are.
     pub table: Table,
+    /// What it says of the topic's partitions; the starts follow it.
+    pub positions: Positions,
     pub starts: BTreeMap<i32, i64>,
     pub seen: Seen,
 }
@@ -108,8 +110,8 @@ pub async fn prepare(
     let incarnation = incarnations.get(&*topic).ok_or_else(|| ArchiveError::NoTopic(topic.to_string()))?.clone();
     let mut positions = positions::read(table.metadata().properties(), &topic)?;
     // One in another incarnation of the topic says nothing about this one.
-    positions.retain(|_, position| position.incarnation == incarnation);
-    let reached = |partition| positions.get(&partition).map(Position::reached);
+    let is_ours = |position: &&Position| position.incarnation == incarnation;
+    let reached = |partition| positions.get(&partition).filter(is_ours).map(Position::reached);
     let at = |partition| TopicPartition { topic: topic.clone(), partition };
     let asked: Vec<_> = partitions.iter().map(|&partition| (at(partition), reached(partition))).collect();
     let history = shared.history.clone();
@@ -125,8 +127,8 @@ pub async fn prepare(
             Err(gap) if shared.config.on_gap == OnGap::Stop => return Err(ArchiveError::Gap { at, gap }),
             Err(gap) => {
                 tracing::error!(%topic, partition, %gap, "going on all the same, as on_gap = skip says");
-                let position = positions.remove(&partition).map(|position| Position { next: gap.behind(), ..position });
-                bridged.extend(position.map(|position| (partition, position)));
+                let position = positions.get(&partition).cloned();
+                bridged.extend(position.map(|position| (partition, Position { next: gap.behind(), ..position })));
                 gap.behind()
             }
         };
@@ -142,9 +144,13 @@ pub async fn prepare(
     }
     if !bridged.is_empty() {
         // At once, so that it has to be said only once, however long no record comes.
-        table = commit(shared.tables.catalog().await?, &table, &topic, &bridged, &[]).await?;
+        let catalog = shared.tables.catalog().await?;
+        let committing = commit(catalog, table.identifier(), &topic, &positions, &bridged, &[]);
+        let limit = ArchiveError::Slow("a commit", COMMIT_TIMEOUT.as_secs());
+        table = tokio::time::timeout(COMMIT_TIMEOUT, committing).await.map_err(|_| limit)??;
+        positions.extend(bridged);
     }
     let filled = tokio::task::spawn_blocking(move || shared.filler.fill(fills, &cancel, |_, _| ())).await??;
     let stores = filled.into_iter().map(|(at, seen)| (at.partition, seen)).collect();
-    Ok(Prepared { project, layout, table, starts, seen: Seen { incarnation, stores } })
+    Ok(Prepared { project, layout, table, positions, starts, seen: Seen { incarnation, stores } })
 }

@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use crate::archive::{Archive, State};
+use crate::archive::{Archive, LAST_COMMIT, State};
 use crate::error::ArchiveError;
 use crate::prepare::{Prepared, Shared, prepare};
 use crate::rows::Rows;
@@ -23,8 +23,6 @@ const TICK: Duration = Duration::from_millis(50);
 const SEEN_TICK: Duration = Duration::from_secs(1);
 /// What waits before it is a row. Rows wait for long, so there is no need for much of it.
 const ROOM: Room = Room { records: 4_096, bytes: 8 * 1024 * 1024, client_kib: 4_096, partition_bytes: 256 * 1024 };
-/// The last commit gets this long.
-const LAST_COMMIT: Duration = Duration::from_secs(10);
 
 type Done = (Arc<str>, u64, Result<Prepared, ArchiveError>);
 
@@ -250,7 +248,7 @@ impl Worker {
 
     fn report(&mut self) {
         self.archives.values().for_each(Archive::show);
-        // One at a time: the catalog is not asked for all that are idle at once.
+        // One in a look, so that the catalog is not asked for all that are idle at once.
         self.archives.values_mut().any(|archive| archive.show_table(&self.shared));
         metrics::gauge!("tidemill_archiver_buffered_bytes").set(self.bytes() as f64);
         metrics::gauge!("tidemill_archiver_paused").set(f64::from(u8::from(self.full)));

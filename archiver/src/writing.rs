@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use iceberg::spec::DataFile;
@@ -20,12 +20,12 @@ use crate::error::ArchiveError;
 use crate::evolve::evolve;
 use crate::files::Files;
 use crate::maintain::LEAST_ORPHAN_AGE;
-use crate::positions::{self, Position, Positions};
+use crate::positions::{Position, Positions};
 use crate::prepare::Shared;
 use crate::rows::Rows;
 
 /// Catalogs that take longer are given up for now.
-const COMMIT_TIMEOUT: Duration = Duration::from_secs(60);
+pub const COMMIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Kafka has to answer within this time, and is asked again after that one.
 const ANSWER: Duration = Duration::from_secs(10);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -39,8 +39,10 @@ pub struct Batch {
     pub project: String,
     pub topic: Arc<str>,
     pub incarnation: String,
-    /// The table whose positions the rows follow.
+    /// The table, as it was last seen.
     pub table: Table,
+    /// The positions that the rows follow.
+    pub start: Positions,
     /// Promoted columns, as they were last read.
     pub declared: Declared,
 }
@@ -50,8 +52,8 @@ pub struct Committed {
     /// The table with all of it in.
     pub table: Table,
     pub declared: Declared,
-    /// The next offset of each partition that has moved.
-    pub moved: BTreeMap<i32, i64>,
+    /// The positions of the partitions that have moved.
+    pub end: Positions,
 }
 
 /// A commit on its way. Dropping it ends the work; what was written is never seen.
@@ -75,6 +77,8 @@ enum Step {
 struct Progress {
     waiting: AtomicUsize,
     written: AtomicUsize,
+    /// Kafka does not say whose records it has.
+    unconfirmed: AtomicBool,
     tell: Arc<Notify>,
 }
 
@@ -83,7 +87,8 @@ impl Writing {
     pub fn begin(batch: Batch, shared: &Shared) -> Self {
         let (steps, receiver) = mpsc::unbounded_channel();
         let tell = shared.progress.clone();
-        let progress = Arc::new(Progress { waiting: AtomicUsize::new(0), written: AtomicUsize::new(0), tell });
+        let (waiting, written, unconfirmed) = Default::default();
+        let progress = Arc::new(Progress { waiting, written, unconfirmed, tell });
         let (shared, about) = (shared.clone(), progress.clone());
         let task = tokio::spawn(async move {
             let outcome = write_batch(batch, shared, receiver, &about).await;
@@ -130,6 +135,11 @@ impl Writing {
         self.progress.written.load(Ordering::Relaxed)
     }
 
+    /// Whether it waits for Kafka.
+    pub fn unconfirmed(&self) -> bool {
+        self.progress.unconfirmed.load(Ordering::Relaxed)
+    }
+
     /// Whether no more rows are taken.
     pub fn ending(&self) -> bool {
         self.ending
@@ -153,7 +163,7 @@ async fn write_batch(
     mut steps: mpsc::UnboundedReceiver<Step>,
     progress: &Progress,
 ) -> Result<Committed, ArchiveError> {
-    let Batch { project, topic, incarnation, table: known, declared } = batch;
+    let Batch { project, topic, incarnation, table: known, start, declared } = batch;
     let begun = Instant::now();
     hit("archive.polled").await?;
     let catalog = shared.tables.catalog().await?;
@@ -177,45 +187,53 @@ async fn write_batch(
         }
     };
     let started = Instant::now();
-    confirm_topic(&shared, &topic, &incarnation, count).await?;
+    confirm_topic(&shared, &topic, &incarnation, count, progress).await?;
     let _permit = shared.writers.acquire().await;
     let files = files.close().await?;
     if begun.elapsed() > OLDEST {
         return Err(ArchiveError::Slow("writing a commit's files", OLDEST.as_secs()));
     }
-    let before = positions::read(known.metadata().properties(), &topic)?;
     let end: Positions = moved
         .iter()
         .map(|(&partition, reached)| {
-            let before = before.get(&partition).filter(|position| position.incarnation == incarnation);
+            let before = start.get(&partition).filter(|position| position.incarnation == incarnation);
             let newest_ms = before.map_or(0, |position| position.newest_ms).max(reached.newest_ms);
             (partition, Position { incarnation: incarnation.clone(), next: reached.next, newest_ms })
         })
         .collect();
-    // Whoever else has moved these partitions on since `known` was loaded must be noticed, so that is the base.
-    let committing = commit(catalog, &known, &topic, &end, &files);
+    let committing = commit(catalog, known.identifier(), &topic, &start, &end, &files);
     let limit = ArchiveError::Slow("a commit", COMMIT_TIMEOUT.as_secs());
     let table = tokio::time::timeout(COMMIT_TIMEOUT, committing).await.map_err(|_| limit)??;
     tracing::debug!(%topic, rows = count, files = files.len(), seconds = started.elapsed().as_secs_f64(), "committed");
     histogram!("tidemill_archiver_commit_seconds").record(started.elapsed());
     report(&project, count, &files, &table);
-    let moved = moved.into_iter().map(|(partition, reached)| (partition, reached.next)).collect();
-    Ok(Committed { table, declared, moved })
+    Ok(Committed { table, declared, end })
 }
 
 /// Makes sure that what was read is of the topic that there is, asked after all of it was read: one that was deleted and
 /// made again in between is another log, whose offsets may go on as if it were the same. Of one that is only deleted, what
-/// was read is all that is left. As long as Kafka does not answer, the commit waits, and nothing else does.
-async fn confirm_topic(shared: &Shared, topic: &str, incarnation: &str, rows: usize) -> Result<(), ArchiveError> {
+/// was read is all that is left. As long as Kafka does not answer, the commit waits, and nothing else does until memory is
+/// full.
+async fn confirm_topic(
+    shared: &Shared,
+    topic: &str,
+    incarnation: &str,
+    rows: usize,
+    progress: &Progress,
+) -> Result<(), ArchiveError> {
     loop {
         let (history, asked) = (shared.history.clone(), topic.to_owned());
         match tokio::task::spawn_blocking(move || history.incarnations([asked], ANSWER)).await? {
             Ok(now) if now.get(topic).is_some_and(|now| now != incarnation) => {
                 return Err(ArchiveError::MadeAgain { topic: topic.to_owned(), rows });
             }
-            Ok(_) => return Ok(()),
+            Ok(_) => {
+                progress.unconfirmed.store(false, Ordering::Relaxed);
+                return Ok(());
+            }
             Err(error) => tracing::warn!(%topic, rows, %error, "a commit waits until kafka says whose records it has"),
         }
+        progress.unconfirmed.store(true, Ordering::Relaxed);
         tokio::time::sleep(ASK_AGAIN).await;
     }
 }

@@ -38,7 +38,9 @@ async fn fill(stack: &Stack, partition: i32, next: i64, users: &[&str]) {
         let files = files.close().await.unwrap();
         let end =
             Positions::from([(partition, Position { incarnation: "one".to_owned(), next: offset + 1, newest_ms: 0 })]);
-        commit(tables.catalog().await.unwrap(), &table, "events.any", &end, &files).await.unwrap();
+        let start = tidemill_archiver::positions::read(table.metadata().properties(), "events.any").unwrap();
+        let catalog = tables.catalog().await.unwrap();
+        commit(catalog, table.identifier(), "events.any", &start, &end, &files).await.unwrap();
     }
 }
 

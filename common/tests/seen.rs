@@ -298,6 +298,19 @@ fn a_batch_that_did_not_go_through_is_taken_back() {
     assert!(!world.seen.sight(a, 9, 0).unwrap(), "this one did");
 }
 
+/// A record without a sighting is of the log that the store covers, too.
+#[test]
+fn it_knows_how_new_records_without_a_sighting_are() {
+    let mut world = World::new();
+    world.seen.sight(fingerprint("a"), FIRST, 100).unwrap();
+    let reached = Reached { next: FIRST + 3, newest_ms: 500 };
+    world.seen.advance(reached);
+    assert_eq!(world.seen.reached(), reached);
+    world.seen.flush();
+    world.stores.settle().unwrap();
+    assert_eq!(world.stores.load(&key(), WINDOW).unwrap().reached(), reached);
+}
+
 /// A merge reads files that leave meanwhile, since their time is over, and leave memory before that.
 #[test]
 fn what_is_being_merged_may_expire() -> Result<(), TestCaseError> {

@@ -258,7 +258,7 @@ async fn standing(
 ) -> Result<Standing, sqlx::Error> {
     let sql = format!(
         "SELECT l.topic, l.partition, l.topic_incarnation, l.generation, l.next_offset, l.projected_offset,
-                l.newest_ms, (SELECT epoch FROM timeline)
+                GREATEST(l.newest_ms, (extract(epoch FROM l.as_of) * 1000)::bigint), (SELECT epoch FROM timeline)
          FROM ledger l
          JOIN unnest($2::text[], $3::int[], $4::text[], $5::int[]) AS w(topic, partition, incarnation, generation)
            ON l.topic = w.topic AND l.partition = w.partition

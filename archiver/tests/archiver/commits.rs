@@ -7,11 +7,15 @@ use async_trait::async_trait;
 use iceberg::spec::DataFile;
 use iceberg::table::Table;
 use iceberg::{Catalog, Error, ErrorKind, Namespace, NamespaceIdent, Result, TableCommit, TableCreation, TableIdent};
-use tidemill_archiver::commit::{CommitError, commit};
+use tidemill_archiver::commit::CommitError;
 use tidemill_archiver::positions::{Position, Positions};
-use tidemill_testkit::event;
+use tidemill_common::home::home_partition;
+use tidemill_common::names::events_topic;
+use tidemill_testkit::{PARTITIONS, event};
 
-use crate::support::{World, rows, table_positions, write_files};
+use crate::support::{
+    World, archived, commit, config, first_sights, incarnation, rows, start, table_positions, write_files,
+};
 
 const TOPIC: &str = "events.any";
 
@@ -109,6 +113,36 @@ async fn many_at_once_make_one_table_and_all_commit() {
     futures::future::join_all(writers).await;
     let expected: Vec<_> = (0..4).flat_map(|partition| (0..6).map(move |offset| (partition, offset))).collect();
     assert_eq!(offsets(&world).await, expected);
+}
+
+/// Who had a partition before us may put rows in while we read them, too; and our next commit, of other partitions, makes us
+/// know a table that has them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_between_two_of_ours_is_noticed_by_the_third() {
+    let world = World::new().await;
+    let home = |partition: i32, from: usize| {
+        let ids =
+            (from..).map(|i| format!("e-{i}")).filter(move |id| home_partition(id.as_bytes(), PARTITIONS) == partition);
+        ids.map(|id| event(&id, "click", 1_700_000_000)).take(10).collect::<Vec<_>>()
+    };
+    let archiver = start(&world, config(&world, "a")).await;
+    world.send_all(&home(0, 0)).await;
+    archived(&world, &world.project).await;
+    let known = world.tables.load(&world.project).await.unwrap().unwrap();
+    let catalog = world.tables.catalog().await.unwrap();
+    let coming = home(1, 0);
+    let rows_of: Vec<_> = (0..).zip(coming[..5].iter().cloned()).collect();
+    let files = write_files(&known, 1, &rows_of).await;
+    let end = Position { incarnation: incarnation(&world).await, next: 5, newest_ms: 0 };
+    commit(catalog, &known, &events_topic(&world.project), &Positions::from([(1, end)]), &files).await.unwrap();
+    world.send_all(&home(0, 1_000)).await;
+    archived(&world, &world.project).await;
+    for event in &coming {
+        world.send(event).await;
+    }
+    archived(&world, &world.project).await;
+    archiver.stop().await;
+    assert_eq!(rows(&world, &world.project).await, first_sights(&world, |_| true).await);
 }
 
 #[derive(Debug, Clone, Copy)]

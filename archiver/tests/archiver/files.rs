@@ -4,11 +4,10 @@ use std::path::Path;
 
 use arrow::array::AsArray;
 use arrow::datatypes::TimestampMicrosecondType;
-use tidemill_archiver::commit::commit;
 use tidemill_archiver::positions::{Position, Positions};
 use tidemill_testkit::event;
 
-use crate::support::{World, batches, write_files};
+use crate::support::{World, batches, commit, write_files};
 
 /// How many of this process's open files lie in a folder.
 fn open_files(folder: &Path) -> usize {

@@ -13,7 +13,6 @@ use parquet::file::properties::ReaderProperties;
 use parquet::file::reader::FileReader;
 use parquet::file::serialized_reader::{ReadOptionsBuilder, SerializedFileReader};
 use serde_json::json;
-use tidemill_archiver::commit::commit;
 use tidemill_archiver::files::Files;
 use tidemill_archiver::positions::{Position, Positions};
 use tidemill_archiver::promotions::Promotions;
@@ -21,7 +20,7 @@ use tidemill_common::event::Event;
 use tidemill_common::promoted::{Kind, Promoted};
 use tidemill_testkit::{event, eventually};
 
-use crate::support::{World, archived, as_rows, batches, config, start};
+use crate::support::{World, archived, as_rows, batches, commit, config, start};
 
 const DAY: i64 = 1_700_000_000 / 86_400;
 

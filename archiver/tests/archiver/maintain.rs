@@ -7,13 +7,12 @@ use std::time::{Duration, SystemTime};
 
 use chrono::Utc;
 use iceberg::TableIdent;
-use tidemill_archiver::commit::commit;
 use tidemill_archiver::maintain::{MaintainError, Maintained, Maintenance, Neighbours};
 use tidemill_archiver::positions::{Position, Positions};
 use tidemill_archiver::table::{identifier, namespace};
 use tidemill_testkit::event;
 
-use crate::support::{World, rows, write_files};
+use crate::support::{World, commit, rows, write_files};
 
 const HOUR: Duration = Duration::from_secs(3_600);
 const ALL: Maintenance = Maintenance {

@@ -7,8 +7,10 @@ use std::time::Duration;
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::{Int32Type, Int64Type};
 use futures::TryStreamExt;
+use iceberg::Catalog;
 use iceberg::spec::DataFile;
 use iceberg::table::Table;
+use tidemill_archiver::commit::{self, CommitError};
 use tidemill_archiver::files::Files;
 use tidemill_archiver::positions::{self, Positions};
 use tidemill_archiver::rows::Rows;
@@ -130,6 +132,18 @@ pub async fn write_files(table: &Table, partition: i32, events: &[(i64, Event)])
         files.write(day, as_rows(partition, &events), true).await.unwrap();
     }
     files.close().await.unwrap()
+}
+
+/// A commit of who has read from where a table is.
+pub async fn commit(
+    catalog: &dyn Catalog,
+    known: &Table,
+    topic: &str,
+    end: &Positions,
+    files: &[DataFile],
+) -> Result<Table, CommitError> {
+    let start = positions::read(known.metadata().properties(), topic)?;
+    commit::commit(catalog, known.identifier(), topic, &start, end, files).await
 }
 
 /// The rows of a project's table.

@@ -4,7 +4,6 @@ use rdkafka::TopicPartitionList;
 use rdkafka::admin::{AdminClient, AdminOptions};
 use rdkafka::client::DefaultClientContext;
 use rdkafka::topic_partition_list::Offset;
-use tidemill_archiver::commit::commit;
 use tidemill_archiver::positions::{Position, Positions};
 use tidemill_archiver::table::identifier;
 use tidemill_archiver::{Config, OnGap};
@@ -12,8 +11,8 @@ use tidemill_common::names::events_topic;
 use tidemill_testkit::{event, eventually};
 
 use crate::support::{
-    Archiver, World, archived, config, ends, events_with_copies, first_sights, give_up, incarnation, rows, send_to,
-    start, table_positions,
+    Archiver, World, archived, commit, config, ends, events_with_copies, first_sights, give_up, incarnation, rows,
+    send_to, start, table_positions,
 };
 
 /// Deletes a partition's records before an offset, as retention does.

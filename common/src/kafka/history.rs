@@ -149,14 +149,17 @@ impl History {
     }
 
     pub(super) fn ask<T>(&self, ask: impl FnOnce(&Reader) -> KafkaResult<T>) -> KafkaResult<T> {
-        let kept = self.asking().clone();
-        let consumer = match kept {
-            Some(consumer) => consumer,
-            None => Arc::clone(self.asking().insert(Arc::new(self.consumer()?))),
+        let consumer = {
+            let mut kept = self.asking();
+            match &*kept {
+                Some(consumer) => Arc::clone(consumer),
+                None => Arc::clone(kept.insert(Arc::new(self.consumer()?))),
+            }
         };
         // It reads nothing; what comes are notes of lost connections, which must not pile up.
         while consumer.poll(Duration::ZERO).is_some() {}
-        ask(&consumer).inspect_err(|_| *self.asking() = None)
+        // Another may have given it up meanwhile, and a new one is there.
+        ask(&consumer).inspect_err(|_| drop(self.asking().take_if(|kept| Arc::ptr_eq(kept, &consumer))))
     }
 
     fn asking(&self) -> MutexGuard<'_, Option<Arc<Reader>>> {

@@ -151,6 +151,7 @@ pub struct Keeper {
 impl Keeper {
     /// Works until it is ended, or nobody has asked for a minute.
     pub async fn run(mut self) {
+        let _ended = self.kept.stop.clone().drop_guard(); // its reader's, too, however this ends
         while !self.kept.stop.is_cancelled() && !self.is_over() {
             match self.look().await {
                 Ok(()) => self.kept.set(|phase| (phase.loaded, phase.failure) = (true, None)),
@@ -168,7 +169,6 @@ impl Keeper {
                 () = tokio::time::sleep(LOOK) => {}
             }
         }
-        self.kept.end();
     }
 
     /// Ends the keeping if nobody asks; nobody can begin to at the same time.

@@ -23,11 +23,10 @@ const BATCH: usize = 2_048;
 /// … or so many bytes of them: what is not handed over is not counted.
 const BATCH_BYTES: usize = 256 * 1024;
 const WAIT: Duration = Duration::from_millis(100);
-/// Nothing is read while the topic's ends are asked for, so the answer has to come soon: as long as a partition has no
-/// leader, there is none. It is asked for again after a time that doubles from the first of these to the second.
-const ANSWER: Duration = Duration::from_millis(500);
+/// Brokers that could not be reached are asked again after a time that doubles from the first of these to the second. Nothing
+/// is read while they are asked, and as long as a partition has no leader there is no answer: they have half as long for it.
 const LOST: Duration = Duration::from_secs(1);
-const LONG_LOST: Duration = Duration::from_secs(4);
+const LONG_LOST: Duration = Duration::from_secs(8);
 /// When the tail begins, there is time.
 const START: Duration = Duration::from_secs(10);
 /// Records that wait in the client, in KiB.
@@ -77,7 +76,7 @@ impl Source {
                 continue;
             }
             if behind.is_some_and(|ask_at| ask_at <= Instant::now()) {
-                match self.ends(ANSWER) {
+                match self.ends(pause / 2) {
                     Ok(found) => (ends, behind, pause) = (found, None, LOST),
                     Err(_) => (behind, pause) = (Some(Instant::now() + pause), LONG_LOST.min(pause * 2)),
                 }

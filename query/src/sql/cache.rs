@@ -94,6 +94,7 @@ impl Cache {
         set.cmd("SET").arg(key).arg(value).arg("EX").arg(TTL_S).ignore();
         if let Err(error) = self.redis.run::<()>(&set).await {
             tracing::debug!(%error, "an answer is not kept");
+            return;
         }
         // Asked only now: who drops answers says so before he looks for them, so one of us takes this one away.
         let dropped = self.redis.run::<(Option<i64>,)>(redis::pipe().cmd("GET").arg(keys::dropped(project))).await;
