@@ -62,7 +62,7 @@ impl Archive {
                     project = self.project,
                     rows,
                     is_ending,
-                    "what is not committed is dropped, to be read from the log again"
+                    "what is not committed is dropped; the log is read again from where the table stands"
                 );
             }
             self.seen = live.into_seen();

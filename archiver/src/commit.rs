@@ -18,6 +18,8 @@ use tidemill_common::failpoint::{Injected, hit, mutant};
 
 use crate::positions::{self, BadPosition, Positions, Standing, standing};
 
+/// Catalogs that take longer are given up for now.
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Other archivers of the same table may get in between this often.
 const ATTEMPTS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(20);
@@ -25,7 +27,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// checked against the base: without it, two commits of positions alone would write over each other.
 const MARK: (&str, &str) = ("tidemill.archiver", env!("CARGO_PKG_VERSION"));
 
-/// Why rows were not committed. None of them are in the table.
+/// Why rows were not committed. None of them are in the table, unless it says that this is open.
 #[derive(Debug, thiserror::Error)]
 pub enum CommitError {
     /// The table's positions are neither those that we started from nor those that we made.
@@ -37,6 +39,9 @@ pub enum CommitError {
     /// The table cannot be loaded; whether the commit has happened is open.
     #[error("the table cannot be loaded: {0}")]
     Unknown(#[from] Error),
+    /// The catalog is slow; whether the commit has happened is open.
+    #[error("the catalog has not answered for {} s, so whether the table took the commit is not known yet", TIMEOUT.as_secs())]
+    Slow,
     /// The table's positions are broken.
     #[error(transparent)]
     Positions(#[from] BadPosition),
@@ -49,6 +54,18 @@ pub enum CommitError {
 /// where the rows were read from, not what a later table says: that may know of rows which another archiver of these
 /// partitions has put in meanwhile.
 pub async fn commit(
+    catalog: &dyn Catalog,
+    table: &TableIdent,
+    topic: &str,
+    start: &Positions,
+    end: &Positions,
+    files: &[DataFile],
+) -> std::result::Result<Table, CommitError> {
+    let in_time = tokio::time::timeout(TIMEOUT, commit_once(catalog, table, topic, start, end, files)).await;
+    in_time.unwrap_or(Err(CommitError::Slow))
+}
+
+async fn commit_once(
     catalog: &dyn Catalog,
     table: &TableIdent,
     topic: &str,

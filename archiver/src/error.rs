@@ -43,13 +43,13 @@ pub enum ArchiveError {
     Grown(String),
     /// What is in hand may be of another log.
     #[error(
-        "the topic {topic} was deleted and made again since its records were read: the {rows} rows since the last commit may \
-         be of either log and are dropped, and the new one is read from its beginning"
+        "the topic {topic} was deleted and made again since its records were read: the {rows} rows of the commit that was \
+         being made, and what was read behind them, may be of either log and are dropped; the new log is read from its beginning"
     )]
     MadeAgain {
         /// Which.
         topic: String,
-        /// How many rows were not committed yet.
+        /// How many rows the commit had.
         rows: usize,
     },
     /// The topic is gone.

@@ -22,7 +22,6 @@ use crate::config::{Config, OnGap};
 use crate::error::ArchiveError;
 use crate::positions::{self, Position, Positions};
 use crate::table::Tables;
-use crate::writing::COMMIT_TIMEOUT;
 
 /// Sightings in memory: 45 bytes each.
 const SIGHTINGS: usize = 150_000;
@@ -145,9 +144,7 @@ pub async fn prepare(
     if !bridged.is_empty() {
         // At once, so that it has to be said only once, however long no record comes.
         let catalog = shared.tables.catalog().await?;
-        let committing = commit(catalog, table.identifier(), &topic, &positions, &bridged, &[]);
-        let limit = ArchiveError::Slow("a commit", COMMIT_TIMEOUT.as_secs());
-        table = tokio::time::timeout(COMMIT_TIMEOUT, committing).await.map_err(|_| limit)??;
+        table = commit(catalog, table.identifier(), &topic, &positions, &bridged, &[]).await?;
         positions.extend(bridged);
     }
     let filled = tokio::task::spawn_blocking(move || shared.filler.fill(fills, &cancel, |_, _| ())).await??;

@@ -24,8 +24,6 @@ use crate::positions::{Position, Positions};
 use crate::prepare::Shared;
 use crate::rows::Rows;
 
-/// Catalogs that take longer are given up for now.
-pub const COMMIT_TIMEOUT: Duration = Duration::from_secs(60);
 /// Kafka has to answer within this time, and is asked again after that one.
 const ANSWER: Duration = Duration::from_secs(10);
 const ASK_AGAIN: Duration = Duration::from_secs(1);
@@ -201,9 +199,7 @@ async fn write_batch(
             (partition, Position { incarnation: incarnation.clone(), next: reached.next, newest_ms })
         })
         .collect();
-    let committing = commit(catalog, known.identifier(), &topic, &start, &end, &files);
-    let limit = ArchiveError::Slow("a commit", COMMIT_TIMEOUT.as_secs());
-    let table = tokio::time::timeout(COMMIT_TIMEOUT, committing).await.map_err(|_| limit)??;
+    let table = commit(catalog, known.identifier(), &topic, &start, &end, &files).await?;
     tracing::debug!(%topic, rows = count, files = files.len(), seconds = started.elapsed().as_secs_f64(), "committed");
     histogram!("tidemill_archiver_commit_seconds").record(started.elapsed());
     report(&project, count, &files, &table);
