@@ -51,8 +51,15 @@ pub struct Of {
     /// The project's id
     #[arg(long)]
     project: String,
+    #[command(flatten)]
+    whose: Whose,
+}
+
+#[derive(Args)]
+#[group(required = true, multiple = false)]
+struct Whose {
     /// The event type
-    #[arg(long = "type", value_name = "TYPE", required_unless_present = "user", conflicts_with = "user")]
+    #[arg(long = "type", value_name = "TYPE")]
     event_type: Option<String>,
     /// The user's id
     #[arg(long)]
@@ -61,7 +68,7 @@ pub struct Of {
 
 impl Of {
     fn limited(&self) -> anyhow::Result<Limited> {
-        match (&self.event_type, &self.user) {
+        match (&self.whose.event_type, &self.whose.user) {
             (Some(event_type), _) => Ok(Limited::Type(event_type.clone())),
             (None, Some(user)) => Ok(Limited::User(user.clone())),
             (None, None) => bail!("give --type or --user"),
@@ -109,6 +116,7 @@ async fn change(
         bail!("{kind} {name:?} of project {project:?} has no limit; see 'tidemill limits list'");
     }
     let question = match rate {
+        Some(0) => format!("Let no event of {kind} {name:?} pass in project {project}?"),
         Some(rate) => format!("Let at most {rate} events a second of {kind} {name:?} pass in project {project}?"),
         None => format!("Take the limit of {kind} {name:?} in project {project} away?"),
     };

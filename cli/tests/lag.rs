@@ -4,6 +4,7 @@
 use std::process::{Command, Output};
 
 use serde_json::Value;
+use tidemill_archiver::table::Tables;
 use tidemill_common::kafka::History;
 use tidemill_common::names::events_topic;
 use tidemill_testkit::{PARTITIONS, Stack, event};
@@ -111,6 +112,8 @@ async fn limits_are_set_after_a_yes_and_entered() {
     assert!(text(&again.stderr).contains("tidemill limits list"));
     let unknown = run(&stack, &["limits", "set", "--project", "nobodys", "--type", "view", "--rate", "1", "--yes"]);
     assert!(text(&unknown.stderr).contains("tidemill projects list"));
+    let whose = run(&stack, &["limits", "set", "--project", project, "--rate", "1"]);
+    assert!(text(&whose.stderr).contains("<--type <TYPE>|--user <USER>>"), "{}", text(&whose.stderr));
     for wrong in [&["--rate", "1"][..], &["--type", "a", "--user", "b", "--rate", "1"], &["--type", "a", "--rate=-1"]] {
         let output = run(&stack, &[&["limits", "set", "--project", project], wrong].concat());
         assert_eq!(output.status.code(), Some(2), "{wrong:?}");
@@ -123,7 +126,11 @@ async fn limits_are_set_after_a_yes_and_entered() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_doctor_names_what_is_wrong_and_what_to_do() {
-    let stack = Stack::new().await;
+    let mut stack = Stack::new().await;
+    let before = format!("file://{}", stack.folder("archive-2").display());
+    stack.connections.warehouse_url.clone_from(&before);
+    Tables::new(&stack.connections).load_or_create(&stack.project).await.unwrap();
+    stack.connections.warehouse_url = format!("file://{}", stack.folder("archive").display());
     // The testkit's topics are not as declared, and the processed topic has no schema.
     let output = run(&stack, &["doctor", "--all", "--output", "json"]);
     assert_eq!(output.status.code(), Some(1));
@@ -147,6 +154,8 @@ async fn the_doctor_names_what_is_wrong_and_what_to_do() {
     }
     let drifted = ours("topics", &format!("of events.{} ", stack.project));
     assert!(drifted["what_to_do"].as_str().unwrap().contains("tidemill topics apply"), "{drifted}");
+    let moved = ours("warehouse", &format!("the table of {} lies in {before}/", stack.project));
+    assert_eq!(moved["state"], "warning");
     let subject = ours("registry", &format!("events.processed.{}-value has no schema", stack.project));
     assert_eq!(subject["state"], "failure");
     assert!(subject["what_to_do"].as_str().unwrap().contains(&format!("tidemill projects create {}", stack.project)));

@@ -11,7 +11,7 @@ import duckdb
 
 SECONDS = {"1m": 60, "1h": 3_600, "1d": 86_400}
 PAGE_VIEWS = "('page', 'page_view', 'pageview', 'screen')"
-CONVERSIONS = "('purchase', 'order_completed', 'conversion')"
+CONVERSIONS = "('purchase', 'order_completed', 'Order Completed', 'conversion')"
 Con = duckdb.DuckDBPyConnection
 
 

@@ -173,6 +173,11 @@ async fn all_but_reads_of_the_own_tables_are_refused_and_touch_nothing() {
         let detail = problem["detail"].as_str().unwrap();
         assert!(!detail.contains("postgres://") && !detail.contains("secret"), "{sql}: {detail}");
     }
+    let said = async |sql: &str| api.sql(sql).await.1["detail"].as_str().unwrap().to_owned();
+    let tables = "table 'orders' not found; there are events, sessions, metrics and daily_metrics";
+    assert_eq!(said("SELECT * FROM orders").await, tables);
+    let parser = said("SELEC 1").await;
+    assert!(parser.starts_with("sql parser error: Expected: an SQL statement, found: SELEC"), "{parser}");
     assert!(!target.exists());
     std::fs::remove_file(file).unwrap();
     assert_eq!(api.rows("SELECT count(*) AS n FROM sessions").await, json!([{ "n": 3 }]));

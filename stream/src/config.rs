@@ -111,7 +111,9 @@ impl Default for Config {
             hot_min_records: 10_000,
             hot_after_ms: 300_000,
             hot_webhook_url: None,
-            conversion_types: ["purchase", "order_completed", "conversion"].map(str::to_owned).into(),
+            conversion_types: ["purchase", "order_completed", "Order Completed", "conversion"]
+                .map(str::to_owned)
+                .into(),
             geoip_file: None,
             metrics_dir: None,
             publish: true,
@@ -159,6 +161,6 @@ mod tests {
         let types = |json: &str| serde_json::from_str::<Config>(json).expect("settings").conversion_types;
         assert_eq!(types(r#"{"conversion_types":"signup, purchase,"}"#), ["signup", "purchase"]);
         assert_eq!(types(r#"{"conversion_types":["signup"]}"#), ["signup"]);
-        assert_eq!(types("{}").len(), 3);
+        assert_eq!(types("{}").len(), 4);
     }
 }

@@ -69,7 +69,7 @@ pub async fn run(what: &Maintain, connections: &Connections, output: Output) -> 
         let done = maintain_all(what, false, &projects, connections).await;
         rows = entry.end(&mut db, done).await?;
     } else if matches!(output, Output::Table) {
-        return Ok(()); // they were shown
+        return output.ended(&rows, false); // they were shown
     }
     output.things(&rows, &FIELDS)
 }

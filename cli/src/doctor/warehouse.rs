@@ -1,7 +1,7 @@
 //! The archive: its catalog, its storage, its tables.
 
 use tidemill_archiver::table::{Tables, namespace};
-use tidemill_common::config::Connections;
+use tidemill_common::config::{CatalogKind, Connections};
 
 use super::{Finding, Found, ids};
 use crate::store::Project;
@@ -31,10 +31,26 @@ pub async fn check(connections: &Connections, projects: &[Project]) -> Found<()>
         }
     });
     for project in ids(projects) {
-        if let Err(error) = tables.load(project).await {
-            let what = format!("the table of {project} cannot be loaded: {error}");
-            findings.push(Finding::failure(CHECK, what, "is its metadata file still in the warehouse?"));
+        match tables.load(project).await {
+            Ok(table) => {
+                findings.extend(table.and_then(|table| elsewhere(project, table.metadata().location(), connections)));
+            }
+            Err(error) => {
+                let what = format!("the table of {project} cannot be loaded: {error}");
+                findings.push(Finding::failure(CHECK, what, "is its metadata file still in the warehouse?"));
+            }
         }
     }
     (findings, ())
+}
+
+/// A table stays where it was made. A REST catalog chooses by itself where that is.
+fn elsewhere(project: &str, location: &str, connections: &Connections) -> Option<Finding> {
+    let warehouse = connections.warehouse_url.trim_end_matches('/');
+    let inside = location.strip_prefix(warehouse).is_some_and(|rest| rest.starts_with('/'));
+    (connections.warehouse.catalog == CatalogKind::Sql && !inside).then(|| {
+        let what = format!("the table of {project} lies in {location}, outside of WAREHOUSE_URL ({warehouse})");
+        let what_to_do = "give all services and commands the same WAREHOUSE_URL; tables stay where they were made";
+        Finding::warning(CHECK, what, what_to_do)
+    })
 }

@@ -108,8 +108,7 @@ pub async fn switch(id: i64, consent: Consent, desk: &mut Desk) -> anyhow::Resul
     let mut whole = serde_json::to_value(status_of(replay::find(pool, id).await.map_err(explain)?, pool).await?)?;
     (whole["applied"], whole["comparison"]) = (applied.into(), json!(differences));
     match output {
-        Output::Json => json_line(&whole),
         Output::Table if applied => output.thing(&whole, &["id", "project", "state", "replaces", "generation"]),
-        Output::Table => Ok(()),
+        _ => output.ended(&whole, applied),
     }
 }

@@ -7,19 +7,15 @@ use tidemill_stream::replay::{self, From, Plan};
 use super::{Desk, archive, explain};
 use crate::audit;
 use crate::consent::Consent;
-use crate::output::{Output, counted, json_line};
+use crate::output::{Output, counted};
 use crate::{position, store};
 
 const PLAN: [&str; 7] = ["project", "begins", "records", "archive_files", "left_out", "replaces", "rate"];
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// The project's id
-    #[arg(long, required_unless_present = "all", conflicts_with = "all")]
-    project: Option<String>,
-    /// All projects, a replay for each
-    #[arg(long)]
-    all: bool,
+    #[command(flatten)]
+    whose: Whose,
     /// Only what was appended at this time or later (RFC 3339) [default: from the beginning]
     #[arg(long, value_name = "TIME")]
     from_time: Option<DateTime<Utc>>,
@@ -31,6 +27,17 @@ pub struct Args {
     rate: Option<i32>,
     #[command(flatten)]
     consent: Consent,
+}
+
+#[derive(clap::Args)]
+#[group(required = true, multiple = false)]
+struct Whose {
+    /// The project's id
+    #[arg(long)]
+    project: Option<String>,
+    /// All projects, a replay for each
+    #[arg(long)]
+    all: bool,
 }
 
 fn position(text: &str) -> Result<(i32, i64), String> {
@@ -50,7 +57,7 @@ struct Planned {
 pub async fn run(args: &Args, desk: &mut Desk) -> anyhow::Result<()> {
     let Desk { db, pool, setup, output } = desk;
     let connections = &setup.connections;
-    let projects = match &args.project {
+    let projects = match &args.whose.project {
         Some(project) => vec![project.clone()],
         None => store::live_projects(db).await?.into_iter().map(|project| project.id).collect(),
     };
@@ -87,10 +94,9 @@ pub async fn run(args: &Args, desk: &mut Desk) -> anyhow::Result<()> {
         }
     }
     match output {
-        Output::Json => json_line(&planned),
         Output::Table if planned.iter().any(|planned| planned.applied) => {
             output.things(&planned, &["id", "project", "generation"])
         }
-        Output::Table => Ok(()),
+        _ => output.ended(&planned, false),
     }
 }

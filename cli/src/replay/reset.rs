@@ -106,9 +106,8 @@ pub async fn run(reset: Reset, connections: &Connections, output: Output) -> any
         done.undo_file = Some(file);
     }
     match output {
-        Output::Json => json_line(&done),
         Output::Table if applied => output.thing(&done, &["group", "undo_file"]),
-        Output::Table => Ok(()),
+        _ => output.ended(&done, applied),
     }
 }
 

@@ -76,7 +76,7 @@ const fn declared(
     Declared { name, event_types, aggregation, field, dimensions, built_in: false }
 }
 
-const ORDERS: &[&str] = &["purchase", "order_completed"];
+const ORDERS: &[&str] = &["purchase", "order_completed", "Order Completed"];
 /// A count takes orders from this total on, in cents.
 const LARGE: i64 = 10_000;
 

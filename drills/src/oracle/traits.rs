@@ -56,7 +56,7 @@ pub fn source(event: &Event) -> Option<&'static str> {
 
 /// Whether it is a conversion.
 pub fn is_conversion(event: &Event) -> bool {
-    ["purchase", "order_completed", "conversion"].contains(&&*event.event_type)
+    ["purchase", "order_completed", "Order Completed", "conversion"].contains(&&*event.event_type)
 }
 
 /// What a conversion brought in, in cents.

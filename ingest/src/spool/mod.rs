@@ -56,7 +56,7 @@ pub enum SpoolError {
         project: String,
     },
     /// The folder cannot be used.
-    #[error("the spool {} cannot be used, check that it is there and can be written to: {error}", .folder.display())]
+    #[error("the spool {:?} cannot be used; check that SPOOL_DIR names a folder that is there and can be written to: {error}", .folder)]
     Unusable {
         /// Which.
         folder: PathBuf,

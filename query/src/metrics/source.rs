@@ -149,7 +149,7 @@ impl Source {
         let names: Vec<&str> = wanted.names().into_iter().collect();
         let field = if wanted.groups.is_empty() { "filter" } else { "groupBy" };
         let alone = |name: &&str| self.dimensions.iter().any(|(known, _)| known.iter().any(|known| known == name));
-        let known: Vec<&str> = self.dimensions.iter().map(|(_, key)| key.as_str()).collect();
+        let known: Vec<String> = self.dimensions.iter().map(|(names, _)| names.join(",")).collect();
         let known = if known.is_empty() { "no dimensions".to_owned() } else { known.join("; ") };
         match names.iter().find(|name| !alone(name)) {
             Some(unknown) => bad(field, &format!("{unknown} is no dimension of this metric, which has {known}")),

@@ -12,6 +12,9 @@ use super::warehouse::Failure;
 /// Longest message of the planner that is passed on, in characters.
 const MESSAGE: usize = 2_000;
 
+/// What DataFusion puts before the names of tables.
+const HERE: &str = "tidemill.project.";
+
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum SqlError {
@@ -71,7 +74,11 @@ impl From<SqlError> for Problem {
 fn of_data_fusion(error: DataFusionError) -> Problem {
     use DataFusionError as E;
     match error.find_root() {
-        E::SQL(..) | E::Plan(_) | E::SchemaError(..) | E::NotImplemented(_) | E::Configuration(_) => {
+        E::SQL(wrong, _) => bad_sql(wrong.to_string()),
+        E::Plan(why) if why.starts_with("table '") && why.ends_with("' not found") => {
+            bad_sql(format!("{}; there are events, sessions, metrics and daily_metrics", why.replace(HERE, "")))
+        }
+        E::Plan(_) | E::SchemaError(..) | E::NotImplemented(_) | E::Configuration(_) => {
             bad_sql(error.strip_backtrace())
         }
         // A value that cannot be computed, like 1/0 or a cast of 'x' to a number.
