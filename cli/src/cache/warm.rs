@@ -94,10 +94,7 @@ pub async fn run(args: Args, settings: &Settings, output: Output) -> anyhow::Res
         };
         return entry.end(&mut desk.db, done.and(told)).await;
     }
-    match output {
-        Output::Json => json_line(&plan),
-        Output::Table => Ok(()),
-    }
+    output.ended(&plan, false)
 }
 
 /// Numbers from 1, all that there are if none is given.

@@ -7,7 +7,7 @@ use tidemill_stream::replay::{self, Difference, Progress, Rebuilding, Replay, Se
 use super::{DIFFERENCE, Desk, STATUS, archive, bar, explain, remove_folder, status_of};
 use crate::audit;
 use crate::consent::Consent;
-use crate::output::{Output, json_line};
+use crate::output::Output;
 use crate::signals::Signals;
 
 pub async fn run(ids: &[i64], rate: Option<i32>, follow: bool, desk: &mut Desk) -> anyhow::Result<()> {

@@ -11,7 +11,7 @@ use tidemill_common::kafka::{IdleGroup, KafkaConfig, Seek, SeekTo};
 
 use crate::audit;
 use crate::consent::Consent;
-use crate::output::{Output, counted, json_line};
+use crate::output::{Output, counted};
 use crate::store;
 
 const SEEK: [&str; 4] = ["topic", "partition", "from", "to"];
