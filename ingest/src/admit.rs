@@ -45,7 +45,7 @@ pub async fn admit(
 ) -> Vec<Answered> {
     gateway.meters.batch(events.len());
     let encoder = gateway.schemas.encoder(&caller.project).await;
-    let granted = gateway.limits.admit(caller, events.len());
+    let (granted, whose) = gateway.limits.admit(caller, events.len());
     let wanted = events.iter().take(granted.events).filter_map(|event| Some(&*event.as_ref().ok()?.event_type));
     let schemas = gateway.json_schemas.checker(caller, wanted).await;
     let mut answers: Vec<Option<Answered>> = Vec::with_capacity(events.len());
@@ -60,10 +60,10 @@ pub async fn admit(
             }
         };
         let outcome = match &encoder {
-            _ if index >= granted.events => Some(Outcome::Limited(granted.retry_after)),
+            _ if index >= granted.events => Some(Outcome::Limited(whose, granted.retry_after)),
             Err(_) => Some(Outcome::Retry(SOON)),
             Ok(encoder) => match gateway.limits.event(&caller.project, &raw.event_type, raw.user_id.as_deref()) {
-                Err(wait) => Some(Outcome::Limited(wait)),
+                Err((whose, wait)) => Some(Outcome::Limited(whose, wait)),
                 Ok(()) => match encoded.push(&raw, receipt, *encoder, &caller.routes, caller.partitions) {
                     Err(invalid) => Some(Outcome::Invalid(invalid)),
                     Ok(()) => against_schema(&schemas, &raw).inspect(|_| encoded.take_back()),

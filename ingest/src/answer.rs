@@ -11,6 +11,7 @@ use tidemill_common::problem::Problem;
 use utoipa::ToSchema;
 
 use crate::json_schemas::Violation;
+use crate::limits::Whose;
 use crate::outcome::{Answered, Outcome, Position};
 
 /// The answer to a single event that is accepted.
@@ -164,7 +165,7 @@ fn item(index: usize, Answered { event_id, outcome }: Answered) -> Item {
         Outcome::Duplicate(position) => ("duplicate", Some(position)),
         // Not `duplicate`: this event is not in the log, and will never be under this id.
         Outcome::Reused | Outcome::Invalid(_) | Outcome::Violates(_) => ("invalid", None),
-        Outcome::Limited(_) => ("limited", None),
+        Outcome::Limited(..) => ("limited", None),
         Outcome::Retry(_) => ("retry", None),
     };
     Item { index, event_id, status, position, error }
@@ -189,8 +190,14 @@ fn problem(outcome: &Outcome) -> Option<Problem> {
             let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "schema-violation", title, detail);
             Some(problem.field(field.as_str()))
         }
-        Outcome::Limited(wait) => {
-            let detail = "a limit of events per second is used up, of this API key, the project, the event type or the user; send the event again later";
+        Outcome::Limited(whose, wait) => {
+            let whose = match whose {
+                Whose::Key => "this API key",
+                Whose::Project => "the project",
+                Whose::EventType => "the event's type",
+                Whose::User => "the event's user",
+            };
+            let detail = format!("the limit of events per second of {whose} is used up; send the event again later");
             let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "limited", "Limit reached", detail);
             Some(problem.retry_after(seconds(*wait)))
         }
@@ -212,7 +219,7 @@ fn named(problem: Problem, event_id: Option<String>) -> Problem {
 
 fn wait(outcome: &Outcome) -> Option<Duration> {
     match outcome {
-        Outcome::Limited(wait) | Outcome::Retry(wait) => Some(*wait),
+        Outcome::Limited(_, wait) | Outcome::Retry(wait) => Some(*wait),
         _ => None,
     }
 }
@@ -241,7 +248,7 @@ mod tests {
             (Outcome::Reused, 409, None),
             (Outcome::Invalid(Invalid::new("eventId", "is missing")), 422, None),
             (Outcome::Violates(Violation { field: "properties/a".into(), problem: "no".into() }), 422, None),
-            (Outcome::Limited(wait), 429, Some("3")),
+            (Outcome::Limited(Whose::User, wait), 429, Some("3")),
             (Outcome::Retry(Duration::ZERO), 503, Some("1")),
         ];
         for (outcome, status, retry_after) in table {
@@ -261,7 +268,7 @@ mod tests {
         let mixed = many(vec![retry, accepted]);
         assert_eq!(mixed.status(), StatusCode::ACCEPTED);
         assert!(mixed.headers().contains_key(header::RETRY_AFTER));
-        assert_eq!(many(vec![answered(Outcome::Limited(wait))]).status(), StatusCode::ACCEPTED);
+        assert_eq!(many(vec![answered(Outcome::Limited(Whose::User, wait))]).status(), StatusCode::ACCEPTED);
     }
 
     #[test]
@@ -270,7 +277,7 @@ mod tests {
         let accepted = || answered(Outcome::Accepted(position));
         let invalid = answered(Outcome::Invalid(Invalid::new("eventId", "is missing")));
         assert_eq!(batch(vec![accepted(), invalid, answered(Outcome::Duplicate(position))]).status(), StatusCode::OK);
-        let limited = batch(vec![accepted(), answered(Outcome::Limited(Duration::from_secs(3)))]);
+        let limited = batch(vec![accepted(), answered(Outcome::Limited(Whose::Key, Duration::from_secs(3)))]);
         assert_eq!(limited.status(), StatusCode::TOO_MANY_REQUESTS);
         assert_eq!(limited.headers()[header::RETRY_AFTER], "3");
         let open = batch(vec![answered(Outcome::Retry(Duration::ZERO)), accepted()]);

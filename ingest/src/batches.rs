@@ -131,7 +131,7 @@ fn column(outcome: &Outcome) -> usize {
         Outcome::Accepted(_) => 0,
         Outcome::Duplicate(_) => 1,
         Outcome::Reused | Outcome::Invalid(_) | Outcome::Violates(_) => 2,
-        Outcome::Limited(_) => 3,
+        Outcome::Limited(..) => 3,
         Outcome::Retry(_) => 4,
     }
 }
@@ -215,6 +215,7 @@ impl Batches {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::Whose;
 
     fn batches() -> Batches {
         Batches::new(PgPool::connect_lazy("postgres://nobody@127.0.0.1:1/none").expect("a URL"))
@@ -236,7 +237,7 @@ mod tests {
     async fn requests_of_a_key_add_up() {
         let batches = batches();
         let wait = Duration::ZERO;
-        note(&batches, "a", &[Outcome::Reused, Outcome::Limited(wait)], types(["x".to_owned()]));
+        note(&batches, "a", &[Outcome::Reused, Outcome::Limited(Whose::Key, wait)], types(["x".to_owned()]));
         note(&batches, "a", &[Outcome::Retry(wait)], types(["y".to_owned(), "x".to_owned()]));
         note(&batches, "b", &[], types([]));
         let tallies = batches.tallies();

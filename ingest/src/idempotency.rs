@@ -136,7 +136,7 @@ impl KeptAnswer {
             Outcome::Reused => KeptOutcome::Reused,
             Outcome::Invalid(invalid) => KeptOutcome::Invalid(invalid.field.to_owned(), invalid.problem.clone()),
             Outcome::Violates(violation) => KeptOutcome::Violates(violation.field.clone(), violation.problem.clone()),
-            Outcome::Limited(_) | Outcome::Retry(_) => return None,
+            Outcome::Limited(..) | Outcome::Retry(_) => return None,
         };
         Some(Self { event_id: answered.event_id.clone(), outcome })
     }
@@ -161,6 +161,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::limits::Whose;
 
     #[test]
     fn final_answers_are_kept_as_they_are() {
@@ -180,7 +181,7 @@ mod tests {
             let read: Option<KeptAnswer> = serde_json::from_slice(&kept).expect("JSON");
             assert_eq!(read.map(KeptAnswer::into_answered), Some(answered));
         }
-        for outcome in [Outcome::Retry(Duration::ZERO), Outcome::Limited(Duration::ZERO)] {
+        for outcome in [Outcome::Retry(Duration::ZERO), Outcome::Limited(Whose::Key, Duration::ZERO)] {
             assert!(KeptAnswer::of(&Answered { event_id: None, outcome }).is_none());
         }
     }

@@ -9,6 +9,7 @@ use tidemill_common::event::Invalid;
 use crate::body_hash::BodyHash;
 use crate::json_schemas::Violation;
 use crate::keys::Stored;
+use crate::limits::Whose;
 use crate::stages::{Encoded, Refused};
 
 /// What an event is answered.
@@ -24,8 +25,8 @@ pub enum Outcome {
     Invalid(Invalid),
     /// It breaks the JSON Schema of its type.
     Violates(Violation),
-    /// The key's limit is used up.
-    Limited(Duration),
+    /// A limit is used up.
+    Limited(Whose, Duration),
     /// Nothing is known of it yet: send it again.
     Retry(Duration),
 }

@@ -103,6 +103,10 @@ async fn event_types_and_users_have_limits() {
     ]);
     let answer = gateway.post(&body).await;
     assert_eq!(answer.statuses(), ["accepted", "accepted", "limited", "accepted", "limited", "accepted"]);
+    for (index, whose) in [(2, "of the event's user is used up"), (4, "of the event's type is used up")] {
+        let detail = answer.body["results"][index]["error"]["detail"].as_str().unwrap();
+        assert!(detail.contains(whose), "{index}: {detail}");
+    }
     assert!(answer.retry_after.is_some());
 }
 
@@ -218,6 +222,7 @@ async fn limits_of_a_user_or_type_are_set_while_gateways_run_and_hold_over_all_o
     assert_eq!(one(&first, "view", "ann").await.status, 202, "others pass");
     let answer = one(&second, "view", "bot").await;
     assert!(answer.retry_after.is_some() && answer.body["type"].as_str().unwrap().ends_with("limited"), "{answer:?}");
+    assert!(answer.body["detail"].as_str().unwrap().contains("the event's user"), "{answer:?}");
 
     event_limits::set(pool, project, &bot, 20).await.unwrap().unwrap();
     limited("view", "bot", false).await;

@@ -25,6 +25,19 @@ use crate::config::Config;
 /// How often limits by name are tidied up.
 const TIDY: Duration = Duration::from_secs(10);
 
+/// Whose events a limit counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// An API key's.
+    Key,
+    /// A project's, through all gateways.
+    Project,
+    /// Those of a type.
+    EventType,
+    /// A user's.
+    User,
+}
+
 /// How many of a request's events may pass.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Granted {
@@ -67,31 +80,31 @@ impl Limits {
         }))
     }
 
-    /// Takes as many of `wanted` events as the caller's key and project allow now. Costs nothing where neither
-    /// is limited.
-    pub fn admit(&self, caller: &ApiKey, wanted: usize) -> Granted {
+    /// Takes as many of `wanted` events as the caller's key and project allow now, and says which of them lets no more
+    /// pass. Costs nothing where neither is limited.
+    pub fn admit(&self, caller: &ApiKey, wanted: usize) -> (Granted, Whose) {
         let mut granted = Granted { events: wanted, retry_after: Duration::ZERO };
         if let Some(quota) = caller.quota {
             granted = self.0.quotas.take(&caller.project, quota, wanted);
         }
-        let Some(rate) = caller.rate_limit else { return granted };
+        let Some(rate) = caller.rate_limit else { return (granted, Whose::Project) };
         let by_key = self.0.keys.take(&caller.prefix, rate, granted.events);
         if by_key.events == granted.events {
-            return granted;
+            return (granted, Whose::Project);
         }
         // What the key does not let pass is not taken from the project's others.
         self.0.quotas.give_back(&caller.project, granted.events - by_key.events);
-        by_key
+        (by_key, Whose::Key)
     }
 
-    /// Takes one event of its type and of its user; else says when one could pass.
-    pub fn event(&self, project: &str, event_type: &str, user: Option<&str>) -> Result<(), Duration> {
+    /// Takes one event of its type and of its user; else says whose limit that is, and when one could pass.
+    pub fn event(&self, project: &str, event_type: &str, user: Option<&str>) -> Result<(), (Whose, Duration)> {
         self.0.named.check(&self.0.quotas, project, event_type, user)?;
         if let Some(event_types) = &self.0.event_types {
-            event_types.check(project, event_type)?;
+            event_types.check(project, event_type).map_err(|wait| (Whose::EventType, wait))?;
         }
         match (&self.0.users, user) {
-            (Some(users), Some(user)) => users.check(project, user),
+            (Some(users), Some(user)) => users.check(project, user).map_err(|wait| (Whose::User, wait)),
             _ => Ok(()),
         }
     }

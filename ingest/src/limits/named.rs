@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use sqlx::PgPool;
 
+use super::Whose;
 use super::quota::Quotas;
 use crate::event_limits::{self, EventLimit};
 use crate::keys;
@@ -51,21 +52,28 @@ impl Limit {
 }
 
 impl Named {
-    /// Takes one event of its type and of its user; else says when one could pass.
-    pub fn check(&self, quotas: &Quotas, project: &str, kind: &str, user: Option<&str>) -> Result<(), Duration> {
+    /// Takes one event of its type and of its user; else says whose limit that is, and when one could pass.
+    pub fn check(
+        &self,
+        quotas: &Quotas,
+        project: &str,
+        kind: &str,
+        user: Option<&str>,
+    ) -> Result<(), (Whose, Duration)> {
         if !self.any.load(Ordering::Relaxed) {
             return Ok(());
         }
         let projects = Arc::clone(&self.projects.read().expect("no holder panics"));
         let Some(of_project) = projects.get(project) else { return Ok(()) };
         let by_type = of_project.types.get(kind);
-        by_type.map_or(Ok(()), |limit| limit.take(quotas))?;
+        by_type.map_or(Ok(()), |limit| limit.take(quotas)).map_err(|wait| (Whose::EventType, wait))?;
         let by_user = user.and_then(|user| of_project.users.get(user));
-        by_user.map_or(Ok(()), |limit| limit.take(quotas)).inspect_err(|_| {
+        by_user.map_or(Ok(()), |limit| limit.take(quotas)).map_err(|wait| {
             // What the user's does not let pass is not taken from the type's others.
             if let Some(limit) = by_type {
                 limit.give_back(quotas);
             }
+            (Whose::User, wait)
         })
     }
 
@@ -128,11 +136,12 @@ mod tests {
         assert!(check("shop", "view", Some("bot")).is_ok());
         named.replace(vec![limit("user", "bot", 2), limit("type", "view", 3), limit("type", "scroll", 0)]);
         assert!(check("shop", "view", Some("bot")).is_ok() && check("shop", "view", Some("bot")).is_ok());
-        assert!(check("shop", "view", Some("bot")).is_err(), "the user's");
+        let whose = |checked: Result<(), (Whose, Duration)>| checked.err().map(|(whose, _)| whose);
+        assert_eq!(whose(check("shop", "view", Some("bot"))), Some(Whose::User));
         assert!(check("shop", "view", Some("ann")).is_ok(), "the type has one left, which the user's did not use up");
-        assert!(check("shop", "view", None).is_err(), "the type's");
+        assert_eq!(whose(check("shop", "view", None)), Some(Whose::EventType));
         assert!(check("shop", "click", Some("ann")).is_ok() && check("blog", "view", Some("bot")).is_ok());
-        assert_eq!(check("shop", "scroll", None), Err(BARRED));
+        assert_eq!(check("shop", "scroll", None), Err((Whose::EventType, BARRED)));
         named.replace(Vec::new());
         assert!(check("shop", "scroll", Some("bot")).is_ok());
     }
