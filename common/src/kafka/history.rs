@@ -19,6 +19,9 @@ use super::{KafkaConfig, Record, TopicPartition};
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Append times that have not come by then are not waited for.
 const APPEND_TIMES: Duration = Duration::from_secs(5);
+/// A leader that has moved is looked for so often, and so long after the last time.
+const LEADER_TRIES: u32 = 5;
+const LEADER_PAUSE: Duration = Duration::from_millis(100);
 /// A span that gives nothing for this long counts as unreadable.
 const STALLED: Duration = Duration::from_secs(60);
 
@@ -148,7 +151,19 @@ impl History {
         Ok(())
     }
 
-    pub(super) fn ask<T>(&self, ask: impl FnOnce(&Reader) -> KafkaResult<T>) -> KafkaResult<T> {
+    /// Asks again where a partition's leader is somebody else by now, as just after the partition was made.
+    pub(super) fn ask<T>(&self, mut ask: impl FnMut(&Reader) -> KafkaResult<T>) -> KafkaResult<T> {
+        let moved = |error: &KafkaError| error.rdkafka_error_code() == Some(RDKafkaErrorCode::NotLeaderForPartition);
+        for _ in 0..LEADER_TRIES {
+            match self.ask_once(&mut ask) {
+                Err(error) if moved(&error) => std::thread::sleep(LEADER_PAUSE),
+                answer => return answer,
+            }
+        }
+        self.ask_once(ask)
+    }
+
+    fn ask_once<T>(&self, ask: impl FnOnce(&Reader) -> KafkaResult<T>) -> KafkaResult<T> {
         let consumer = {
             let mut kept = self.asking();
             match &*kept {
