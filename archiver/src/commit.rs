@@ -61,43 +61,34 @@ pub async fn commit(
     end: &Positions,
     files: &[DataFile],
 ) -> std::result::Result<Table, CommitError> {
-    let in_time = tokio::time::timeout(TIMEOUT, commit_once(catalog, table, topic, start, end, files)).await;
-    in_time.unwrap_or(Err(CommitError::Slow))
-}
-
-async fn commit_once(
-    catalog: &dyn Catalog,
-    table: &TableIdent,
-    topic: &str,
-    start: &Positions,
-    end: &Positions,
-    files: &[DataFile],
-) -> std::result::Result<Table, CommitError> {
-    let mut tries = 0;
-    let mut refusal = None;
-    loop {
-        let base = catalog.load_table(table).await?;
-        match standing(start, end, &positions::read(base.metadata().properties(), topic)?) {
-            Standing::Done => {
-                hit("archive.verified").await?;
-                return Ok(base);
+    let committing = async {
+        let mut tries = 0;
+        let mut refusal = None;
+        loop {
+            let base = catalog.load_table(table).await?;
+            match standing(start, end, &positions::read(base.metadata().properties(), topic)?) {
+                Standing::Done => {
+                    hit("archive.verified").await?;
+                    return Ok(base);
+                }
+                Standing::Passed if !mutant("no-archive-fencing") => return Err(CommitError::Passed),
+                Standing::Passed | Standing::Start => {}
             }
-            Standing::Passed if !mutant("no-archive-fencing") => return Err(CommitError::Passed),
-            Standing::Passed | Standing::Start => {}
+            if tries == ATTEMPTS {
+                let silent = || Error::new(ErrorKind::Unexpected, "the catalog says it did what it did not");
+                return Err(CommitError::Refused(refusal.unwrap_or_else(silent)));
+            }
+            tokio::time::sleep(PAUSE * tries).await;
+            tries += 1;
+            hit("archive.committing").await?;
+            refusal = append(catalog, base, topic, end, files).await.err();
+            hit("archive.committed").await?;
+            if let Some(error) = &refusal {
+                tracing::debug!(%error, %table, "commit failed, looking at the table");
+            }
         }
-        if tries == ATTEMPTS {
-            let silent = || Error::new(ErrorKind::Unexpected, "the catalog says it did what it did not");
-            return Err(CommitError::Refused(refusal.unwrap_or_else(silent)));
-        }
-        tokio::time::sleep(PAUSE * tries).await;
-        tries += 1;
-        hit("archive.committing").await?;
-        refusal = append(catalog, base, topic, end, files).await.err();
-        hit("archive.committed").await?;
-        if let Some(error) = &refusal {
-            tracing::debug!(%error, %table, "commit failed, looking at the table");
-        }
-    }
+    };
+    tokio::time::timeout(TIMEOUT, committing).await.unwrap_or(Err(CommitError::Slow))
 }
 
 async fn append(catalog: &dyn Catalog, base: Table, topic: &str, end: &Positions, files: &[DataFile]) -> Result<Table> {

@@ -67,11 +67,10 @@ struct Whose {
 }
 
 impl Of {
-    fn limited(&self) -> anyhow::Result<Limited> {
-        match (&self.whose.event_type, &self.whose.user) {
-            (Some(event_type), _) => Ok(Limited::Type(event_type.clone())),
-            (None, Some(user)) => Ok(Limited::User(user.clone())),
-            (None, None) => bail!("give --type or --user"),
+    fn limited(&self) -> Limited {
+        match &self.whose.event_type {
+            Some(event_type) => Limited::Type(event_type.clone()),
+            None => Limited::User(self.whose.user.clone().expect("one of both is required")),
         }
     }
 }
@@ -106,7 +105,7 @@ async fn change(
     connections: &Connections,
     output: Output,
 ) -> anyhow::Result<()> {
-    let limited = of.limited()?;
+    let limited = of.limited();
     let (project, kind, name) = (of.project.clone(), limited.kind(), limited.name().to_owned());
     let mut db = store::connect(&connections.database_url).await?;
     store::known(&mut db, Some(&project)).await?;

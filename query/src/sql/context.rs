@@ -21,8 +21,8 @@ use super::json;
 use crate::events::store::{Files, Only};
 
 /// Catalog and schema of the tables, as planner messages name them.
-const CATALOG: &str = "tidemill";
-const SCHEMA: &str = "project";
+pub const CATALOG: &str = "tidemill";
+pub const SCHEMA: &str = "project";
 
 /// The functions there are, beside those of [`growth`](super::growth) that join values. What they give is no
 /// longer than what they are given, or of a length of its own (to_char: some times its format's). Those that

@@ -7,13 +7,11 @@ use axum::http::StatusCode;
 use datafusion::error::DataFusionError;
 use tidemill_common::problem::Problem;
 
+use super::context::{CATALOG, SCHEMA};
 use super::warehouse::Failure;
 
 /// Longest message of the planner that is passed on, in characters.
 const MESSAGE: usize = 2_000;
-
-/// What DataFusion puts before the names of tables.
-const HERE: &str = "tidemill.project.";
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -76,7 +74,8 @@ fn of_data_fusion(error: DataFusionError) -> Problem {
     match error.find_root() {
         E::SQL(wrong, _) => bad_sql(wrong.to_string()),
         E::Plan(why) if why.starts_with("table '") && why.ends_with("' not found") => {
-            bad_sql(format!("{}; there are events, sessions, metrics and daily_metrics", why.replace(HERE, "")))
+            let why = why.replace(&format!("{CATALOG}.{SCHEMA}."), "");
+            bad_sql(format!("{why}; there are events, sessions, metrics and daily_metrics"))
         }
         E::Plan(_) | E::SchemaError(..) | E::NotImplemented(_) | E::Configuration(_) => {
             bad_sql(error.strip_backtrace())
